@@ -1,0 +1,120 @@
+"""LLM-Barber's exchange: pruned weights of high score are grown, kept weights of low score are dropped (arXiv 2408.10631)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from autoprune.core.sparsity import SemiStructured, Target
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """The new patterns of the layers compared together, and what changed in them."""
+
+    keep: tuple[Bool[Tensor, "_ _"], ...]
+    compared: tuple[int, ...]  # per layer: pairs that could be compared in its sets (block: the shared set's number)
+    inverted: tuple[int, ...]  # per layer: pairs whose pruned score exceeds the kept one
+    grown: tuple[int, ...]  # per layer: weights that came back
+    dropped: tuple[int, ...]  # per layer: weights that went
+
+
+def exchange(
+    scores: Sequence[Float[Tensor, "_ _"]], keep: Sequence[Bool[Tensor, "_ _"]], granularity: str, threshold: float, target: Target | None
+) -> Exchange:
+    """Exchanges ``floor(threshold * n)`` of the n inverted pairs in every compared set of a sub-block's layers.
+
+    The sets are: ``block`` all layers together, ``layer`` each layer, ``output1`` each row, ``input1`` each column.
+    An N:M target stays intact: growth is chosen per row, and every group drops as many as it gained.
+    """
+    if granularity == "block":
+        return _exchange_together(scores, keep, threshold)
+    parts = [_exchange_layer(s, k, granularity, threshold, target) for s, k in zip(scores, keep, strict=True)]
+    return Exchange(*(tuple(column) for column in zip(*parts, strict=True)))  # type: ignore[arg-type]
+
+
+def exchange_sets(
+    scores: Float[Tensor, "sets size"], keep: Bool[Tensor, "sets size"], threshold: float
+) -> tuple[Bool[Tensor, "sets size"], Bool[Tensor, "sets size"], Int[Tensor, " sets"]]:
+    """Which weights are grown and which dropped in every set (row), and each set's number of inverted pairs.
+
+    With P the scores of pruned weights in descending and K those of kept weights in ascending order, n is the
+    number of leading pairs with P_i > K_i, and e = floor(threshold * n) of each side are exchanged; ties by lower index.
+    """
+    inverted = count_inverted(scores, keep)
+    exchanged = (inverted.double() * threshold).floor().long()
+    most = int(exchanged.max()) if exchanged.numel() else 0
+    grown, dropped = torch.zeros_like(keep), torch.zeros_like(keep)
+    if most:
+        lowest = torch.finfo(scores.dtype).min
+        _mark_highest(grown, scores.masked_fill(keep, lowest), exchanged, most)
+        _mark_highest(dropped, scores.neg().masked_fill(~keep, lowest), exchanged, most)
+    return grown, dropped, inverted
+
+
+def count_inverted(scores: Float[Tensor, "sets size"], keep: Bool[Tensor, "sets size"]) -> Int[Tensor, " sets"]:
+    """Number n of leading pairs with P_i > K_i in every set.
+
+    It is the number of pruned weights among the |K| highest scores of the set, kept ones first among equals:
+    that many kept weights lie below them.
+    """
+    kept = keep.sum(-1)
+    by_score = scores.sort(-1, descending=True).values
+    cut = by_score.gather(-1, (kept - 1).clamp(min=0).unsqueeze(-1))
+    above, tied = scores > cut, scores == cut
+    room = kept - above.sum(-1) - (tied & keep).sum(-1)  # places among the highest that pruned weights tied at the cut take
+    inverted = (above & ~keep).sum(-1) + room.clamp(min=0)
+    return torch.where(kept > 0, inverted, 0)
+
+
+def _mark_highest(marks: Bool[Tensor, "sets size"], scores: Float[Tensor, "sets size"], counts: Int[Tensor, " sets"], most: int) -> None:
+    """Marks the ``counts`` highest scores of every set; among equals the lower index comes first."""
+    cut = scores.topk(most, dim=-1).values.gather(-1, (counts - 1).clamp(min=0).unsqueeze(-1))
+    above = scores > cut
+    room = (counts - above.sum(-1)).unsqueeze(-1)
+    tied = scores == cut
+    marks |= (above | (tied & (tied.cumsum(-1, dtype=torch.int32) <= room))) & (counts > 0).unsqueeze(-1)
+
+
+def _exchange_together(scores: Sequence[Tensor], keep: Sequence[Tensor], threshold: float) -> Exchange:
+    flat_keep = torch.cat([k.flatten() for k in keep]).unsqueeze(0)
+    grown, dropped, inverted = exchange_sets(torch.cat([s.flatten() for s in scores]).unsqueeze(0), flat_keep, threshold)
+    sizes = [k.numel() for k in keep]
+    grown_parts, dropped_parts = grown[0].split(sizes), dropped[0].split(sizes)
+    new = tuple((k | g.view_as(k)) & ~d.view_as(k) for k, g, d in zip(keep, grown_parts, dropped_parts, strict=True))
+    pairs = min(int(flat_keep.sum()), int((~flat_keep).sum()))
+    return Exchange(
+        new,
+        (pairs,) * len(new),
+        (int(inverted),) * len(new),
+        tuple(int(g.sum()) for g in grown_parts),
+        tuple(int(d.sum()) for d in dropped_parts),
+    )
+
+
+def _exchange_layer(scores: Tensor, keep: Tensor, granularity: str, threshold: float, target: Target | None) -> tuple[Tensor, int, int, int, int]:
+    shape = {"layer": (1, -1), "output1": keep.shape, "input1": keep.shape}[granularity]
+    by_column = granularity == "input1"
+    sets = scores.T if by_column else scores.reshape(shape)
+    kept = keep.T if by_column else keep.reshape(shape)
+    grown, dropped, inverted = exchange_sets(sets, kept, threshold)
+    if isinstance(target, SemiStructured):
+        dropped = _drop_in_groups(scores, keep, grown, target.m)
+    new = (kept | grown) & ~dropped
+    new = (new.T if by_column else new.reshape(keep.shape)).contiguous()
+    pairs = int(torch.minimum(kept.sum(-1), (~kept).sum(-1)).sum())
+    return new, pairs, int(inverted.sum()), int(grown.sum()), int(dropped.sum())
+
+
+def _drop_in_groups(scores: Tensor, keep: Tensor, grown: Tensor, m: int) -> Tensor:
+    """In every group of m that gained g weights, the g lowest-scored of its previously kept weights."""
+    gained = grown.unflatten(1, (-1, m)).sum(-1).flatten()
+    kept = keep.unflatten(1, (-1, m)).flatten(0, 1)
+    dropped = torch.zeros_like(kept)
+    lowest_first = scores.neg().unflatten(1, (-1, m)).flatten(0, 1).masked_fill(~kept, torch.finfo(scores.dtype).min)
+    _mark_highest(dropped, lowest_first, torch.minimum(gained, kept.sum(-1)), m)
+    return dropped.view_as(keep)

@@ -1,0 +1,70 @@
+"""From scores to the keep pattern: exactly ``floor(ratio * n)`` weights go, lowest score first, ties by lower index."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from autoprune.core.sparsity import SemiStructured, Target
+
+
+def drop_count(ratio: float, size: int) -> int:
+    """How many of ``size`` weights compared together become zero: ``floor(ratio * size)``."""
+    return int(ratio * size)
+
+
+def keep_highest(scores: Float[Tensor, "sets size"], drop: int) -> Bool[Tensor, "sets size"]:
+    """In every set (row) the ``drop`` lowest scores become False; among equal scores the lower index goes first.
+
+    Works by the value of the ``drop``-th lowest score, so that nothing is sorted.
+    """
+    if drop == 0:
+        return torch.ones_like(scores, dtype=torch.bool)
+    cut = scores.kthvalue(drop, dim=-1, keepdim=True).values
+    keep = scores > cut
+    tied = scores == cut
+    surplus = keep.shape[-1] - drop - keep.sum(-1, keepdim=True)  # ties that survive: the last ones of the set
+    if bool((surplus > 0).any()):
+        from_the_end = tied.flip(-1).cumsum(-1, dtype=torch.int32).flip(-1)
+        keep |= tied & (from_the_end <= surplus)
+    return keep
+
+
+def keep_per_layer(scores: Float[Tensor, "out in"], ratio: float) -> Bool[Tensor, "out in"]:
+    """Compares all weights of the layer with each other."""
+    return keep_highest(scores.reshape(1, -1), drop_count(ratio, scores.numel())).view_as(scores)
+
+
+def keep_per_row(scores: Float[Tensor, "out in"], ratio: float) -> Bool[Tensor, "out in"]:
+    """Compares the weights of each output row with each other."""
+    return keep_highest(scores, drop_count(ratio, scores.shape[1]))
+
+
+def keep_n_m(scores: Float[Tensor, "out in"], pattern: SemiStructured) -> Bool[Tensor, "out in"]:
+    """Keeps the ``n`` highest of every ``m`` consecutive scores of a row; ``in`` must be divisible by ``m``.
+
+    A score's rank is counted by comparing it with each other member of its group: for groups this
+    small that is quicker than sorting, and it settles ties the same way everywhere.
+    """
+    members = scores.unflatten(1, (-1, pattern.m)).unbind(-1)
+    keep = []
+    for i, mine in enumerate(members):
+        rank = torch.zeros_like(mine, dtype=torch.int16)
+        for j, other in enumerate(members):
+            if j != i:  # an equal score with a lower index counts as lower
+                rank += other <= mine if j < i else other < mine
+        keep.append(rank >= pattern.m - pattern.n)
+    return torch.stack(keep, -1).flatten(1)
+
+
+def keep_for(scores: Float[Tensor, "out in"], target: Target, *, per_row: bool) -> Bool[Tensor, "out in"]:
+    """The keep pattern for a target: N:M groups, or per row, or over the whole layer."""
+    if isinstance(target, SemiStructured):
+        return keep_n_m(scores, target)
+    return keep_per_row(scores, target.ratio) if per_row else keep_per_layer(scores, target.ratio)
+
+
+def count_violations(keep: Bool[Tensor, "out in"], pattern: SemiStructured) -> int:
+    """Number of groups of ``m`` that hold more than ``n`` survivors."""
+    return int((keep.unflatten(1, (-1, pattern.m)).sum(-1) > pattern.n).sum())

@@ -1,0 +1,31 @@
+"""The errors that a user can cause; each says what is wrong, where, and how to mend it."""
+
+from __future__ import annotations
+
+
+class AutoPruneError(Exception):
+    """Base of every error that a user can cause.
+
+    The command line prints the message alone and exits with status 2; anything that is not an
+    ``AutoPruneError`` is a defect of the program and keeps its traceback.
+    """
+
+
+class RecipeError(AutoPruneError):
+    """A choice in the recipe is impossible, or two choices contradict each other."""
+
+
+class ModelError(AutoPruneError):
+    """A model can't be found, read, understood or trusted."""
+
+
+class DataError(AutoPruneError):
+    """A text or token source can't be found, read or used."""
+
+
+class NumericsError(AutoPruneError):
+    """Numbers went bad: NaN, infinity, or a matrix that can't be factorised."""
+
+
+class OutputError(AutoPruneError):
+    """Results can't be written where the user asked for them."""

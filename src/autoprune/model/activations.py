@@ -1,0 +1,186 @@
+"""The hidden-state stream, and how every block is called: found by one hollow forward pass."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from autoprune.errors import ModelError
+
+PROBE_TOKENS = 8
+
+
+@dataclass(frozen=True)
+class BlockCall:
+    """What a block is given besides the hidden states (attention mask, position embeddings, …)."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    by_keyword: str | None  # the hidden states' keyword, or None if they come first by position
+
+    def __call__(self, block: nn.Module, hidden: Float[Tensor, "samples tokens width"]) -> Float[Tensor, "samples tokens width"]:
+        """Runs the block and returns its hidden states."""
+        call = self.cast(hidden.dtype)
+        named = {call.by_keyword: hidden} if call.by_keyword else {}
+        placed = () if call.by_keyword else (hidden,)
+        return hidden_of(block(*placed, *call.args, **named, **call.kwargs))
+
+    def cast(self, dtype: torch.dtype) -> BlockCall:
+        """The same call with its floating-point tensors in another precision."""
+        return BlockCall(map_tensors(self.args, lambda t: _as(t, dtype)), map_tensors(self.kwargs, lambda t: _as(t, dtype)), self.by_keyword)
+
+    def same_as(self, other: BlockCall) -> bool:
+        """Whether all arguments are equal, so that one copy is enough."""
+        mine, others = list(leaves((self.args, self.kwargs))), list(leaves((other.args, other.kwargs)))
+        return len(mine) == len(others) and all(_equal(a, b) for a, b in zip(mine, others, strict=True))
+
+
+@dataclass(frozen=True)
+class Mirror:
+    """How a block returns its hidden states: alone, or first in a tuple."""
+
+    rest: tuple[Any, ...] | None
+
+    def wrap(self, hidden: Tensor) -> Any:
+        """Hidden states in the shape that the model expects of a block."""
+        return hidden if self.rest is None else (hidden, *self.rest)
+
+
+def hidden_of(output: Any) -> Tensor:
+    """The hidden states in what a block, or a part of one, returned."""
+    return output if isinstance(output, Tensor) else output[0]
+
+
+def mirror_of(output: Any) -> Mirror:
+    """Remembers the shape of an output; tensors beside the hidden states are not kept."""
+    if isinstance(output, Tensor):
+        return Mirror(None)
+    return Mirror(tuple(None if isinstance(part, Tensor) else part for part in output[1:]))
+
+
+def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """Applies a change to every tensor in nested tuples, lists and dicts."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, (tuple, list)):
+        return type(value)(map_tensors(v, change) for v in value)
+    if isinstance(value, dict):
+        return {k: map_tensors(v, change) for k, v in value.items()}
+    return value
+
+
+def leaves(value: Any) -> Iterator[Any]:
+    """Every value in nested tuples, lists and dicts."""
+    if isinstance(value, (tuple, list)):
+        for part in value:
+            yield from leaves(part)
+    elif isinstance(value, dict):
+        for key in value:
+            yield key
+            yield from leaves(value[key])
+    else:
+        yield value
+
+
+@contextlib.contextmanager
+def replaced_forward(modules: Sequence[nn.Module], forwards: Sequence[Callable[..., Any]]) -> Iterator[None]:
+    """Gives modules another forward for a while."""
+    try:
+        for module, forward in zip(modules, forwards, strict=True):
+            module.forward = forward
+        yield
+    finally:
+        for module in modules:
+            module.__dict__.pop("forward", None)
+
+
+@torch.no_grad()
+def probe_mirror(run: Callable[[Tensor], Any], blocks: Sequence[nn.Module], ids: Int[Tensor, "samples tokens"]) -> Mirror:
+    """Runs block 0 for real on a few tokens to see how a block of this model returns its hidden states.
+
+    ``run`` takes token ids through the model's embedding and blocks; block 0 must hold its weights.
+    """
+    seen: list[Mirror] = []
+    first = blocks[0].forward
+
+    def real(*args: Any, **kwargs: Any) -> Any:
+        output = first(*args, **kwargs)
+        seen.append(mirror_of(output))
+        return output
+
+    def echo(*args: Any, **kwargs: Any) -> Any:
+        hidden = args[0] if args else kwargs["hidden_states"]
+        return seen[0].wrap(hidden)
+
+    with replaced_forward(blocks, [real] + [echo] * (len(blocks) - 1)):
+        run(ids[:1, :PROBE_TOKENS])
+    return seen[0]
+
+
+@torch.no_grad()
+def capture(
+    run: Callable[[Tensor], Any], blocks: Sequence[nn.Module], mirror: Mirror, ids: Int[Tensor, "samples tokens"]
+) -> tuple[Float[Tensor, "samples tokens width"], list[BlockCall]]:
+    """A hollow forward pass: block 0's input, and every block's own arguments.
+
+    Raises: ModelError if some block was not called, or was called more than once.
+    """
+    calls: list[list[BlockCall]] = [[] for _ in blocks]
+    inputs: list[Tensor] = []
+
+    def recorder(index: int) -> Callable[..., Any]:
+        def record(*args: Any, **kwargs: Any) -> Any:
+            keyword = None if args else "hidden_states"
+            hidden = args[0] if args else kwargs.pop("hidden_states")
+            calls[index].append(BlockCall(args[1:], kwargs, keyword))
+            if index == 0:
+                inputs.append(hidden)
+            return mirror.wrap(hidden)
+
+        return record
+
+    with replaced_forward(blocks, [recorder(i) for i in range(len(blocks))]):
+        run(ids)
+    if odd := [i for i, seen in enumerate(calls) if len(seen) != 1]:
+        raise ModelError(f"block {odd[0]} was called {len(calls[odd[0]])} times in one forward pass; autoprune needs every block to be called once")
+    return inputs[0], [seen[0] for seen in calls]
+
+
+class Calls:
+    """Every block's arguments for every micro-batch; equal ones are kept once."""
+
+    def __init__(self) -> None:
+        self._calls: list[list[BlockCall]] = []
+
+    def add(self, calls: list[BlockCall]) -> None:
+        """Adds the calls of the next micro-batch, one for each block."""
+        shared = list(calls)
+        for i, call in enumerate(calls):
+            candidates = [shared[i - 1]] if i else []
+            if self._calls:
+                candidates.append(self._calls[0][i])
+                candidates.append(self._calls[-1][i])
+            shared[i] = next((known for known in candidates if known.same_as(call)), call)
+        self._calls.append(shared)
+
+    def of(self, batch: int, block: int) -> BlockCall:
+        """How this block is called on this micro-batch."""
+        return self._calls[batch][block]
+
+
+def _as(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+
+def _equal(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return a is b or (a.shape == b.shape and a.dtype == b.dtype and torch.equal(a, b))
+    if isinstance(a, Tensor) or isinstance(b, Tensor):
+        return False
+    return a is b or bool(a == b)

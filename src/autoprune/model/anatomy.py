@@ -1,0 +1,129 @@
+"""Finds blocks, layers and coverage in any decoder model, with no code per family; changes nothing."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from autoprune.core.sparsity import SemiStructured, Target
+from autoprune.errors import ModelError, RecipeError
+from autoprune.model.linear import Layer, is_layer
+
+COVERAGE_FLOOR = 0.9  # below it, a "pruned" model would be mostly dense
+
+
+@dataclass(frozen=True)
+class Block:
+    """One decoder layer: its place in the model, its layers, and what of it can't be reached."""
+
+    index: int
+    name: str  # e.g. model.layers.3
+    module: nn.Module
+    layers: tuple[Layer, ...]
+    parameters: int
+    unreached: tuple[tuple[str, int], ...]  # (parameter name relative to the block, count)
+
+    @property
+    def reached(self) -> int:
+        """Number of parameters that are weights of layers."""
+        return sum(layer.count for layer in self.layers)
+
+    def full_name(self, layer: Layer) -> str:
+        """The layer's name in the model."""
+        return f"{self.name}.{layer.name}"
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """The blocks of a model, in the order in which hidden states pass through them."""
+
+    model: nn.Module
+    name: str  # of the module list, e.g. model.layers
+    blocks: tuple[Block, ...]
+
+    @property
+    def coverage(self) -> float:
+        """Share of the block parameters that layers reach."""
+        return sum(block.reached for block in self.blocks) / max(1, sum(block.parameters for block in self.blocks))
+
+
+def examine(model: nn.Module) -> Anatomy:
+    """Describes the model: the block list is the ModuleList that holds most parameters.
+
+    Raises: ModelError if there is no such list or no layer in it.
+    """
+    name, modules = _block_list(model)
+    blocks = tuple(_examine_block(i, f"{name}.{i}", module) for i, module in enumerate(modules))
+    if not any(block.layers for block in blocks):
+        raise ModelError(f"{type(model).__name__}: no linear layers were found in its blocks ({name}); autoprune can't prune this model")
+    return Anatomy(model, name, blocks)
+
+
+def check_coverage(anatomy: Anatomy, allow_partial: bool) -> None:
+    """Raises: ModelError with the list of what was not reached, when that is more than a tenth of the block parameters."""
+    if anatomy.coverage >= COVERAGE_FLOOR or allow_partial:
+        return
+    missed: dict[str, int] = {}
+    for block in anatomy.blocks:
+        for name, count in block.unreached:
+            missed[name] = missed.get(name, 0) + count
+    listing = "\n".join(f"  {anatomy.name}.*.{name}: {count:,} parameters" for name, count in sorted(missed.items(), key=lambda item: -item[1])[:20])
+    raise ModelError(
+        f"only {anatomy.coverage:.1%} of the block parameters of {type(anatomy.model).__name__} can be reached (at least "
+        f"{COVERAGE_FLOOR:.0%} is wanted); not reached:\n{listing}\n--allow_partial prunes the rest nevertheless"
+    )
+
+
+def select_layers(anatomy: Anatomy, ignore: Sequence[str], target: Target | None) -> dict[int, tuple[Layer, ...]]:
+    """The layers to prune of every block: all but those that a pattern of ``ignore`` matches.
+
+    Raises: RecipeError if a pattern matches nothing, if nothing is left, or if a width is not divisible by M.
+    """
+    named = [(block, layer, block.full_name(layer)) for block in anatomy.blocks for layer in block.layers]
+    for pattern in ignore:
+        if not any(_matches(name, pattern) for _, _, name in named):
+            raise RecipeError(f"--ignore {pattern!r} matches no layer; layers are called {_some(name for _, _, name in named)}")
+    chosen = {block.index: () for block in anatomy.blocks} | {
+        block.index: tuple(la for la in block.layers if not any(_matches(block.full_name(la), p) for p in ignore)) for block in anatomy.blocks
+    }
+    if not any(chosen.values()):
+        raise RecipeError(f"--ignore {' '.join(ignore)} leaves no layer to prune")
+    if isinstance(target, SemiStructured):
+        _check_divisible(anatomy, chosen, target)
+    return chosen
+
+
+def _check_divisible(anatomy: Anatomy, chosen: dict[int, tuple[Layer, ...]], target: SemiStructured) -> None:
+    bad = [(b.full_name(la), la.shape[1]) for b in anatomy.blocks for la in chosen[b.index] if la.shape[1] % target.m]
+    if bad:
+        name, width = bad[0]
+        raise RecipeError(
+            f"{name} has {width} input features, which is not divisible by {target.m}, so {target} has no meaning there "
+            f"({len(bad)} such layers); leave them dense with --ignore '*.{name.rsplit('.', 1)[1]}', or choose another pattern"
+        )
+
+
+def _matches(name: str, pattern: str) -> bool:
+    return fnmatch.fnmatchcase(name, pattern) or name == pattern
+
+
+def _some(names: Iterable[str]) -> str:
+    listed = list(names)
+    return ", ".join(listed[:3]) + (f", … ({len(listed)} in all)" if len(listed) > 3 else "")
+
+
+def _block_list(model: nn.Module) -> tuple[str, nn.ModuleList]:
+    lists = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList) and len(module)]
+    if not lists:
+        raise ModelError(f"{type(model).__name__} has no list of blocks (torch.nn.ModuleList), so autoprune can't see where its layers are")
+    return max(lists, key=lambda item: sum(p.numel() for p in item[1].parameters()))
+
+
+def _examine_block(index: int, name: str, module: nn.Module) -> Block:
+    layers = tuple(Layer(child_name, child) for child_name, child in module.named_modules() if is_layer(child))
+    reached = {layer.parameter_name for layer in layers}
+    unreached = tuple((n, p.numel()) for n, p in module.named_parameters() if n not in reached)
+    return Block(index, name, module, layers, sum(p.numel() for p in module.parameters()), unreached)

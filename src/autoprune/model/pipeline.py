@@ -1,0 +1,92 @@
+"""THE loop: for every block: observe, solve, assign; advance the stream; hand the block on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from autoprune.core.problem import LayerSolution, Method, Scope
+from autoprune.core.sparsity import Target
+from autoprune.model.activations import Calls, capture, probe_mirror
+from autoprune.model.anatomy import Anatomy, Block
+from autoprune.model.events import BlockResult, Emit
+from autoprune.model.linear import Layer
+from autoprune.model.stages import Inputs, Work, advance, prune_by_gradients, prune_by_inputs
+from autoprune.model.stream import Place, Stream
+
+
+class Store(Protocol):
+    """Gives and takes the weights of one block at a time; a resident model and a streamed one run the same loop."""
+
+    anatomy: Anatomy
+    device: torch.device
+    storage_dtype: torch.dtype | None
+
+    def embed(self, ids: Int[Tensor, "samples tokens"]) -> object:
+        """Runs ids through the model's embedding and its (hollow) blocks."""
+        ...
+
+    def load(self, index: int) -> None:
+        """The block's weights are on the device from now on."""
+        ...
+
+    def finish(self, block: Block, solutions: Mapping[str, LayerSolution]) -> None:
+        """The block's weights are final: write them where they belong."""
+        ...
+
+    def release(self, index: int) -> None:
+        """The block's weights are not needed for now."""
+        ...
+
+
+@dataclass
+class Pass:
+    """A method and the hidden states that its blocks see; methods that look at nothing have no stream."""
+
+    method: Method
+    stream: Stream | None
+
+
+def prepare_inputs(store: Store, ids: Int[Tensor, "samples tokens"], batch: int, place: Place) -> tuple[Inputs, Stream]:
+    """One hollow forward pass over all samples: block 0's inputs, and how every block is called."""
+    modules = [block.module for block in store.anatomy.blocks]
+    store.load(0)
+    mirror = probe_mirror(store.embed, modules, ids)
+    store.release(0)
+    inputs = Inputs(ids.shape[0], ids.shape[1], batch, place, Calls())
+    stream = inputs.new_stream()
+    for i, part in enumerate(ids.split(batch)):
+        stream[i], calls = capture(store.embed, modules, mirror, part)
+        inputs.calls.add(calls)
+    return inputs, stream
+
+
+def prune_blocks(
+    store: Store, passes: Sequence[Pass], chosen: Mapping[int, tuple[Layer, ...]], target: Target | None, inputs: Inputs, emit: Emit
+) -> Iterator[BlockResult]:
+    """Prunes block after block and yields what became of each.
+
+    All passes work on a block before the next one is loaded, each on its own stream of hidden states: so that
+    LLM-Barber finds the dense and the pruned weights of this block at hand, and of no other.
+    """
+    blocks = store.anatomy.blocks
+    for block in blocks:
+        store.load(block.index)
+        layers = chosen[block.index]
+        work = Work(block, layers, target, inputs, emit, len(blocks), {la.name: la.matrix for la in layers}, storage_dtype=store.storage_dtype)
+        for step in passes:
+            if step.method.scope is Scope.SUB_BLOCK:
+                assert step.stream is not None
+                prune_by_gradients(work, step.method, step.stream)
+            else:
+                prune_by_inputs(work, step.method, step.stream)
+                if step.stream is not None and block is not blocks[-1]:
+                    advance(work, step.stream)
+        store.finish(block, work.solutions)
+        store.release(block.index)
+        yield BlockResult(block.index, len(blocks), block.name, tuple(work.outcomes.values()), tuple(work.sub_blocks))

@@ -1,0 +1,168 @@
+"""LLM-Barber's view of a block: its sub-blocks, each run alone on the block's own forward code.
+
+While one sub-block runs, the others are stubbed: earlier ones return what they returned before, later ones
+return zeros. So the norms and residuals between them are the model's own, and no family needs code here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from autoprune.core.statistics import GradientEnergy
+from autoprune.errors import ModelError
+from autoprune.model.activations import BlockCall, Mirror, hidden_of, mirror_of, replaced_forward
+from autoprune.model.anatomy import Block
+from autoprune.model.linear import Layer
+from autoprune.model.observe import InputSample
+
+
+@dataclass(frozen=True)
+class SubBlock:
+    """The attention half or the MLP half of a block; ``module`` is None for bare layers (OPT's fc1 and fc2)."""
+
+    name: str
+    layers: tuple[Layer, ...]  # the layers to prune
+    members: tuple[nn.Module, ...]  # the child module, or the bare layers in order of execution
+    mirrors: tuple[Mirror, ...]  # how each member returns its output
+
+    @property
+    def output(self) -> nn.Module:
+        """The module whose output is the sub-block's output."""
+        return self.members[-1]
+
+
+def find_sub_blocks(block: Block, layers: Sequence[Layer], call: BlockCall, hidden: Float[Tensor, "samples tokens width"]) -> list[SubBlock]:
+    """Groups layers by the block's direct child, in order of execution; bare layers form one group.
+
+    Runs the block once on ``hidden`` to see that order. Raises: ModelError if nothing of the block runs.
+    """
+    bare = [layer.module for layer in block.layers if "." not in layer.name]
+    children = {name: child for name, child in block.module.named_children() if any(la.name.startswith(name + ".") for la in block.layers)}
+    order: list[tuple[nn.Module, Mirror]] = []
+
+    def note(module: nn.Module, _: Any, output: Any) -> None:
+        order.append((module, mirror_of(output)))
+
+    handles = [module.register_forward_hook(note) for module in [*children.values(), *bare]]
+    try:
+        with torch.no_grad():
+            call(block.module, hidden)
+    finally:
+        for handle in handles:
+            handle.remove()
+    found = _group(order, children, bare, layers)
+    if not found:
+        raise ModelError(f"{block.name} has no attention or MLP sub-block whose layers run, so LLM-Barber can't rebuild it; prune this model without --prune_barber")
+    return found
+
+
+def _group(order: list[tuple[nn.Module, Mirror]], children: dict[str, nn.Module], bare: list[nn.Module], layers: Sequence[Layer]) -> list[SubBlock]:
+    found: list[SubBlock] = []
+    for module, mirror in order:
+        if module in bare:
+            continue
+        name = next(n for n, child in children.items() if child is module)
+        inside = tuple(la for la in layers if la.name.startswith(name + "."))
+        found.append(SubBlock(name, inside, (module,), (mirror,)))
+    executed = [(module, mirror) for module, mirror in order if module in bare]
+    if executed:
+        names = {id(la.module): la.name for la in layers}
+        members = tuple(module for module, _ in executed)
+        inside = tuple(la for la in layers if any(la.module is m for m in members))
+        name = "+".join(names.get(id(m), "-") for m in members)
+        last = next(i for i, (m, _) in enumerate(order) if m is members[-1])
+        later = {id(m) for m, _ in order[last:]}
+        place = sum(1 for sub in found if id(sub.output) not in later)
+        found.insert(place, SubBlock(name, inside, members, tuple(mirror for _, mirror in executed)))
+    return found
+
+
+class SubBlockRunner:
+    """Runs one sub-block of a block at a time; ``runs`` counts how often, for the tests."""
+
+    def __init__(self, block: Block, sub_blocks: Sequence[SubBlock]) -> None:
+        self._block, self._sub_blocks = block, sub_blocks
+        self.runs = 0
+
+    def run(
+        self, active: int, call: BlockCall, hidden: Float[Tensor, "samples tokens width"], earlier: Sequence[Float[Tensor, "samples tokens _"]]
+    ) -> tuple[Float[Tensor, "samples tokens _"], Float[Tensor, "samples tokens width"]]:
+        """Output of sub-block ``active`` and of the block, with ``earlier`` the outputs of the sub-blocks before it."""
+        outputs: list[Tensor] = []
+        handle = self._sub_blocks[active].output.register_forward_hook(lambda _m, _a, output: outputs.append(hidden_of(output)))
+        modules, stubs = self._stubs(active, earlier)
+        try:
+            with replaced_forward(modules, stubs):
+                result = call(self._block.module, hidden)
+        finally:
+            handle.remove()
+        self.runs += 1
+        return outputs[0].reshape(hidden.shape[0], -1, outputs[0].shape[-1]), result
+
+    def _stubs(self, active: int, earlier: Sequence[Tensor]) -> tuple[list[nn.Module], list[Callable[..., Any]]]:
+        modules: list[nn.Module] = []
+        stubs: list[Callable[..., Any]] = []
+        for i, sub in enumerate(self._sub_blocks):
+            if i == active:
+                continue
+            for member, mirror in zip(sub.members, sub.mirrors, strict=True):
+                answers = i < active and member is sub.output
+                modules.append(member)
+                stubs.append(_returns(mirror, earlier[i]) if answers else _zeros(mirror, member))
+        return modules, stubs
+
+
+def _returns(mirror: Mirror, output: Tensor) -> Callable[..., Any]:
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        return mirror.wrap(output.reshape(*_input(args, kwargs).shape[:-1], output.shape[-1]))  # OPT flattens samples and tokens
+
+    return forward
+
+
+def _input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    return args[0] if args else kwargs.get("hidden_states", next(iter(kwargs.values())))
+
+
+def _zeros(mirror: Mirror, member: nn.Module) -> Callable[..., Any]:
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        x = _input(args, kwargs)
+        width = getattr(member, "out_features", None) or getattr(member, "nf", None) or x.shape[-1]
+        return mirror.wrap(x.new_zeros((*x.shape[:-1], width)))
+
+    return forward
+
+
+@contextlib.contextmanager
+def weight_gradients(energies: dict[str, GradientEnergy], inputs: dict[str, InputSample], layers: Sequence[Layer], samples: int) -> Iterator[None]:
+    """While it lasts, a backward pass feeds every layer's ``dY_j`` and ``X_j`` to its energy, sample by sample.
+
+    Some of the inputs are kept in ``inputs``, to measure the layer's output error later.
+
+    The weights need no gradient themselves: the outputs of the first layers become leaves, so that autograd
+    carries only what flows between the layers.
+    """
+
+    def watch(layer: Layer) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
+        def after(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            x = args[0].detach().reshape(samples, -1, args[0].shape[-1])
+            inputs[layer.name].update(x.flatten(0, 1))
+            y = output if output.requires_grad else output.detach().requires_grad_()
+            y.register_hook(lambda dy: energies[layer.name].update(dy.reshape(samples, -1, dy.shape[-1]), x))
+            return y
+
+        return after
+
+    handles = [layer.module.register_forward_hook(watch(layer)) for layer in layers]
+    try:
+        with torch.enable_grad():
+            yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,219 @@
+"""The work on one block: observe → solve → assign, for methods that look at inputs and for those that look at gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from autoprune.core.outcome import LayerOutcome, SubBlockOutcome
+from autoprune.core.problem import LayerProblem, LayerSolution, Method
+from autoprune.core.sparsity import Target
+from autoprune.core.statistics import GradientEnergy
+from autoprune.errors import NumericsError
+from autoprune.model.activations import Calls
+from autoprune.model.anatomy import Block
+from autoprune.model.events import Emit, Step
+from autoprune.model.linear import Layer
+from autoprune.model.observe import InputGroup, InputObserver, InputSample, check_finite
+from autoprune.model.rebuild import SubBlock, SubBlockRunner, find_sub_blocks, weight_gradients
+from autoprune.model.stream import Place, Stream
+
+COMPUTE = torch.float32  # LLM-Barber's forward passes and gradients
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What flows into the blocks: how many samples of how many tokens, where they are kept, how blocks are called."""
+
+    samples: int
+    tokens: int
+    batch: int
+    place: Place
+    calls: Calls
+
+    def new_stream(self) -> Stream:
+        """An empty stream of hidden states."""
+        return Stream(self.samples, self.batch, self.place)
+
+
+@dataclass
+class Work:
+    """One block while it is worked on, and what was decided about it so far."""
+
+    block: Block
+    layers: tuple[Layer, ...]  # those to prune
+    target: Target | None
+    inputs: Inputs
+    emit: Emit
+    blocks: int
+    dense: dict[str, Float[Tensor, "out in"]]  # by layer name: the weights before any pass
+    solutions: dict[str, LayerSolution] = field(default_factory=dict)
+    outcomes: dict[str, LayerOutcome] = field(default_factory=dict)
+    sub_blocks: list[SubBlockOutcome] = field(default_factory=list)
+    storage_dtype: torch.dtype | None = None  # what the weights are rounded to before they are used again
+
+    def batches(self, phase: str) -> Iterator[int]:
+        """Indices of the micro-batches; each one is reported when it is done."""
+        total = -(-self.inputs.samples // self.inputs.batch)
+        for i in range(total):
+            yield i
+            self.emit(Step(self.block.index, self.blocks, phase, i + 1, total))
+
+    def problem(self, layer: Layer, statistic: object | None = None) -> LayerProblem:
+        """The layer's problem as it stands now."""
+        before = self.solutions.get(layer.name)
+        return LayerProblem(
+            self.block.full_name(layer),
+            layer.matrix.float(),
+            self.target,
+            statistic,  # type: ignore[arg-type]
+            self.dense[layer.name].float() if before else None,
+            before.keep if before else None,
+        )
+
+    def assign(self, layer: Layer, solution: LayerSolution) -> None:
+        """Puts a solution into the model, rounded as it will be stored.
+
+        Raises: NumericsError naming the layer if a new weight is not finite.
+        """
+        dtype = self.dense[layer.name].dtype
+        value = self.dense[layer.name]
+        if solution.weight is not None:
+            if not bool(torch.isfinite(solution.weight).all()):
+                raise NumericsError(f"{solution.name}: the method produced weights that are not finite; try --dtype float32 or a larger --damping")
+            value = solution.weight.to(self.storage_dtype or dtype).to(dtype)
+        layer.assign(value.masked_fill(~solution.keep, 0.0))
+        self.solutions[layer.name] = solution
+
+    def record(self, layer: Layer, solution: LayerSolution, error: float | None) -> None:
+        """Notes what became of the layer; zeros are counted in the weights, not in the pattern."""
+        zeros = layer.count - int(torch.count_nonzero(layer.matrix))
+        notes = {**self.outcomes[layer.name].notes, **solution.notes} if layer.name in self.outcomes else solution.notes
+        self.outcomes[layer.name] = LayerOutcome(self.block.index, self.block.full_name(layer), layer.count, zeros, error, notes)
+
+
+def prune_by_inputs(work: Work, method: Method, stream: Stream | None) -> None:
+    """First passes: observe all input groups of the block with its own weights, then solve and assign every group."""
+    groups = _observe_inputs(work, method, stream) if stream is not None else [InputGroup([layer], None) for layer in work.layers]
+    for group in groups:
+        solutions = method.solve([work.problem(layer, group.statistic) for layer in group.layers])
+        for layer, solution in zip(group.layers, solutions, strict=True):
+            work.assign(layer, solution)
+            error = group.sample.relative_error(work.dense[layer.name], layer.matrix) if group.sample else None
+            work.record(layer, solution, error)
+
+
+@torch.no_grad()
+def _observe_inputs(work: Work, method: Method, stream: Stream) -> list[InputGroup]:
+    observer = InputObserver(work.layers, method.statistic, work.inputs.samples * work.inputs.tokens)  # type: ignore[arg-type]
+    with observer:
+        for i in work.batches("observe"):
+            work.inputs.calls.of(i, work.block.index)(work.block.module, stream[i])
+            observer.next_pass()
+    seen = {layer.name for group in observer.groups for layer in group.layers}
+    if unseen := [work.block.full_name(layer) for layer in work.layers if layer.name not in seen]:
+        raise NumericsError(f"{unseen[0]} saw no input while its block ran, so it can't be pruned by its inputs; leave it dense with --ignore {unseen[0]!r}")
+    check_finite(observer.groups, work.block.name)
+    return observer.groups
+
+
+@torch.no_grad()
+def advance(work: Work, stream: Stream) -> None:
+    """The block's outputs with its present weights become the next block's inputs."""
+    for i in work.batches("advance"):
+        stream[i] = work.inputs.calls.of(i, work.block.index)(work.block.module, stream[i])
+
+
+def prune_by_gradients(work: Work, method: Method, stream: Stream) -> None:
+    """LLM-Barber: sub-block by sub-block, each behind the rebuilt ones before it; advances the stream on the way."""
+    call = work.inputs.calls.of(0, work.block.index)
+    subs = find_sub_blocks(work.block, work.layers, call, stream[0])
+    runner = SubBlockRunner(work.block, subs)
+    outputs: list[Stream] = []
+    for index, sub in enumerate(subs):
+        outputs.append(work.inputs.new_stream())
+        before, solutions = 0.0, []
+        if sub.layers:
+            energies, samples, before = _observe_gradients(work, runner, index, sub, stream, outputs)
+            solutions = method.solve([work.problem(layer, energies[layer.name]) for layer in sub.layers])
+            for layer, solution in zip(sub.layers, solutions, strict=True):
+                work.assign(layer, solution)
+                work.record(layer, solution, samples[layer.name].relative_error(work.dense[layer.name], layer.matrix))
+        after = _run_rebuilt(work, runner, index, stream, outputs, last=index == len(subs) - 1, compare=bool(sub.layers))
+        if sub.layers:
+            work.sub_blocks.append(_outcome(work, sub, solutions, method, before, after))
+
+
+def _observe_gradients(
+    work: Work, runner: SubBlockRunner, index: int, sub: SubBlock, stream: Stream, outputs: list[Stream]
+) -> tuple[dict[str, GradientEnergy], dict[str, InputSample], float]:
+    """Pruned forward, dense forward, backward, for every sample; keeps the dense outputs. Returns also the mean loss."""
+    energies = {layer.name: GradientEnergy.empty(layer.shape, layer.matrix.device) for layer in sub.layers}
+    samples = {layer.name: InputSample.spread(work.inputs.samples * work.inputs.tokens) for layer in sub.layers}
+    pruned = {layer.name: layer.matrix for layer in sub.layers}
+    total = torch.zeros((), dtype=torch.float64, device=work.inputs.place.device)
+    with _precision(work.block):
+        weights = {name: (matrix.to(COMPUTE), work.dense[name].to(COMPUTE)) for name, matrix in pruned.items()}
+        for i in work.batches(f"gradients {sub.name}"):
+            call, hidden = work.inputs.calls.of(i, work.block.index), stream[i].to(COMPUTE)
+            earlier = [output[i].to(COMPUTE) for output in outputs[:index]]
+            for layer in sub.layers:
+                layer.assign(weights[layer.name][0])
+            with torch.no_grad():
+                sparse_output, _ = runner.run(index, call, hidden, earlier)
+            for layer in sub.layers:
+                layer.assign(weights[layer.name][1])
+            with weight_gradients(energies, samples, sub.layers, hidden.shape[0]):
+                dense_output, _ = runner.run(index, call, hidden, earlier)
+                losses = (dense_output - sparse_output).square().flatten(1).mean(1)
+                losses.sum().backward()
+            total += losses.detach().double().sum()
+            outputs[index][i] = dense_output
+    for layer in sub.layers:
+        layer.assign(pruned[layer.name])
+        if not bool(torch.isfinite(energies[layer.name].squares).all()):
+            raise NumericsError(f"{work.block.full_name(layer)}: its gradients are not finite; check the model and the calibration data")
+    return energies, samples, float(total) / work.inputs.samples
+
+
+@torch.no_grad()
+def _run_rebuilt(work: Work, runner: SubBlockRunner, index: int, stream: Stream, outputs: list[Stream], *, last: bool, compare: bool) -> float:
+    """Runs the rebuilt sub-block; after the last one the block's output replaces the stream. Returns the mean loss."""
+    total = torch.zeros((), dtype=torch.float64, device=work.inputs.place.device)
+    for i in work.batches("rebuilt"):
+        hidden = stream[i]
+        earlier = [output[i].to(hidden.dtype) for output in outputs[:index]]
+        output, result = runner.run(index, work.inputs.calls.of(i, work.block.index), hidden, earlier)
+        if compare:
+            total += (outputs[index][i] - output).double().square().flatten(1).mean(1).sum()
+        outputs[index][i] = output
+        if last:
+            stream[i] = result
+    return float(total) / work.inputs.samples
+
+
+class _precision:
+    """While it lasts, the block's parameters are in float32; afterwards they are what they were, bit for bit."""
+
+    def __init__(self, block: Block) -> None:
+        self._saved = [(p, p.data) for p in block.module.parameters() if p.is_floating_point() and p.dtype != COMPUTE]
+
+    def __enter__(self) -> None:
+        for parameter, data in self._saved:
+            parameter.data = data.to(COMPUTE)
+
+    def __exit__(self, *_: object) -> None:
+        for parameter, data in self._saved:
+            parameter.data = data
+
+
+def _outcome(work: Work, sub: SubBlock, solutions: Sequence[LayerSolution], method: Method, before: float, after: float) -> SubBlockOutcome:
+    together = getattr(method, "prune_granularity", "") == "block"
+    notes = [solution.notes for solution in solutions]
+    compared = notes[0]["compared"] if together else sum(n["compared"] for n in notes)
+    inverted = notes[0]["inverted"] if together else sum(n["inverted"] for n in notes)
+    return SubBlockOutcome(work.block.index, sub.name, before, after, compared, inverted, sum(n["grown"] for n in notes))

@@ -1,0 +1,68 @@
+"""Hidden states of all calibration samples, kept on the device, in RAM, or in a memory-mapped file."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where hidden states live: ``device``, ``cpu`` or ``disk`` (then in ``folder``)."""
+
+    where: str = "cpu"
+    device: torch.device = torch.device("cpu")
+    folder: Path | None = None
+
+
+class Stream:
+    """One tensor ``[samples, tokens, width]`` in micro-batches; micro-batch i is read with ``[i]`` and replaced with ``[i] = …``."""
+
+    def __init__(self, samples: int, batch: int, place: Place) -> None:
+        self._batch, self._samples, self._place = batch, samples, place
+        self._data: Tensor | None = None
+
+    def __len__(self) -> int:
+        return -(-self._samples // self._batch)
+
+    def __getitem__(self, index: int) -> Float[Tensor, "samples tokens width"]:
+        assert self._data is not None, "a micro-batch is read before it was written"
+        return self._data[self._rows(index)].to(self._place.device)
+
+    def __setitem__(self, index: int, hidden: Float[Tensor, "samples tokens width"]) -> None:
+        if self._data is None:
+            self._data = _allocate((self._samples, *hidden.shape[1:]), hidden.dtype, self._place)
+        self._data[self._rows(index)] = hidden.detach().to(self._data.device)
+
+    def _rows(self, index: int) -> slice:
+        return slice(index * self._batch, min((index + 1) * self._batch, self._samples))
+
+    def clone(self) -> Stream:
+        """An independent copy in the same place."""
+        copy = Stream(self._samples, self._batch, self._place)
+        for i in range(len(self)):
+            copy[i] = self[i]
+        return copy
+
+
+def _allocate(shape: tuple[int, ...], dtype: torch.dtype, place: Place) -> Tensor:
+    if place.where == "device":
+        return torch.empty(shape, dtype=dtype, device=place.device)
+    if place.where == "cpu":
+        return torch.empty(shape, dtype=dtype)
+    # A file without a name: its space is given back when the last tensor goes, even after kill -9.
+    handle, name = tempfile.mkstemp(suffix=".hidden", dir=place.folder)
+    try:
+        size = torch.Size(shape).numel() * dtype.itemsize
+        os.posix_fallocate(handle, 0, max(size, 1))
+        flat = torch.from_file(name, shared=True, size=torch.Size(shape).numel(), dtype=dtype)
+    finally:
+        os.close(handle)
+        Path(name).unlink()
+    return flat.view(shape)

@@ -1,0 +1,138 @@
+"""Tensors of a sharded safetensors checkpoint by name, read when they are asked for."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from autoprune.errors import ModelError
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model directory whose shards have been opened and found whole. ``shards`` maps tensor names to file names."""
+
+    directory: Path
+    shards: dict[str, str]
+
+    @classmethod
+    def open(cls, directory: Path) -> Checkpoint:
+        """Reads the headers of all shards.
+
+        Raises: ModelError naming the file that is missing, truncated or of the wrong kind.
+        """
+        if not (directory / "config.json").is_file():
+            raise ModelError(f"{directory}: no config.json here, so this is no Hugging Face checkpoint; give the directory that holds config.json and the weights")
+        shards: dict[str, str] = {}
+        for name in _shard_names(directory):
+            for tensor in _tensor_names(directory / name):
+                shards[tensor] = name
+        _check_index(directory, shards)
+        return cls(directory, shards)
+
+    @property
+    def files(self) -> list[Path]:
+        """The shards, in the order of their names."""
+        return [self.directory / name for name in sorted(set(self.shards.values()))]
+
+    @property
+    def bytes(self) -> int:
+        """Size of all shards on disk."""
+        return sum(path.stat().st_size for path in self.files)
+
+    def read(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """The named tensors as they are stored, on the CPU, in memory of their own.
+
+        Raises: ModelError if a shard can no longer be read.
+        """
+        by_file: dict[str, list[str]] = {}
+        for name in names:
+            by_file.setdefault(self.shards[name], []).append(name)
+        tensors: dict[str, Tensor] = {}
+        for file, wanted in by_file.items():
+            try:
+                with safe_open(self.directory / file, framework="pt") as shard:
+                    for name in wanted:
+                        tensors[name] = shard.get_tensor(name).clone()
+            except (SafetensorError, OSError) as error:
+                raise ModelError(f"{self.directory / file} can't be read: {error}") from error
+        return tensors
+
+    def dtypes(self) -> dict[str, str]:
+        """Every tensor's dtype in the file format's words (F32, BF16, …)."""
+        found: dict[str, str] = {}
+        for path in self.files:
+            with safe_open(path, framework="pt") as shard:
+                found.update({name: shard.get_slice(name).get_dtype() for name in shard.keys()})  # noqa: SIM118
+        return found
+
+    def inspect_values(self, tick: Callable[[int, int], None] | None = None) -> str:
+        """Reads all tensors once: returns a fingerprint of their bytes.
+
+        Raises: ModelError naming the first tensor that holds NaN or infinity.
+        """
+        digest = hashlib.sha256()
+        names = sorted(self.shards)
+        for done, name in enumerate(names):
+            tensor = self.read([name])[name]
+            if tensor.is_floating_point() and tensor.numel() and not _finite(tensor):
+                raise ModelError(f"{self.directory / self.shards[name]}: tensor {name} holds NaN or infinity; the checkpoint is damaged or its training diverged")
+            digest.update(name.encode() + str(tuple(tensor.shape)).encode())
+            digest.update(tensor.contiguous().view(torch.uint8).numpy().data if tensor.dim() else bytes(tensor.view(1).view(torch.uint8).tolist()))
+            if tick:
+                tick(done + 1, len(names))
+        return digest.hexdigest()
+
+
+def _finite(tensor: Tensor) -> bool:
+    if tensor.dtype.itemsize < 2:  # float8: torch has no isfinite for it
+        tensor = tensor.float()
+    low, high = tensor.aminmax()  # NaN carries through
+    return bool(torch.isfinite(low) & torch.isfinite(high))
+
+
+def _shard_names(directory: Path) -> list[str]:
+    if (directory / INDEX).is_file():
+        try:
+            index = json.loads((directory / INDEX).read_text())["weight_map"]
+        except (ValueError, KeyError) as error:
+            raise ModelError(f"{directory / INDEX} is no index of a sharded checkpoint: {error}") from error
+        names = sorted(set(index.values()))
+        if missing := [name for name in names if not (directory / name).is_file()]:
+            raise ModelError(f"{directory}: shard {missing[0]} is missing ({len(missing)} of {len(names)}); the download was not finished, fetch it again")
+        return names
+    if (directory / SINGLE).is_file():
+        return [SINGLE]
+    if any(directory.glob("*.bin")):
+        raise ModelError(
+            f"{directory} holds weights as .bin (pickle) files, which autoprune does not open; convert them once with "
+            "transformers: AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(NEW_DIR), and give NEW_DIR"
+        )
+    raise ModelError(f"{directory}: neither {SINGLE} nor {INDEX} is here, so there are no weights to read")
+
+
+def _tensor_names(path: Path) -> list[str]:
+    try:
+        with safe_open(path, framework="pt") as shard:
+            return list(shard.keys())
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{path} is truncated or no safetensors file ({error}); fetch it again") from error
+
+
+def _check_index(directory: Path, shards: dict[str, str]) -> None:
+    if not (directory / INDEX).is_file():
+        return
+    index = json.loads((directory / INDEX).read_text())["weight_map"]
+    wrong = [name for name, file in index.items() if shards.get(name) != file]
+    if wrong:
+        raise ModelError(f"{directory / INDEX} says that {wrong[0]} is in {index[wrong[0]]}, but it is not; fetch the checkpoint again")

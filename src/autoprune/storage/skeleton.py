@@ -1,0 +1,146 @@
+"""The model without weights: materialise one block from the checkpoint, and let it go again.
+
+Which stored tensor belongs to which parameter, and how it is converted, is asked of transformers' own
+loading code, so that renamed and fused weights come out as ``from_pretrained`` would make them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter, WeightRenaming, convert_and_load_state_dict_in_model, rename_source_key, revert_weight_conversion
+from transformers.modeling_utils import LoadStateDictConfig
+from transformers.utils import logging as hf_logging
+
+from autoprune.errors import ModelError
+from autoprune.storage.checkpoint import Checkpoint
+
+_STORED = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+
+
+@dataclass
+class Skeleton:
+    """A model on the meta device beside the checkpoint that fills it.
+
+    ``owners`` maps each stored tensor to the parameter (or the first of several) that it goes to.
+    """
+
+    model: PreTrainedModel
+    checkpoint: Checkpoint
+    storage_dtype: torch.dtype
+    device: torch.device
+    owners: dict[str, str]
+    mapping: list[Any] = field(repr=False)
+
+    def stored_under(self, prefix: str) -> list[str]:
+        """Stored tensors whose parameter lies under ``prefix`` (a module name)."""
+        return [name for name, owner in self.owners.items() if owner.startswith(prefix + ".")]
+
+    def fill(self, stored: dict[str, Tensor]) -> None:
+        """Gives the parameters that these stored tensors belong to their values, on the device."""
+        dtype = self.model.dtype
+        config = LoadStateDictConfig(
+            device_map={"": self.device}, dtype=dtype, dtype_plan=self.model._get_dtype_plan(dtype), weight_mapping=self.mapping
+        )
+        with quiet_transformers():
+            info, _ = convert_and_load_state_dict_in_model(self.model, dict(stored), config)
+        if info.mismatched_keys or info.conversion_errors:
+            trouble = next(iter(info.mismatched_keys or info.conversion_errors))
+            raise ModelError(f"{self.checkpoint.directory}: {trouble} does not fit the model that config.json describes")
+
+    def check_filled(self, module: nn.Module, name: str) -> None:
+        """Raises: ModelError naming a parameter that the checkpoint left empty."""
+        for parameter_name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+            if tensor.is_meta:
+                raise ModelError(f"{self.checkpoint.directory}: the weights hold nothing for {name}.{parameter_name}; the checkpoint is incomplete or of another model")
+        for parameter in module.parameters():
+            parameter.requires_grad_(False)
+
+    def empty(self, module: nn.Module) -> None:
+        """Lets the weights of a module go; its buffers stay."""
+        for child in module.modules():
+            for name, parameter in child._parameters.items():
+                if parameter is not None:
+                    child._parameters[name] = nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=False)
+
+    def as_stored(self, parameters: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Parameters by full name -> tensors by their names in the checkpoint, undoing conversions made at load."""
+        return revert_weight_conversion(self.model, parameters)
+
+
+def build_skeleton(checkpoint: Checkpoint, dtype: str, device: torch.device, *, trust_remote_code: bool) -> Skeleton:
+    """Builds the model on the meta device (buffers are real) and finds each stored tensor's owner.
+
+    Raises: ModelError if config.json can't be understood or describes no causal language model.
+    """
+    config = read_config(checkpoint.directory, trust_remote_code)
+    stored = storage_dtype(checkpoint)
+    run_dtype = stored if dtype == "auto" else getattr(torch, dtype)
+    try:
+        with init_empty_weights(include_buffers=False):
+            model = AutoModelForCausalLM.from_config(config, dtype=run_dtype, trust_remote_code=trust_remote_code)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ModelError(f"{checkpoint.directory}: transformers can't build a causal language model from config.json: {error}") from error
+    model.eval().requires_grad_(False)
+    for module in model.modules():
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = buffer.to(device)
+    mapping = get_model_conversion_mapping(model)
+    owners = _owners(model, checkpoint, mapping)
+    model._weight_conversions = [entry for entry in mapping if entry.was_used()]
+    return Skeleton(model, checkpoint, stored, device, owners, mapping)
+
+
+def read_config(directory: Path, trust_remote_code: bool = False) -> PreTrainedConfig:
+    """The model's configuration. Raises: ModelError if it can't be understood."""
+    try:
+        return AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)
+    except (ValueError, OSError, KeyError) as error:
+        hint = " (it brings its own code: --trust_remote_code runs it)" if "trust_remote_code" in str(error) else ""
+        raise ModelError(f"{directory / 'config.json'} describes no model that transformers knows{hint}: {error}") from error
+
+
+def storage_dtype(checkpoint: Checkpoint) -> torch.dtype:
+    """The dtype that most stored tensors have. Raises: ModelError for quantised checkpoints."""
+    counts: dict[str, int] = {}
+    for word in checkpoint.dtypes().values():
+        counts[word] = counts.get(word, 0) + 1
+    word = max(counts, key=lambda name: counts[name])
+    if word not in _STORED:
+        raise ModelError(f"{checkpoint.directory}: its weights are stored as {word}, which is quantised; prune the original float16, bfloat16 or float32 model")
+    return _STORED[word]
+
+
+def _owners(model: PreTrainedModel, checkpoint: Checkpoint, mapping: Sequence[Any]) -> dict[str, str]:
+    state = model.state_dict()
+    renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
+    converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
+    owners = {}
+    for name in checkpoint.shards:
+        owner, _ = rename_source_key(name, renamings, converters, model.base_model_prefix, state)
+        if owner not in state and name in state:
+            owner = name
+        owners[name] = owner
+    return owners
+
+
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Keeps transformers from drawing progress bars of its own."""
+    shown = hf_logging.is_progress_bar_enabled()
+    hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            hf_logging.enable_progress_bar()

@@ -1,0 +1,146 @@
+"""Where a run's weights come from and go to: a checkpoint on disk, or a model in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from autoprune.core.problem import LayerSolution
+from autoprune.model.anatomy import Anatomy, Block, examine
+from autoprune.storage.skeleton import Skeleton
+
+Writer = Callable[[int, dict[str, Tensor]], None]  # block index, stored tensors
+
+
+class MemoryStore:
+    """A model that is in memory already; pruning changes it in place."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.anatomy: Anatomy = examine(model)
+        self.device = next(self.anatomy.blocks[0].module.parameters()).device
+        self.storage_dtype: torch.dtype | None = None
+
+    def embed(self, ids: Tensor) -> object:
+        """Runs ids through the model without its head."""
+        return run_base(self.model, ids.to(self.device))
+
+    def logits(self, ids: Tensor) -> Tensor:
+        """Runs the whole model."""
+        return self.model(input_ids=ids.to(self.device), use_cache=False).logits
+
+    def load(self, index: int) -> None:
+        """Nothing to do: the weights are there."""
+
+    def finish(self, block: Block, solutions: Mapping[str, LayerSolution]) -> None:
+        """Nothing to do: the weights were changed in place."""
+
+    def release(self, index: int) -> None:
+        """Nothing to do: the weights stay."""
+
+
+class CheckpointStore:
+    """A checkpoint on disk: one block in memory at a time, or with ``resident`` all of them, once loaded.
+
+    Finished blocks go to ``write`` as they are stored; tensors that no method touched go unchanged.
+    """
+
+    def __init__(self, skeleton: Skeleton, *, resident: bool, write: Writer | None = None) -> None:
+        self.skeleton, self.model = skeleton, skeleton.model
+        self.anatomy: Anatomy = examine(skeleton.model)
+        self.device, self.storage_dtype = skeleton.device, skeleton.storage_dtype
+        self._resident, self._write = resident, write
+        self._loaded: set[int] = set()
+        self._stored: dict[str, Tensor] = {}
+        self._load_outside(with_head=resident)
+
+    @property
+    def outside(self) -> list[str]:
+        """Stored tensors that belong to no block: embeddings, norms, head."""
+        return [name for name, owner in self.skeleton.owners.items() if not owner.startswith(self.anatomy.name + ".")]
+
+    def embed(self, ids: Tensor) -> object:
+        """Runs ids through the model without its head."""
+        return run_base(self.model, ids.to(self.device))
+
+    def logits(self, ids: Tensor) -> Tensor:
+        """Runs the whole model; its head is loaded when it is first needed."""
+        head = self.model.get_output_embeddings()
+        if head is not None and any(p.is_meta for p in head.parameters()):
+            self._load_outside(with_head=True)
+        return self.model(input_ids=ids.to(self.device), use_cache=False).logits
+
+    def load(self, index: int) -> None:
+        """Reads the block from the checkpoint unless it is there.
+
+        Raises: ModelError if the checkpoint does not hold all of it.
+        """
+        if index in self._loaded:
+            return
+        block = self.anatomy.blocks[index]
+        self._stored = self.skeleton.checkpoint.read(self.skeleton.stored_under(block.name))
+        self.skeleton.fill(self._stored)
+        self.skeleton.check_filled(block.module, block.name)
+        self._loaded.add(index)
+
+    def finish(self, block: Block, solutions: Mapping[str, LayerSolution]) -> None:
+        """Writes the block as it is stored, with the solutions in it."""
+        if self._write is None:
+            return
+        stored = self._stored or self.skeleton.checkpoint.read(self.skeleton.stored_under(block.name))
+        self._write(block.index, apply_solutions(self.skeleton, block, stored, solutions))
+
+    def release(self, index: int) -> None:
+        """Lets the block's weights go, unless the store is resident."""
+        self._stored = {}
+        if not self._resident:
+            self.skeleton.empty(self.anatomy.blocks[index].module)
+            self._loaded.discard(index)
+
+    def _load_outside(self, *, with_head: bool) -> None:
+        head = self.model.get_output_embeddings()
+        skip = {id(p) for p in head.parameters()} if head is not None and not with_head else set()
+        tied = {id(p) for p in self.model.get_input_embeddings().parameters()}
+        state = dict(self.model.named_parameters(remove_duplicate=False))
+        wanted = [n for n in self.outside if id(state.get(self.skeleton.owners[n])) not in skip - tied]
+        self.skeleton.fill(self.skeleton.checkpoint.read(wanted))
+        self.model.tie_weights()
+        block_modules = {id(m) for block in self.anatomy.blocks for m in block.module.modules()}
+        for name, module in self.model.named_modules():
+            if id(module) not in block_modules and (with_head or module is not head):
+                self._check_own(name, module)
+
+    def _check_own(self, name: str, module: nn.Module) -> None:
+        shallow = nn.Module()
+        shallow._parameters, shallow._buffers = dict(module._parameters), dict(module._buffers)
+        self.skeleton.check_filled(shallow, name)
+
+
+def apply_solutions(skeleton: Skeleton, block: Block, stored: Mapping[str, Tensor], solutions: Mapping[str, LayerSolution]) -> dict[str, Tensor]:
+    """A block's stored tensors with the pruned layers in them; every other tensor is handed on untouched.
+
+    Survivors of methods that do not change weights keep their stored bits, whatever precision the blocks ran in.
+    """
+    result = dict(stored)
+    by_owner = {skeleton.owners[name]: name for name in stored}
+    for layer in block.layers:
+        solution = solutions.get(layer.name)
+        if solution is None:
+            continue
+        name = by_owner[f"{block.name}.{layer.parameter_name}"]
+        old = stored[name]
+        keep = (solution.keep.T if layer.transposed else solution.keep).to(old.device)
+        value = old
+        if solution.weight is not None:
+            value = (solution.weight.T if layer.transposed else solution.weight).to(old.device, old.dtype)
+        result[name] = value.masked_fill(~keep, 0.0).contiguous()
+    return result
+
+
+def run_base(model: Any, ids: Tensor) -> object:
+    """The model without its head, if it has one that can be left out."""
+    base = getattr(model, "base_model", model)
+    return base(input_ids=ids, use_cache=False)

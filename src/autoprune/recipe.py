@@ -78,7 +78,7 @@ class CalibrationOptions:
     """The texts that data-driven methods look at."""
 
     calibration_data: str = option(
-        "c4", "c4, wikitext2, ptb, a hub dataset, or a local .txt, .jsonl, .json.gz, .parquet; or .safetensors with input_ids", metavar="SOURCE"
+        "c4", "c4, wikitext2, ptb, demo, a hub dataset, or a local .txt, .jsonl, .json.gz, .parquet; or .safetensors with input_ids", metavar="SOURCE"
     )
     nsamples: int = option(128, "calibration windows", metavar="N")
     seqlen: int | None = option(None, "tokens per window, for calibration and perplexity (default 2048, or the model's context if it has less)", metavar="TOKENS")
@@ -135,6 +135,10 @@ class Recipe:
         Raises: RecipeError if ratio and type contradict each other.
         """
         return parse_target(self.pruning.sparsity_type, self.pruning.sparsity_ratio)
+
+    def with_model(self, model: str) -> Recipe:
+        """The same recipe for another model."""
+        return dataclasses.replace(self, model=dataclasses.replace(self.model, model=model))
 
     def to_dict(self) -> dict[str, Any]:
         """Nested plain values, as they go into ``autoprune.json``."""

@@ -29,7 +29,7 @@ def exchange(
     """Exchanges ``floor(threshold * n)`` of the n inverted pairs in every compared set of a sub-block's layers.
 
     The sets are: ``block`` all layers together, ``layer`` each layer, ``output1`` each row, ``input1`` each column.
-    An N:M target stays intact: growth is chosen per row, and every group drops as many as it gained.
+    An N:M target stays intact: growth is chosen per row (``output1``), and every group drops as many as it gained.
     """
     if granularity == "block":
         return _exchange_together(scores, keep, threshold)
@@ -103,18 +103,22 @@ def _exchange_layer(scores: Tensor, keep: Tensor, granularity: str, threshold: f
     kept = keep.T if by_column else keep.reshape(shape)
     grown, dropped, inverted = exchange_sets(sets, kept, threshold)
     if isinstance(target, SemiStructured):
-        dropped = _drop_in_groups(scores, keep, grown, target.m)
+        grown, dropped = _exchange_in_groups(scores, keep, grown, target.m)
     new = (kept | grown) & ~dropped
     new = (new.T if by_column else new.reshape(keep.shape)).contiguous()
     pairs = int(torch.minimum(kept.sum(-1), (~kept).sum(-1)).sum())
     return new, pairs, int(inverted.sum()), int(grown.sum()), int(dropped.sum())
 
 
-def _drop_in_groups(scores: Tensor, keep: Tensor, grown: Tensor, m: int) -> Tensor:
-    """In every group of m that gained g weights, the g lowest-scored of its previously kept weights."""
-    gained = grown.unflatten(1, (-1, m)).sum(-1).flatten()
-    kept = keep.unflatten(1, (-1, m)).flatten(0, 1)
-    dropped = torch.zeros_like(kept)
-    lowest_first = scores.neg().unflatten(1, (-1, m)).flatten(0, 1).masked_fill(~kept, torch.finfo(scores.dtype).min)
-    _mark_highest(dropped, lowest_first, torch.minimum(gained, kept.sum(-1)), m)
-    return dropped.view_as(keep)
+def _exchange_in_groups(scores: Tensor, keep: Tensor, grown: Tensor, m: int) -> tuple[Tensor, Tensor]:
+    """Every group of m that gained g weights drops the g lowest-scored of its previously kept ones.
+
+    A group can't gain more than it has to give (1:4 with two chosen in one group): then only its highest-scored grow.
+    """
+    chosen, kept, grouped = (t.unflatten(1, (-1, m)).flatten(0, 1) for t in (grown, keep, scores))
+    gained = torch.minimum(chosen.sum(-1), kept.sum(-1))
+    grows, drops = torch.zeros_like(kept), torch.zeros_like(kept)
+    lowest = torch.finfo(scores.dtype).min
+    _mark_highest(grows, grouped.masked_fill(~chosen, lowest), gained, m)
+    _mark_highest(drops, grouped.neg().masked_fill(~kept, lowest), gained, m)
+    return grows.view_as(keep), drops.view_as(keep)

@@ -19,7 +19,8 @@ def sweep(
     """Prunes the stacked layers of one input group from left to right; survivors make up for what goes.
 
     ``rows`` are the heights of the stacked layers: scores are compared inside a layer, the update is
-    shared. Returns the new weights and the keep pattern, both ``[out, in]``.
+    shared. Returns the new weights and the keep pattern, both ``[out, in]``; weights of dead inputs are zero in
+    both, even where that is more than the target asks for.
     """
     weight = weight.masked_fill(curvature.dead, 0.0)
     keep = torch.ones_like(weight, dtype=torch.bool)
@@ -30,7 +31,7 @@ def sweep(
         columns, keep[:, here], errors = _sweep_columns(weight[:, here].clone(), upper, target, rows)
         weight[:, here] = columns
         weight[:, here.stop :] -= errors @ curvature.upper[here, here.stop :]
-    return weight, keep
+    return weight, keep & ~curvature.dead
 
 
 def _aligned(column_block: int, target: Target) -> int:

@@ -24,7 +24,7 @@ class BlockCall:
     kwargs: dict[str, Any]
     by_keyword: str | None  # the hidden states' keyword, or None if they come first by position
 
-    def __call__(self, block: nn.Module, hidden: Float[Tensor, "samples tokens width"]) -> Float[Tensor, "samples tokens width"]:
+    def __call__(self, block: Callable[..., Any], hidden: Float[Tensor, "samples tokens width"]) -> Float[Tensor, "samples tokens width"]:
         """Runs the block and returns its hidden states."""
         call = self.cast(hidden.dtype)
         named = {call.by_keyword: hidden} if call.by_keyword else {}

@@ -10,7 +10,8 @@ from torch import nn
 
 from autoprune.core.sparsity import SemiStructured, Target
 from autoprune.errors import ModelError, RecipeError
-from autoprune.model.linear import Layer, is_layer
+from autoprune.model.experts import fused_experts, routers
+from autoprune.model.linear import Layer, is_linear
 
 COVERAGE_FLOOR = 0.9  # below it, a "pruned" model would be mostly dense
 
@@ -116,14 +117,28 @@ def _some(names: Iterable[str]) -> str:
 
 
 def _block_list(model: nn.Module) -> tuple[str, nn.ModuleList]:
-    lists = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList) and len(module)]
+    decoder = _decoder(model)
+    inside = {id(module) for module in decoder.modules()}
+    lists = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList) and len(module) and id(module) in inside]
     if not lists:
         raise ModelError(f"{type(model).__name__} has no list of blocks (torch.nn.ModuleList), so autoprune can't see where its layers are")
     return max(lists, key=lambda item: sum(p.numel() for p in item[1].parameters()))
 
 
+def _decoder(model: nn.Module) -> nn.Module:
+    """The language model inside a multimodal one, as transformers names it; else the model itself."""
+    find = getattr(model, "get_decoder", None)
+    decoder = find() if callable(find) else None
+    return decoder if isinstance(decoder, nn.Module) else model
+
+
 def _examine_block(index: int, name: str, module: nn.Module) -> Block:
-    layers = tuple(Layer(child_name, child) for child_name, child in module.named_modules() if is_layer(child))
+    left_alone = routers(module)
+    layers: list[Layer] = []
+    for child_name, child in module.named_modules():
+        if is_linear(child) and id(child) not in left_alone:
+            layers.append(Layer(child_name, child))
+        layers.extend(fused_experts(child_name, child))
     reached = {layer.parameter_name for layer in layers}
     unreached = tuple((n, p.numel()) for n, p in module.named_parameters() if n not in reached)
-    return Block(index, name, module, layers, sum(p.numel() for p in module.parameters()), unreached)
+    return Block(index, name, module, tuple(layers), sum(p.numel() for p in module.parameters()), unreached)

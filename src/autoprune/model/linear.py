@@ -1,4 +1,4 @@
-"""Any layer as one ``[out, in]`` matrix, and back: Linear and GPT-2's transposed Conv1D."""
+"""Any layer as one ``[out, in]`` matrix, and back: Linear, GPT-2's transposed Conv1D, one expert of a fused parameter."""
 
 from __future__ import annotations
 
@@ -17,20 +17,23 @@ class Layer:
     module: nn.Module
 
     @property
-    def transposed(self) -> bool:
-        """Conv1D stores ``[in, out]``."""
-        return isinstance(self.module, Conv1D)
+    def parameter_name(self) -> str:
+        """The name of the parameter that holds the weight, relative to the block."""
+        return f"{self.name}.weight"
 
     @property
-    def parameter_name(self) -> str:
-        """The weight's name relative to the block."""
-        return f"{self.name}.weight"
+    def parameter(self) -> nn.Parameter:
+        """The parameter that holds the weight."""
+        return self.module.weight  # type: ignore[return-value]
+
+    def of(self, tensor: Tensor) -> Tensor:
+        """The layer's ``[out, in]`` matrix as a view of a tensor that is laid out as the parameter is."""
+        return tensor.T if isinstance(self.module, Conv1D) else tensor
 
     @property
     def matrix(self) -> Float[Tensor, "out in"]:
         """The weight as ``[out, in]``: a view, in the model's dtype."""
-        weight = self.module.weight.data  # type: ignore[union-attr]
-        return weight.T if self.transposed else weight  # type: ignore[return-value, operator]
+        return self.of(self.parameter.data)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -48,10 +51,57 @@ class Layer:
 
         The old tensor is let go, not overwritten, so that whoever holds it still has the dense weights.
         """
-        weight = self.module.weight
-        weight.data = (matrix.T if self.transposed else matrix).to(weight.dtype).contiguous()  # type: ignore[union-attr, operator, arg-type]
+        weight = self.parameter
+        weight.data = self.of(matrix).to(weight.dtype).contiguous()  # to transpose twice is not to transpose
 
 
-def is_layer(module: nn.Module) -> bool:
-    """Whether the module is a linear map that this file can present as a matrix."""
+@dataclass(frozen=True)
+class Expert(Layer):
+    """One expert of a fused parameter ``[experts, out, in]``, or ``[experts, in, out]`` if ``transposed``."""
+
+    owner: str  # name of the module that owns the parameter, relative to the block
+    attribute: str  # the parameter's name in it
+    index: int
+    transposed: bool
+
+    @property
+    def parameter_name(self) -> str:
+        """The name of the fused parameter, relative to the block."""
+        return join(self.owner, self.attribute)
+
+    @property
+    def parameter(self) -> nn.Parameter:
+        """The fused parameter."""
+        return getattr(self.module, self.attribute)
+
+    def of(self, tensor: Tensor) -> Tensor:
+        """This expert's ``[out, in]`` matrix as a view of a tensor that is laid out as the fused parameter is."""
+        return tensor[self.index].T if self.transposed else tensor[self.index]
+
+    def assign(self, matrix: Float[Tensor, "out in"]) -> None:
+        """Overwrites this expert's part of the fused parameter (see ``hold_originals``)."""
+        self.matrix.copy_(matrix)
+
+
+def hold_originals(layers: tuple[Layer, ...]) -> dict[str, Tensor]:
+    """By parameter name: the weights as they are now, which later calls of ``assign`` leave alone.
+
+    Fused parameters are written in place, so the model gets a copy of them and the original is kept.
+    """
+    originals: dict[str, Tensor] = {}
+    for layer in layers:
+        if layer.parameter_name not in originals:
+            originals[layer.parameter_name] = layer.parameter.data
+            if isinstance(layer, Expert):
+                layer.parameter.data = layer.parameter.data.clone()
+    return originals
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether the module is a linear map with one weight matrix."""
     return isinstance(module, (nn.Linear, Conv1D))
+
+
+def join(*parts: str) -> str:
+    """Parts of a dotted name; empty ones are left out."""
+    return ".".join(part for part in parts if part)

@@ -1,4 +1,4 @@
-"""Runs a block and fills statistics: one for every input group, by forward hooks."""
+"""Fills statistics while a block runs: one for every input group."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from autoprune.core.statistics import InputGram, InputNorm
 from autoprune.errors import NumericsError
-from autoprune.model.linear import Layer
+from autoprune.model.linear import Expert, Layer
+from autoprune.model.watch import Use, Watch
 
 ERROR_TOKENS = 256  # tokens, evenly spaced over the calibration data, on which layer errors are measured
+FEW_TOKENS = 32  # an expert that saw fewer has no statistic of its own
 
 
 @dataclass
@@ -51,6 +53,7 @@ class InputGroup:
     layers: list[Layer]
     sample: InputSample | None
     statistic: InputNorm | InputGram | None = None
+    notes: dict[str, Any] = field(default_factory=dict)
 
 
 class InputObserver:
@@ -61,44 +64,44 @@ class InputObserver:
     """
 
     def __init__(self, layers: Sequence[Layer], statistic: type[InputNorm] | type[InputGram] | None, tokens: int) -> None:
-        self._layers, self._statistic = layers, statistic
+        self._statistic = statistic
         self._tokens = tokens
         self._leader: dict[str, InputGroup] = {}
         self._in_this_pass: dict[tuple[Any, ...], tuple[Tensor, InputGroup]] = {}
-        self._handles: list[Any] = []
+        self._watch = Watch(layers, self._seen)
         self.groups: list[InputGroup] = []
 
     def __enter__(self) -> InputObserver:
-        self._handles = [layer.module.register_forward_pre_hook(self._hook(layer)) for layer in self._layers]
+        self._watch.__enter__()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        for handle in self._handles:
-            handle.remove()
+    def __exit__(self, *error: Any) -> None:
+        self._watch.__exit__(*error)
         self.next_pass()
 
     def next_pass(self) -> None:
         """Forgets the tensors of the last forward pass: their addresses may be used again."""
         self._in_this_pass.clear()
 
-    def _hook(self, layer: Layer) -> Any:
-        def before(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-            x = args[0]
-            key = (x.data_ptr(), tuple(x.shape), x.stride(), x._version)
-            known = self._in_this_pass.get(key)
-            if layer.name not in self._leader:
-                group = known[1] if known else self._new_group(x)
-                group.layers.append(layer)
-                self._leader[layer.name] = group
-            group = self._leader[layer.name]
-            if group.layers[0] is layer:
-                self._in_this_pass[key] = (x, group)  # the reference keeps the address from being used again
-                flat = x.detach().reshape(-1, x.shape[-1])
-                group.sample.update(flat)
-                if group.statistic is not None:
-                    group.statistic.update(flat)
+    def _seen(self, uses: list[Use], result: Tensor) -> Tensor:
+        for use in uses:
+            self._update(use.layer, use.x.detach())
+        return result
 
-        return before
+    def _update(self, layer: Layer, x: Tensor) -> None:
+        key = (x.data_ptr(), tuple(x.shape), x.stride(), x._version)
+        known = self._in_this_pass.get(key)
+        if layer.name not in self._leader:
+            group = known[1] if known else self._new_group(x)
+            group.layers.append(layer)
+            self._leader[layer.name] = group
+        group = self._leader[layer.name]
+        if group.layers[0] is layer:
+            self._in_this_pass[key] = (x, group)  # the reference keeps the address from being used again
+            flat = x.reshape(-1, x.shape[-1])
+            group.sample.update(flat)
+            if group.statistic is not None:
+                group.statistic.update(flat)
 
     def _new_group(self, x: Tensor) -> InputGroup:
         statistic = self._statistic.empty(x.shape[-1], x.device) if self._statistic else None
@@ -107,11 +110,44 @@ class InputObserver:
         return group
 
 
+def settle_experts(groups: Sequence[InputGroup], layers: Sequence[Layer]) -> list[InputGroup]:
+    """The groups of all layers, in the order of the layers; experts that saw too few tokens borrow what all of them saw.
+
+    An expert's statistic over fewer than ``FEW_TOKENS`` tokens says little, and over none nothing: it gets the sum
+    over all experts of its fused parameter, which is the statistic of all tokens that were routed to any of them.
+    """
+    by_layer = {layer.name: group for group in groups for layer in group.layers}
+    settled: dict[int, InputGroup] = {}
+    for layer in layers:
+        group = by_layer.get(layer.name)
+        if isinstance(layer, Expert) and (group is None or group.sample.seen < FEW_TOKENS):
+            peers = [by_layer[la.name] for la in layers if isinstance(la, Expert) and la.parameter_name == layer.parameter_name and la.name in by_layer]
+            if peers:
+                group = _borrowed(layer, group.sample.seen if group else 0, peers)
+        if group is not None:
+            settled.setdefault(id(group), group)
+    return list(settled.values())
+
+
+def _borrowed(layer: Expert, seen: int, peers: Sequence[InputGroup]) -> InputGroup:
+    samples = [peer.sample for peer in peers if peer.sample]
+    together = InputSample(1, sum(s.seen for s in samples), [part for s in samples for part in s.parts])
+    statistics = [peer.statistic for peer in peers if peer.statistic is not None]
+    total = None
+    if statistics:
+        total = type(statistics[0])(sum(_sums(s) for s in statistics), sum(s.tokens for s in statistics))  # type: ignore[arg-type]
+    return InputGroup([layer], together, total, {"fallback": "all tokens", "tokens": seen})
+
+
+def _sums(statistic: InputNorm | InputGram) -> Tensor:
+    return statistic.squares if isinstance(statistic, InputNorm) else statistic.gram
+
+
 def check_finite(groups: Sequence[InputGroup], block: str) -> None:
     """Raises: NumericsError naming the first layer whose inputs hold NaN or infinity."""
     for group in groups:
         values = group.statistic
-        numbers = values.squares if isinstance(values, InputNorm) else values.gram.diagonal() if isinstance(values, InputGram) else torch.cat(group.sample.parts)
+        numbers = torch.cat(group.sample.parts) if values is None else _sums(values)
         if not bool(torch.isfinite(numbers).all()):
             raise NumericsError(
                 f"the inputs of {block}.{group.layers[0].name} hold NaN or infinity (or their squares overflow); "

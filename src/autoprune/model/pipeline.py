@@ -15,6 +15,7 @@ from autoprune.core.sparsity import Target
 from autoprune.model.activations import Calls, capture, probe_mirror
 from autoprune.model.anatomy import Anatomy, Block
 from autoprune.model.events import BlockResult, Emit
+from autoprune.model.experts import eager_experts
 from autoprune.model.linear import Layer
 from autoprune.model.stages import Inputs, Work, advance, prune_by_gradients, prune_by_inputs
 from autoprune.model.stream import Place, Stream
@@ -58,7 +59,7 @@ def prepare_inputs(store: Store, ids: Int[Tensor, "samples tokens"], batch: int,
     store.load(0)
     mirror = probe_mirror(store.embed, modules, ids)
     store.release(0)
-    inputs = Inputs(ids.shape[0], ids.shape[1], batch, place, Calls())
+    inputs = Inputs(ids.shape[0], ids.shape[1], batch, place, Calls(), mirror)
     stream = inputs.new_stream()
     for i, part in enumerate(ids.split(batch)):
         stream[i], calls = capture(store.embed, modules, mirror, part)
@@ -75,18 +76,22 @@ def prune_blocks(
     LLM-Barber finds the dense and the pruned weights of this block at hand, and of no other.
     """
     blocks = store.anatomy.blocks
-    for block in blocks:
-        store.load(block.index)
-        layers = chosen[block.index]
-        work = Work(block, layers, target, inputs, emit, len(blocks), {la.name: la.matrix for la in layers}, storage_dtype=store.storage_dtype)
-        for step in passes:
-            if step.method.scope is Scope.SUB_BLOCK:
-                assert step.stream is not None
-                prune_by_gradients(work, step.method, step.stream)
-            else:
-                prune_by_inputs(work, step.method, step.stream)
-                if step.stream is not None and block is not blocks[-1]:
-                    advance(work, step.stream)
-        store.finish(block, work.solutions)
-        store.release(block.index)
-        yield BlockResult(block.index, len(blocks), block.name, tuple(work.outcomes.values()), tuple(work.sub_blocks))
+    with eager_experts(store.anatomy.model):
+        for block in blocks:
+            store.load(block.index)
+            work = Work(block, chosen[block.index], target, inputs, emit, len(blocks), storage_dtype=store.storage_dtype)
+            for step in passes:
+                _apply(work, step, last=block is blocks[-1])
+            store.finish(block, work.solutions)
+            store.release(block.index)
+            yield BlockResult(block.index, len(blocks), block.name, tuple(work.outcomes.values()), tuple(work.sub_blocks))
+
+
+def _apply(work: Work, step: Pass, *, last: bool) -> None:
+    if step.method.scope is Scope.SUB_BLOCK:
+        assert step.stream is not None
+        prune_by_gradients(work, step.method, step.stream)
+        return
+    prune_by_inputs(work, step.method, step.stream)
+    if step.stream is not None and not last:
+        advance(work, step.stream)

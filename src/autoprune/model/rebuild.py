@@ -19,8 +19,9 @@ from autoprune.core.statistics import GradientEnergy
 from autoprune.errors import ModelError
 from autoprune.model.activations import BlockCall, Mirror, hidden_of, mirror_of, replaced_forward
 from autoprune.model.anatomy import Block
-from autoprune.model.linear import Layer
+from autoprune.model.linear import Expert, Layer
 from autoprune.model.observe import InputSample
+from autoprune.model.watch import Use, Watch
 
 
 @dataclass(frozen=True)
@@ -140,29 +141,39 @@ def _zeros(mirror: Mirror, member: nn.Module) -> Callable[..., Any]:
 
 
 @contextlib.contextmanager
-def weight_gradients(energies: dict[str, GradientEnergy], inputs: dict[str, InputSample], layers: Sequence[Layer], samples: int) -> Iterator[None]:
-    """While it lasts, a backward pass feeds every layer's ``dY_j`` and ``X_j`` to its energy, sample by sample.
+def weight_gradients(
+    energies: dict[str, GradientEnergy], inputs: dict[str, InputSample], layers: Sequence[Layer], samples: int
+) -> Iterator[Callable[[Float[Tensor, " samples"]], None]]:
+    """While it lasts, what it yields runs the backward pass of the samples' losses and feeds every layer's energy.
 
+    Layers get ``dY_j`` and ``X_j`` of all samples at once. The rows that an expert gets don't say which sample they
+    are of: then there is one backward pass for every sample, in which all other samples' rows have no gradient.
     Some of the inputs are kept in ``inputs``, to measure the layer's output error later.
 
     The weights need no gradient themselves: the outputs of the first layers become leaves, so that autograd
     carries only what flows between the layers.
     """
+    mixed = any(isinstance(layer, Expert) for layer in layers)
 
-    def watch(layer: Layer) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
-        def after(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            x = args[0].detach().reshape(samples, -1, args[0].shape[-1])
-            inputs[layer.name].update(x.flatten(0, 1))
-            y = output if output.requires_grad else output.detach().requires_grad_()
-            y.register_hook(lambda dy: energies[layer.name].update(dy.reshape(samples, -1, dy.shape[-1]), x))
-            return y
+    def seen(uses: list[Use], y: Tensor) -> Tensor:
+        for use in uses:
+            inputs[use.layer.name].update(use.x.detach().reshape(-1, use.x.shape[-1]))
+        if not y.requires_grad:
+            y = y.detach().requires_grad_().clone()  # a leaf itself may not be changed in place
+        y.register_hook(lambda dy: _feed(energies, uses, dy, 1 if mixed else samples))
+        return y
 
-        return after
+    def backward(losses: Float[Tensor, " samples"]) -> None:
+        parts = losses.unbind() if mixed else [losses.sum()]
+        for i, part in enumerate(parts):
+            part.backward(retain_graph=i + 1 < len(parts))
 
-    handles = [layer.module.register_forward_hook(watch(layer)) for layer in layers]
-    try:
-        with torch.enable_grad():
-            yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    with torch.enable_grad(), Watch(layers, seen):
+        yield backward
+
+
+def _feed(energies: dict[str, GradientEnergy], uses: list[Use], dy: Tensor, samples: int) -> None:
+    for use in uses:
+        x, part = use.x.detach(), use.part(dy)
+        if x.numel():
+            energies[use.layer.name].update(part.reshape(samples, -1, part.shape[-1]), x.reshape(samples, -1, x.shape[-1]))

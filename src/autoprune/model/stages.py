@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from autoprune.core.outcome import LayerOutcome, SubBlockOutcome
 from autoprune.core.problem import LayerProblem, LayerSolution, Method
 from autoprune.core.sparsity import Target
 from autoprune.core.statistics import GradientEnergy
 from autoprune.errors import NumericsError
-from autoprune.model.activations import Calls
+from autoprune.model.activations import Calls, Mirror
 from autoprune.model.anatomy import Block
 from autoprune.model.events import Emit, Step
-from autoprune.model.linear import Layer
-from autoprune.model.observe import InputGroup, InputObserver, InputSample, check_finite
+from autoprune.model.linear import Expert, Layer, hold_originals
+from autoprune.model.observe import FEW_TOKENS, InputGroup, InputObserver, InputSample, check_finite, settle_experts
 from autoprune.model.rebuild import SubBlock, SubBlockRunner, find_sub_blocks, weight_gradients
 from autoprune.model.stream import Place, Stream
 
@@ -34,6 +33,12 @@ class Inputs:
     batch: int
     place: Place
     calls: Calls
+    mirror: Mirror  # how a block returns its hidden states
+
+    @classmethod
+    def none(cls) -> Inputs:
+        """Nothing flows: for methods that look at no data."""
+        return cls(0, 0, 1, Place(), Calls(), Mirror(None))
 
     def new_stream(self) -> Stream:
         """An empty stream of hidden states."""
@@ -50,11 +55,14 @@ class Work:
     inputs: Inputs
     emit: Emit
     blocks: int
-    dense: dict[str, Float[Tensor, "out in"]]  # by layer name: the weights before any pass
     solutions: dict[str, LayerSolution] = field(default_factory=dict)
     outcomes: dict[str, LayerOutcome] = field(default_factory=dict)
     sub_blocks: list[SubBlockOutcome] = field(default_factory=list)
     storage_dtype: torch.dtype | None = None  # what the weights are rounded to before they are used again
+
+    def __post_init__(self) -> None:
+        self.originals = hold_originals(self.layers)  # by parameter name: the weights before any pass
+        self.dense: dict[str, Tensor] = {layer.name: layer.of(self.originals[layer.parameter_name]) for layer in self.layers}
 
     def batches(self, phase: str) -> Iterator[int]:
         """Indices of the micro-batches; each one is reported when it is done."""
@@ -104,7 +112,7 @@ def prune_by_inputs(work: Work, method: Method, stream: Stream | None) -> None:
         for layer, solution in zip(group.layers, solutions, strict=True):
             work.assign(layer, solution)
             error = group.sample.relative_error(work.dense[layer.name], layer.matrix) if group.sample else None
-            work.record(layer, solution, error)
+            work.record(layer, replace(solution, notes=group.notes | solution.notes), error)
 
 
 @torch.no_grad()
@@ -114,11 +122,12 @@ def _observe_inputs(work: Work, method: Method, stream: Stream) -> list[InputGro
         for i in work.batches("observe"):
             work.inputs.calls.of(i, work.block.index)(work.block.module, stream[i])
             observer.next_pass()
-    seen = {layer.name for group in observer.groups for layer in group.layers}
+    groups = settle_experts(observer.groups, work.layers)
+    seen = {layer.name for group in groups for layer in group.layers}
     if unseen := [work.block.full_name(layer) for layer in work.layers if layer.name not in seen]:
         raise NumericsError(f"{unseen[0]} saw no input while its block ran, so it can't be pruned by its inputs; leave it dense with --ignore {unseen[0]!r}")
-    check_finite(observer.groups, work.block.name)
-    return observer.groups
+    check_finite(groups, work.block.name)
+    return groups
 
 
 @torch.no_grad()
@@ -136,16 +145,27 @@ def prune_by_gradients(work: Work, method: Method, stream: Stream) -> None:
     outputs: list[Stream] = []
     for index, sub in enumerate(subs):
         outputs.append(work.inputs.new_stream())
-        before, solutions = 0.0, []
+        before, solutions = 0.0, list[LayerSolution]()
         if sub.layers:
             energies, samples, before = _observe_gradients(work, runner, index, sub, stream, outputs)
-            solutions = method.solve([work.problem(layer, energies[layer.name]) for layer in sub.layers])
-            for layer, solution in zip(sub.layers, solutions, strict=True):
-                work.assign(layer, solution)
-                work.record(layer, solution, samples[layer.name].relative_error(work.dense[layer.name], layer.matrix))
+            solutions = _rebuild(work, method, sub, energies, samples)
         after = _run_rebuilt(work, runner, index, stream, outputs, last=index == len(subs) - 1, compare=bool(sub.layers))
-        if sub.layers:
+        if solutions:
             work.sub_blocks.append(_outcome(work, sub, solutions, method, before, after))
+
+
+def _rebuild(work: Work, method: Method, sub: SubBlock, energies: dict[str, GradientEnergy], samples: dict[str, InputSample]) -> list[LayerSolution]:
+    """Solves and assigns the layers of a sub-block; experts that saw too few tokens stay as the pass before left them."""
+    starved = {layer.name for layer in sub.layers if isinstance(layer, Expert) and samples[layer.name].seen < FEW_TOKENS}
+    layers = [layer for layer in sub.layers if layer.name not in starved]
+    solutions = method.solve([work.problem(layer, energies[layer.name]) for layer in layers]) if layers else []
+    for layer, solution in zip(layers, solutions, strict=True):
+        work.assign(layer, solution)
+        work.record(layer, solution, samples[layer.name].relative_error(work.dense[layer.name], layer.matrix))
+    for name in starved:
+        notes = work.outcomes[name].notes | {"rebuilt": False, "tokens": samples[name].seen}
+        work.outcomes[name] = replace(work.outcomes[name], notes=notes)
+    return solutions
 
 
 def _observe_gradients(
@@ -154,30 +174,36 @@ def _observe_gradients(
     """Pruned forward, dense forward, backward, for every sample; keeps the dense outputs. Returns also the mean loss."""
     energies = {layer.name: GradientEnergy.empty(layer.shape, layer.matrix.device) for layer in sub.layers}
     samples = {layer.name: InputSample.spread(work.inputs.samples * work.inputs.tokens) for layer in sub.layers}
-    pruned = {layer.name: layer.matrix for layer in sub.layers}
+    parameters = {layer.parameter_name: layer.parameter for layer in sub.layers}
+    pruned = {name: parameter.data for name, parameter in parameters.items()}
     total = torch.zeros((), dtype=torch.float64, device=work.inputs.place.device)
     with _precision(work.block):
-        weights = {name: (matrix.to(COMPUTE), work.dense[name].to(COMPUTE)) for name, matrix in pruned.items()}
+        sparse = {name: data.to(COMPUTE) for name, data in pruned.items()}
+        dense = {name: work.originals[name].to(COMPUTE) for name in parameters}
         for i in work.batches(f"gradients {sub.name}"):
             call, hidden = work.inputs.calls.of(i, work.block.index), stream[i].to(COMPUTE)
             earlier = [output[i].to(COMPUTE) for output in outputs[:index]]
-            for layer in sub.layers:
-                layer.assign(weights[layer.name][0])
+            _put(parameters, sparse)
             with torch.no_grad():
                 sparse_output, _ = runner.run(index, call, hidden, earlier)
-            for layer in sub.layers:
-                layer.assign(weights[layer.name][1])
-            with weight_gradients(energies, samples, sub.layers, hidden.shape[0]):
+            _put(parameters, dense)
+            with weight_gradients(energies, samples, sub.layers, hidden.shape[0]) as backward:
                 dense_output, _ = runner.run(index, call, hidden, earlier)
                 losses = (dense_output - sparse_output).square().flatten(1).mean(1)
-                losses.sum().backward()
+                backward(losses)
             total += losses.detach().double().sum()
             outputs[index][i] = dense_output
+    _put(parameters, pruned)
     for layer in sub.layers:
-        layer.assign(pruned[layer.name])
+        energies[layer.name].samples = work.inputs.samples  # samples that sent an expert nothing count as well
         if not bool(torch.isfinite(energies[layer.name].squares).all()):
             raise NumericsError(f"{work.block.full_name(layer)}: its gradients are not finite; check the model and the calibration data")
     return energies, samples, float(total) / work.inputs.samples
+
+
+def _put(parameters: dict[str, nn.Parameter], values: dict[str, Tensor]) -> None:
+    for name, parameter in parameters.items():
+        parameter.data = values[name]
 
 
 @torch.no_grad()

@@ -40,6 +40,11 @@ class Checkpoint:
         _check_index(directory, shards)
         return cls(directory, shards)
 
+    @classmethod
+    def scan(cls, directory: Path) -> Checkpoint:
+        """The tensors of all safetensors files in a directory, index or not."""
+        return cls(directory, {tensor: path.name for path in sorted(directory.glob("*.safetensors")) for tensor in _tensor_names(path)})
+
     @property
     def files(self) -> list[Path]:
         """The shards, in the order of their names."""
@@ -74,6 +79,15 @@ class Checkpoint:
         for path in self.files:
             with safe_open(path, framework="pt") as shard:
                 found.update({name: shard.get_slice(name).get_dtype() for name in shard.keys()})  # noqa: SIM118
+        return found
+
+    def sizes(self) -> dict[str, int]:
+        """Every tensor's size in bytes."""
+        found: dict[str, int] = {}
+        for path in self.files:
+            with path.open("rb") as handle:  # the header alone, which safe_open does not show: 8 bytes of length, then JSON
+                header = json.loads(handle.read(int.from_bytes(handle.read(8), "little")))
+            found.update({name: entry["data_offsets"][1] - entry["data_offsets"][0] for name, entry in header.items() if name != "__metadata__"})
         return found
 
     def inspect_values(self, tick: Callable[[int, int], None] | None = None) -> str:

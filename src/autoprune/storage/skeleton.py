@@ -7,7 +7,7 @@ loading code, so that renamed and fused weights come out as ``from_pretrained`` 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,8 @@ _STORED = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "
 class Skeleton:
     """A model on the meta device beside the checkpoint that fills it.
 
-    ``owners`` maps each stored tensor to the parameter (or the first of several) that it goes to.
+    ``owners`` maps each stored tensor to the parameter (or the first of several) that it goes to;
+    ``converted`` are those that are not only renamed but fused, split or transposed at load.
     """
 
     model: PreTrainedModel
@@ -39,6 +40,7 @@ class Skeleton:
     storage_dtype: torch.dtype
     device: torch.device
     owners: dict[str, str]
+    converted: set[str]
     mapping: list[Any] = field(repr=False)
 
     def stored_under(self, prefix: str) -> list[str]:
@@ -72,9 +74,26 @@ class Skeleton:
                 if parameter is not None:
                     child._parameters[name] = nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=False)
 
-    def as_stored(self, parameters: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Parameters by full name -> tensors by their names in the checkpoint, undoing conversions made at load."""
-        return revert_weight_conversion(self.model, parameters)
+    def as_stored(self, parameters: Mapping[str, Tensor], stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Tensors laid out as parameters (by full name) -> as the checkpoint lays them out, by its names.
+
+        Raises: ModelError if that gives a tensor that the checkpoint does not have.
+        """
+        plain = {self.owners[name]: name for name in stored if name not in self.converted}
+        result = {plain[name]: tensor for name, tensor in parameters.items() if name in plain}
+        fused = {name: tensor for name, tensor in parameters.items() if name not in plain}
+        if fused:
+            result |= {self._known(name, stored): tensor for name, tensor in revert_weight_conversion(self.model, fused).items()}
+        if odd := [name for name, tensor in result.items() if tensor.shape != stored[name].shape]:
+            raise ModelError(f"{self.checkpoint.directory}: {odd[0]} is stored in a layout that autoprune can't write back")
+        return result
+
+    def _known(self, name: str, stored: Mapping[str, Tensor]) -> str:
+        prefix = self.model.base_model_prefix + "."
+        for candidate in (name, prefix + name, name.removeprefix(prefix)):
+            if candidate in stored:
+                return candidate
+        raise ModelError(f"{self.checkpoint.directory}: pruned weights would have to be stored as {name}, which the checkpoint does not have")
 
 
 def build_skeleton(checkpoint: Checkpoint, dtype: str, device: torch.device, *, trust_remote_code: bool) -> Skeleton:
@@ -96,9 +115,9 @@ def build_skeleton(checkpoint: Checkpoint, dtype: str, device: torch.device, *, 
             if buffer is not None:
                 module._buffers[name] = buffer.to(device)
     mapping = get_model_conversion_mapping(model)
-    owners = _owners(model, checkpoint, mapping)
+    owners, converted = _owners(model, checkpoint, mapping)
     model._weight_conversions = [entry for entry in mapping if entry.was_used()]
-    return Skeleton(model, checkpoint, stored, device, owners, mapping)
+    return Skeleton(model, checkpoint, stored, device, owners, converted, mapping)
 
 
 def read_config(directory: Path, trust_remote_code: bool = False) -> PreTrainedConfig:
@@ -121,17 +140,19 @@ def storage_dtype(checkpoint: Checkpoint) -> torch.dtype:
     return _STORED[word]
 
 
-def _owners(model: PreTrainedModel, checkpoint: Checkpoint, mapping: Sequence[Any]) -> dict[str, str]:
+def _owners(model: PreTrainedModel, checkpoint: Checkpoint, mapping: Sequence[Any]) -> tuple[dict[str, str], set[str]]:
     state = model.state_dict()
     renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
     converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
-    owners = {}
+    owners, converted = {}, set()
     for name in checkpoint.shards:
-        owner, _ = rename_source_key(name, renamings, converters, model.base_model_prefix, state)
+        owner, converter = rename_source_key(name, renamings, converters, model.base_model_prefix, state)
         if owner not in state and name in state:
             owner = name
+        elif converter is not None:
+            converted.add(name)
         owners[name] = owner
-    return owners
+    return owners, converted
 
 
 @contextlib.contextmanager

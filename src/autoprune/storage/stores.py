@@ -23,6 +23,7 @@ class MemoryStore:
         self.anatomy: Anatomy = examine(model)
         self.device = next(self.anatomy.blocks[0].module.parameters()).device
         self.storage_dtype: torch.dtype | None = None
+        self.resident = True
 
     def embed(self, ids: Tensor) -> object:
         """Runs ids through the model without its head."""
@@ -45,17 +46,22 @@ class MemoryStore:
 class CheckpointStore:
     """A checkpoint on disk: one block in memory at a time, or with ``resident`` all of them, once loaded.
 
-    Finished blocks go to ``write`` as they are stored; tensors that no method touched go unchanged.
+    Finished blocks go to the writer as they are stored; tensors that no method touched go unchanged.
     """
 
-    def __init__(self, skeleton: Skeleton, *, resident: bool, write: Writer | None = None) -> None:
+    def __init__(self, skeleton: Skeleton, *, resident: bool) -> None:
         self.skeleton, self.model = skeleton, skeleton.model
         self.anatomy: Anatomy = examine(skeleton.model)
         self.device, self.storage_dtype = skeleton.device, skeleton.storage_dtype
-        self._resident, self._write = resident, write
+        self.resident = resident
+        self._write: Writer | None = None
         self._loaded: set[int] = set()
         self._stored: dict[str, Tensor] = {}
         self._load_outside(with_head=resident)
+
+    def write_to(self, write: Writer) -> None:
+        """From now on finished blocks are handed to ``write``."""
+        self._write = write
 
     @property
     def outside(self) -> list[str]:
@@ -96,9 +102,18 @@ class CheckpointStore:
     def release(self, index: int) -> None:
         """Lets the block's weights go, unless the store is resident."""
         self._stored = {}
-        if not self._resident:
+        if not self.resident:
             self.skeleton.empty(self.anatomy.blocks[index].module)
             self._loaded.discard(index)
+
+    def is_loaded(self, index: int) -> bool:
+        """Whether the block's weights are in memory."""
+        return index in self._loaded
+
+    def release_all(self) -> None:
+        """Lets the weights of all blocks go."""
+        for index in tuple(self._loaded):
+            self.release(index)
 
     def _load_outside(self, *, with_head: bool) -> None:
         head = self.model.get_output_embeddings()
@@ -122,21 +137,26 @@ class CheckpointStore:
 def apply_solutions(skeleton: Skeleton, block: Block, stored: Mapping[str, Tensor], solutions: Mapping[str, LayerSolution]) -> dict[str, Tensor]:
     """A block's stored tensors with the pruned layers in them; every other tensor is handed on untouched.
 
-    Survivors of methods that do not change weights keep their stored bits, whatever precision the blocks ran in.
+    Patterns and new weights are laid out as the model's parameters and then converted to the checkpoint's names and
+    layout, so that survivors of methods that do not change weights keep their stored bits, whatever precision and
+    layout the blocks ran in.
     """
-    result = dict(stored)
-    by_owner = {skeleton.owners[name]: name for name in stored}
+    keep: dict[str, Tensor] = {}
+    weights: dict[str, Tensor] = {}
     for layer in block.layers:
         solution = solutions.get(layer.name)
         if solution is None:
             continue
-        name = by_owner[f"{block.name}.{layer.parameter_name}"]
-        old = stored[name]
-        keep = (solution.keep.T if layer.transposed else solution.keep).to(old.device)
-        value = old
+        name = f"{block.name}.{layer.parameter_name}"
+        layer.of(keep.setdefault(name, torch.ones(layer.parameter.shape, dtype=torch.bool))).copy_(solution.keep)
         if solution.weight is not None:
-            value = (solution.weight.T if layer.transposed else solution.weight).to(old.device, old.dtype)
-        result[name] = value.masked_fill(~keep, 0.0).contiguous()
+            whole = weights.setdefault(name, layer.parameter.data.to("cpu", skeleton.storage_dtype, copy=True))
+            layer.of(whole).copy_(solution.weight)
+    result = dict(stored)
+    changed = skeleton.as_stored(weights, stored)
+    for name, pattern in skeleton.as_stored(keep, stored).items():
+        old = stored[name]
+        result[name] = changed.get(name, old).to(old.dtype).masked_fill(~pattern, 0.0).contiguous()
     return result
 
 

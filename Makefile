@@ -1,0 +1,35 @@
+# All that a developer must know: setup · demo · test · check · bench
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+.PHONY: setup demo test check bench figures clean
+
+setup: $(STAMP)  ## a virtual environment with everything
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $(STAMP)
+
+demo: setup  ## prunes the model that the project ships, in every way, and shows what it costs
+	$(BIN)/python scripts/demo.py --out out/demo
+
+test: setup  ## the whole test suite
+	$(BIN)/python -m pytest
+
+check: setup  ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: setup  ## speed, as ratios to the work that can't be avoided
+	$(BIN)/python benchmarks/run.py
+
+figures: setup  ## the drawings in img/
+	$(BIN)/python scripts/draw_figures.py
+
+clean:
+	rm -rf $(VENV) out build dist src/*.egg-info

@@ -1,0 +1,40 @@
+"""AutoPrune: one-shot pruning of Hugging Face causal language models.
+
+``autoprune.prune(model, …)`` prunes, ``autoprune.evaluate(model, …)`` measures perplexity, ``autoprune.inspect(model)``
+describes; names are loaded when they are first used, so that importing the package is quick.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from autoprune.errors import AutoPruneError, DataError, ModelError, NumericsError, OutputError, RecipeError
+from autoprune.recipe import Recipe
+
+if TYPE_CHECKING:
+    from autoprune.api import PruneResult, evaluate, prune
+    from autoprune.inspection import inspect
+
+__all__ = [
+    "AutoPruneError",
+    "DataError",
+    "ModelError",
+    "NumericsError",
+    "OutputError",
+    "PruneResult",
+    "Recipe",
+    "RecipeError",
+    "evaluate",
+    "inspect",
+    "prune",
+]
+__version__ = "0.1.0"
+
+_LAZY = {"prune": "autoprune.api", "evaluate": "autoprune.api", "PruneResult": "autoprune.api", "inspect": "autoprune.inspection"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'autoprune' has no attribute {name!r}")

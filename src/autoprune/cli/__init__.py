@@ -1,0 +1,1 @@
+"""The command line: flags are parsed before torch is imported."""

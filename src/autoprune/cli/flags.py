@@ -1,0 +1,95 @@
+"""Flags from the recipe's dataclasses: nothing is written twice."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import math
+import types
+import typing
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from autoprune.errors import RecipeError
+from autoprune.recipe import Recipe, groups
+
+
+class Parser(argparse.ArgumentParser):
+    """Reports a wrong flag as an error of the user's, like every other."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raises: RecipeError instead of leaving the program."""
+        raise RecipeError(f"{message}; `{self.prog} --help` lists the flags")
+
+
+def add_flags(parser: argparse.ArgumentParser, chosen: Sequence[str] | None = None, positional: str | None = None) -> None:
+    """Adds a flag for every field of the recipe's option groups (all, or the ``chosen`` ones).
+
+    ``positional`` names a field that is given without a flag.
+    """
+    for group in groups(Recipe):
+        if chosen is not None and group.name not in chosen:
+            continue
+        section = parser.add_argument_group((group.type.__doc__ or group.name).split("(")[0].strip().rstrip("."))
+        hints = typing.get_type_hints(group.type)
+        for field in dataclasses.fields(group.type):
+            _add_flag(section, field, hints[field.name], positional)
+
+
+def given(values: argparse.Namespace) -> dict[str, Any]:
+    """The options that the user gave; fields left out keep the recipe's defaults."""
+    known = {f.name for group in groups(Recipe) for f in dataclasses.fields(group.type)}
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in vars(values).items() if name in known}
+
+
+def _add_flag(section: argparse._ArgumentGroup, field: dataclasses.Field[Any], hint: Any, positional: str | None) -> None:
+    facts = dict(field.metadata)
+    settings: dict[str, Any] = {"help": _help(field, facts), "default": argparse.SUPPRESS}
+    if field.name == positional:
+        section.add_argument(field.name, metavar=facts.get("metavar"), **settings)
+        return
+    kind = _plain(hint)
+    if kind is bool:
+        settings["action"] = "store_true"
+    elif facts.get("comma"):
+        settings |= {"type": _comma_list, "metavar": facts.get("metavar")}
+    elif typing.get_origin(kind) is tuple:
+        settings |= {"action": "append", "metavar": facts.get("metavar")}
+    else:
+        settings |= {"type": _READERS.get(kind, kind), "metavar": facts.get("metavar"), "choices": facts.get("choices")}
+        if settings["choices"]:
+            del settings["metavar"]
+    section.add_argument(f"--{field.name}", required=bool(facts.get("required")), **settings)
+
+
+def _help(field: dataclasses.Field[Any], facts: dict[str, Any]) -> str:
+    default = field.default
+    silent = default in (None, "", (), 0, False) or facts.get("required")
+    shown = ",".join(default) if isinstance(default, tuple) else default
+    return facts.get("help", "") + ("" if silent else f" (default {shown})")
+
+
+def _plain(hint: Any) -> Any:
+    """``T`` of ``T | None``."""
+    if isinstance(hint, types.UnionType):
+        return next(part for part in typing.get_args(hint) if part is not type(None))
+    return hint
+
+
+def _comma_list(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(","))
+
+
+def _number(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError(text)
+    return value
+
+
+def _whole(text: str) -> int:
+    return int(text)
+
+
+_number.__name__, _whole.__name__ = "number", "whole number"  # argparse quotes these in its errors
+_READERS = {float: _number, int: _whole}

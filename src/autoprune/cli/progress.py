@@ -1,0 +1,95 @@
+"""Turns events into a progress bar with time left, or into plain lines where there is no terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterator
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn, TimeElapsedColumn
+from rich.text import Text
+
+from autoprune.model.events import BlockResult, Emit, Event, Notice, Phase, Step, silent
+
+PLAIN_EVERY = 10.0  # seconds between lines of progress inside a block, without a terminal
+
+
+@contextlib.contextmanager
+def watching(*, quiet: bool) -> Iterator[Emit]:
+    """What to call with every event: a bar on a terminal, lines elsewhere, nothing if ``quiet``. All on stderr."""
+    if quiet:
+        yield silent
+        return
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _Lines()
+        return
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"), TimeElapsedColumn(), _TimeLeft())
+    with Progress(*columns, console=console, transient=True) as progress:
+        yield _Bar(progress)
+
+
+class _TimeLeft(ProgressColumn):
+    """Time left, judged by the share that is done."""
+
+    def render(self, task: Task) -> Text:
+        if not task.total or not task.completed or not task.elapsed:
+            return Text("left -:--", style="progress.remaining")
+        left = int(task.elapsed * (task.total - task.completed) / task.completed)
+        return Text(f"left {left // 3600}:{left // 60 % 60:02d}:{left % 60:02d}" if left >= 3600 else f"left {left // 60}:{left % 60:02d}", style="progress.remaining")
+
+
+class _Bar:
+    """One bar for the phase that is under way."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._task = progress.add_task("starting", total=None, note="")
+        self._phase = Phase("starting")
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, Phase):
+            self._phase = event
+            self._progress.remove_task(self._task)
+            self._task = self._progress.add_task(event.name, total=event.total, note="")
+        elif isinstance(event, Step):
+            self._step(event)
+        elif isinstance(event, BlockResult):
+            done = event.block + 1
+            self._progress.update(self._task, completed=done, note=f"block {done}/{event.blocks}, {len(event.layers)} layers")
+        elif isinstance(event, Notice):
+            self._progress.console.print(event.text, highlight=False)
+
+    def _step(self, event: Step) -> None:
+        if event.blocks > 1:
+            note = f"block {event.block + 1}/{event.blocks} {event.phase} {event.done}/{event.total}"
+            self._progress.update(self._task, total=event.blocks, note=note)
+        else:
+            self._progress.update(self._task, completed=event.done, total=event.total)
+
+
+class _Lines:
+    """A line for every phase and every finished block, and now and then one inside a block."""
+
+    def __init__(self) -> None:
+        self._start = self._last = time.monotonic()
+
+    def __call__(self, event: Event) -> None:
+        now = time.monotonic()
+        if isinstance(event, Phase):
+            self._start = now
+            self._say(event.name)
+        elif isinstance(event, BlockResult):
+            done, spent = event.block + 1, now - self._start
+            left = spent * (event.blocks - done) / done
+            self._say(f"block {done}/{event.blocks}: {len(event.layers)} layers pruned, {spent:.0f} s, about {left:.0f} s left")
+        elif isinstance(event, Notice):
+            self._say(event.text)
+        elif now - self._last > PLAIN_EVERY:
+            self._say(f"  {event.phase} {event.done}/{event.total}" + (f", block {event.block + 1}/{event.blocks}" if event.blocks > 1 else ""))
+
+    def _say(self, text: str) -> None:
+        self._last = time.monotonic()
+        print(text, file=sys.stderr, flush=True)

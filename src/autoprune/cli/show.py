@@ -1,0 +1,57 @@
+"""What the command line prints when the work is done."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+from autoprune.report.tables import print_barber, print_comparison, print_layers
+
+if TYPE_CHECKING:
+    from autoprune.api import PruneResult
+    from autoprune.inspection import Inspection
+
+WIDE = 160
+
+
+def show_result(result: PruneResult) -> None:
+    """Tables per block and sub-block, the perplexities, and where the files are."""
+    console = Console()
+    if not console.is_terminal:  # a file or a pipe has no width to fit tables into
+        console = Console(width=WIDE)
+    if result.summary:
+        print_layers(result.summary, console)
+        if result.summary.sub_blocks:
+            print_barber(result.summary, console)
+    if result.row.perplexity:
+        print_comparison([result.row], console)
+    elif result.summary:
+        console.print(f"sparsity {result.row.sparsity:.2%}", highlight=False)
+    output = result.recipe.output
+    if result.directory:
+        console.print(f"checkpoint: {result.directory}", highlight=False, soft_wrap=True)
+    elif output.save_model and output.delete:
+        console.print(f"checkpoint: deleted from {output.save_model}, as --delete asks", highlight=False, soft_wrap=True)
+    if output.save_ppl:
+        console.print(f"perplexity: {output.save_ppl}", highlight=False, soft_wrap=True)
+
+
+def show_inspection(inspection: Inspection) -> None:
+    """The structure of a model, what of it can be pruned, and what that will cost."""
+    console = Console()
+    console.print(f"{inspection.model}: {inspection.blocks} blocks ({inspection.block_list}), {inspection.parameters:,} parameters, {inspection.dtype}", highlight=False)
+    table = Table("layer", "shape", "shares its input with", "blocks", box=None, pad_edge=False, header_style="bold")
+    for layer in inspection.layers:
+        table.add_row(layer.name, f"{layer.out} x {layer.features}", layer.shared_with or "-", layer.blocks)
+    console.print(table)
+    console.print(f"coverage: {inspection.coverage:.2%} of the block parameters are weights of these layers", highlight=False)
+    if inspection.unreached:
+        console.print("not reached: " + ", ".join(inspection.unreached), highlight=False)
+    costs = Table("method", "peak memory", "rough time", box=None, pad_edge=False, header_style="bold")
+    for cost in inspection.costs:
+        costs.add_row(cost.method, f"{cost.bytes / 2**30:.2f} GiB", cost.time)
+    console.print(costs)
+    for note in inspection.notes:
+        console.print(note, highlight=False)

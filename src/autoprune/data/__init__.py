@@ -1,0 +1,1 @@
+"""Texts and the token windows that are cut from them."""

@@ -1,0 +1,144 @@
+"""Documents of local files: plain text, JSON lines (also gzipped) and parquet."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from autoprune.data.sources import Source
+from autoprune.errors import DataError
+
+_ONE_OBJECT = 'every line must be one JSON object such as {"text": "..."}'
+
+
+def read_local(source: Source) -> tuple[list[str], dict[str, Any]]:
+    """The documents of a local file, and its name and sha256 for the record.
+
+    Raises: DataError for a file that is empty, unreadable, malformed, or holds white space only.
+    """
+    readers = {"txt": _read_txt, "jsonl": _read_jsonl, "parquet": _read_parquet}
+    try:
+        if source.file.stat().st_size == 0:
+            raise DataError(f"{source.label}: the file is empty (0 bytes); give one that holds text")
+        documents = readers[source.kind](source)
+        # The name alone: a path would carry the layout of the user's machine into every result.
+        return documents, {"file": source.file.name, "sha256": file_sha256(source.file)}
+    except OSError as error:
+        raise DataError(f"{source.label}: can't be read ({error.strerror or error}); check the file and its permissions") from error
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 of a file's bytes, in hex."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def text_field(is_text: Mapping[str, bool]) -> str | None:
+    """Which field holds the documents: ``text``, else the only field of strings; None when that doesn't decide it."""
+    if "text" in is_text:
+        # A `text` of another type means that the data is not what it seems; taking an id column instead would be worse.
+        return "text" if is_text["text"] else None
+    strings = [name for name, text in is_text.items() if text]
+    return strings[0] if len(strings) == 1 else None
+
+
+def _read_txt(source: Source) -> list[str]:
+    """The whole file as one document, line ends as they are."""
+    raw = source.file.read_bytes()
+    try:
+        return [raw.decode("utf-8").removeprefix("\ufeff")]
+    except UnicodeDecodeError as error:
+        raise DataError(f"{source.label}: not UTF-8 at byte offset {error.start} ({error.reason}); convert it with iconv") from error
+
+
+def _read_jsonl(source: Source) -> list[str]:
+    """One document from each line that isn't blank."""
+    documents: list[str] = []
+    field: str | None = None
+    for number, raw in _lines(source):
+        record = _record(source, number, raw)
+        if field is None:
+            field = text_field({name: isinstance(value, str) for name, value in record.items()})
+            if field is None:
+                raise DataError(
+                    f"{source.label}: line {number} has no string field `text` and no single other string field; "
+                    f"its fields are {_kinds(record)}; rename the field that holds the text to `text`"
+                )
+        value = record.get(field)
+        if not isinstance(value, str):
+            raise DataError(f"{source.label}: line {number} has no string in field `{field}` (it has {_kinds(record)}); mend or remove it")
+        documents.append(_encodable(source, number, value))
+    return documents
+
+
+def _lines(source: Source) -> Iterator[tuple[int, bytes]]:
+    """Numbered lines (from 1) that aren't blank. Split at line feeds only: JSON strings may hold other line separators."""
+    zipped = source.file.name.lower().endswith(".gz")
+    try:
+        opened: IO[bytes]
+        with gzip.open(source.file) if zipped else source.file.open("rb") as opened:  # type: ignore[assignment]
+            yield from ((number, raw) for number, raw in enumerate(opened, start=1) if raw.strip())
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise DataError(f"{source.label}: damaged or not gzip ({error}); download it again, or drop .gz from its name if it is plain") from error
+
+
+def _record(source: Source, number: int, raw: bytes) -> dict[str, Any]:
+    """The JSON object of one line."""
+    try:
+        record = json.loads(raw.decode("utf-8").removeprefix("\ufeff" if number == 1 else ""))
+    except UnicodeDecodeError as error:
+        raise DataError(f"{source.label}: line {number} is not UTF-8 at byte {error.start} of the line; save the file as UTF-8") from error
+    except ValueError as error:  # JSONDecodeError, or a number of absurd length
+        where = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
+        raise DataError(f"{source.label}: line {number} is not JSON ({where}); {_ONE_OBJECT}") from error
+    if not isinstance(record, dict):
+        raise DataError(f"{source.label}: line {number} holds {type(record).__name__}, not an object; {_ONE_OBJECT}")
+    return record
+
+
+def _encodable(source: Source, number: int, text: str) -> str:
+    """JSON can spell half a character (a lone surrogate), which no tokenizer takes."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise DataError(f"{source.label}: line {number} holds a lone surrogate (character {error.start} of the text); mend or remove it") from error
+    return text
+
+
+def _kinds(record: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} ({type(value).__name__})" for name, value in record.items()) or "none"
+
+
+def _read_parquet(source: Source) -> list[str]:
+    """One document from each row of the text column."""
+    import pyarrow
+    from pyarrow import parquet, types
+
+    def is_text(kind: Any) -> bool:
+        return bool(types.is_string(kind) or types.is_large_string(kind) or (types.is_dictionary(kind) and types.is_string(kind.value_type)))
+
+    try:
+        schema = parquet.read_schema(source.file)
+        column = text_field({field.name: is_text(field.type) for field in schema})
+        if column is None:
+            columns = ", ".join(f"{field.name} ({field.type})" for field in schema)
+            raise DataError(
+                f"{source.label}: no string column `text` and no single other string column; its columns are {columns}; "
+                "rename the column that holds the text to `text`"
+            )
+        # From an open file and not from its path: a path would make pyarrow read `key=value` folders above it as columns.
+        with source.file.open("rb") as file:
+            values = parquet.read_table(file, columns=[column])[column].to_pylist()
+    except pyarrow.ArrowException as error:
+        raise DataError(f"{source.label}: not a readable parquet file ({error}); download or write it again") from error
+    if None in values:
+        raise DataError(f"{source.label}: column `{column}` holds no text in row {values.index(None)}; remove such rows")
+    return values

@@ -1,0 +1,91 @@
+"""What the user's word means: a named set, a hub dataset or a local file. Touches the disk only to see what is there."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from autoprune.errors import DataError
+
+NAMED = ("c4", "wikitext2", "ptb")
+SUFFIXES = {
+    ".txt": "txt",
+    ".jsonl": "jsonl",
+    ".jsonl.gz": "jsonl",
+    ".json.gz": "jsonl",
+    ".json": "jsonl",
+    ".parquet": "parquet",
+    ".safetensors": "tokens",
+}
+# Kinds that are one running text: their documents are joined and tokenised once. In all others a sample stays inside one document.
+ONE_TEXT = ("txt", "wikitext2", "ptb")
+_HUB_WORD = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[\w.-]+)(:(?P<config>[\w.+-]+))?")
+
+
+@dataclass(frozen=True)
+class Source:
+    """One place that texts or token ids come from.
+
+    ``kind`` is c4, wikitext2, ptb, hub, txt, jsonl, parquet or tokens; ``name`` is the user's own word and ``flag``
+    where it was said, both for messages. Local kinds have a ``path``, kind hub has a ``repo`` and perhaps a ``config``.
+    """
+
+    kind: str
+    name: str
+    flag: str
+    path: Path | None = None
+    repo: str | None = None
+    config: str | None = None
+
+    @property
+    def label(self) -> str:
+        """How messages call it: the flag and the user's own word."""
+        return f"{self.flag} {self.name}"
+
+    @property
+    def file(self) -> Path:
+        """The path of a local source."""
+        assert self.path is not None, f"{self.label} is no local file"
+        return self.path
+
+
+DEMO = Path(__file__).resolve().parent.parent / "demo"  # the texts that the project ships beside its model
+
+
+def parse_source(word: str, flag: str) -> Source:
+    """Decides what a word means; reads nothing yet.
+
+    Raises: DataError naming word, flag and remedy for a missing file, a directory, an unknown suffix or an unknown name.
+    """
+    if word in NAMED:
+        return Source(word, word, flag)
+    if word == "demo":
+        return Source("txt", word, flag, path=DEMO / ("calibration.txt" if flag == "--calibration_data" else "heldout.txt"))
+    if not word.strip():
+        raise DataError(f"{flag} is empty; give {_choices()}")
+    path = Path(word).expanduser()
+    kind = kind_of(path)
+    if path.is_dir():
+        raise DataError(f"{flag} {word} is a directory; name one file inside it ({', '.join(SUFFIXES)})")
+    if path.exists():
+        if kind is None:
+            raise DataError(f"{flag} {word}: can't tell the format from this name; rename it to one of {', '.join(SUFFIXES)}")
+        return Source(kind, word, flag, path=path)
+    if kind is not None:
+        raise DataError(f"{flag} {word}: no such file; check the path, which is looked up from the directory you started the program in")
+    if match := _HUB_WORD.fullmatch(word):
+        return Source("hub", word, flag, repo=match["repo"], config=match["config"])
+    close = difflib.get_close_matches(word.lower(), NAMED, n=1)
+    hint = f"did you mean {close[0]}? Otherwise " if close else ""
+    raise DataError(f"{flag} {word}: neither a known set nor an existing file; {hint}give {_choices()}")
+
+
+def kind_of(path: Path) -> str | None:
+    """The kind that a file name's suffix stands for, None if no kind has it."""
+    return next((kind for suffix, kind in SUFFIXES.items() if path.name.lower().endswith(suffix)), None)
+
+
+def _choices() -> str:
+    return f"{', '.join(NAMED)}, demo, a hub dataset owner/name[:config], or a file that ends in {', '.join(SUFFIXES)}"

@@ -1,0 +1,91 @@
+"""Text -> token ids, token files, and the check that ids belong to the model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+from autoprune.data.sources import Source
+from autoprune.errors import DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+TENSOR = "input_ids"
+
+
+@dataclass(frozen=True)
+class TokenisedText:
+    """One text and its ``ids [tokens]``; ``bos_token_added`` tells whether the tokenizer put its start token before them."""
+
+    text: str
+    ids: Int64[Tensor, " tokens"]
+    bos_token_added: bool
+    encoding: Any
+
+    def utf8_bytes(self, count: int) -> int | None:
+        """Bytes of text that the first ``count`` tokens stand for; None if the tokenizer can't tell (a slow one)."""
+        if not getattr(self.encoding, "is_fast", False):
+            return None
+        # A special token at the end stands for no text: then the token before it says how far the text went.
+        for position in range(count - 1, -1, -1):
+            if (span := self.encoding.token_to_chars(position)) is not None:
+                return len(self.text[: span.end].encode("utf-8"))
+        return 0
+
+
+def tokenise(tokenizer: PreTrainedTokenizerBase, text: str) -> TokenisedText:
+    """Tokenises a text as a whole, of any length, with the special tokens that the tokenizer adds by default."""
+    # verbose=False: that a text is longer than the model's context is expected here, and no reason to warn.
+    encoding = tokenizer(text, verbose=False, return_attention_mask=False, return_token_type_ids=False)
+    ids = torch.tensor(encoding["input_ids"], dtype=torch.int64)
+    bos = tokenizer.bos_token_id
+    return TokenisedText(text, ids, bool(bos is not None and len(ids) and ids[0] == bos), encoding)
+
+
+def token_counts(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[int]:
+    """Tokens of each text. Many texts in one call are tokenised in parallel."""
+    return [len(ids) for ids in tokenizer(texts, verbose=False, return_attention_mask=False, return_token_type_ids=False)["input_ids"]]
+
+
+def read_token_file(source: Source, seqlen: int) -> Int64[Tensor, "samples seqlen"]:
+    """All rows of a token file: tensor ``input_ids``, int64 ``[samples, seqlen]``.
+
+    Raises: DataError for a damaged file, a missing tensor, a wrong dtype or shape, no rows, or rows of another length.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(source.file, framework="pt") as file:
+            names = sorted(file.keys())
+            if TENSOR not in names:
+                held = ", ".join(names) or "none"
+                raise DataError(f"{source.label}: no tensor `{TENSOR}`, only {held}; save int64 ids [samples, seqlen] under that name")
+            ids: Tensor = file.get_tensor(TENSOR)
+    except (SafetensorError, OSError) as error:
+        raise DataError(f"{source.label}: not a readable safetensors file ({error}); write or download it again") from error
+    if ids.dtype != torch.int64:
+        raise DataError(f"{source.label}: `{TENSOR}` is {str(ids.dtype).removeprefix('torch.')}, not int64; convert it with .to(torch.int64)")
+    if ids.dim() != 2 or 0 in ids.shape:
+        raise DataError(f"{source.label}: `{TENSOR}` has shape {list(ids.shape)}; it must be [samples, seqlen] with at least one of each")
+    if ids.shape[1] != seqlen:
+        remedy = f"set --seqlen {ids.shape[1]}" + (f" or save the rows cut to {seqlen}" if ids.shape[1] > seqlen else " or save longer rows")
+        raise DataError(f"{source.label}: its rows are {ids.shape[1]} tokens long, but seqlen is {seqlen}; {remedy}")
+    return ids
+
+
+def check_ids(ids: Int64[Tensor, "samples seqlen"], vocab_size: int, source: Source) -> None:
+    """Raises: DataError naming the first id outside ``[0, vocab_size)`` and where it is."""
+    outside = (ids < 0) | (ids >= vocab_size)
+    if not outside.any():
+        return
+    row, column = (int(i) for i in outside.nonzero()[0])
+    whose = "save the token file with this model's tokenizer" if source.kind == "tokens" else "use the tokenizer that belongs to this model"
+    raise DataError(
+        f"{source.label}: token id {int(ids[row, column])} at window {row}, position {column} is outside the model's vocabulary of {vocab_size} "
+        f"(ids 0 to {vocab_size - 1}); {whose}"
+    )

@@ -1,0 +1,217 @@
+"""Documents -> token windows ``[samples, seqlen]``, for calibration and for perplexity, as the papers' programs cut them."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+from autoprune.data.local import file_sha256
+from autoprune.data.texts import ONE_TEXT, Purpose, Source, parse_source, read_corpus
+from autoprune.data.tokens import check_ids, read_token_file, token_counts, tokenise
+from autoprune.errors import DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+CALIBRATION_FLAG = "--calibration_data"
+C4_WINDOWS = 256  # the papers cut the validation text of c4 at 256 * seqlen tokens
+# After so many documents in a row that were too short, look whether any is long enough at all.
+FRUITLESS_DRAWS = 10_000
+_SWEEP = 512
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Token windows and where they came from.
+
+    ``ids`` is int64 ``[samples, seqlen]``. ``provenance`` is plain JSON: source, kind, purpose; dataset, config,
+    data_files, split, revision, commit, mirror for the hub or file and sha256 for a local file; documents; tokens (in
+    all of the text; None where documents were drawn and the rest never tokenised), windows, distinct_windows, seqlen,
+    seed (None where nothing is drawn), bos_token_added (None for token files), utf8_bytes (of text under all windows
+    together, for bits per byte; None if unknown or for calibration, where windows overlap) and fingerprint.
+    """
+
+    ids: Int64[Tensor, "samples seqlen"]
+    provenance: dict[str, Any]
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 of shape and ids, in hex: equal for equal windows on every machine."""
+        digest = hashlib.sha256(f"{self.ids.shape[0]}x{self.ids.shape[1]}:".encode())
+        digest.update(self.ids.contiguous().numpy().astype("<i8", copy=False).tobytes())
+        return digest.hexdigest()
+
+
+def calibration_windows(
+    word: str,
+    load_tokenizer: Callable[[], PreTrainedTokenizerBase],
+    *,
+    nsamples: int,
+    seqlen: int,
+    seed: int,
+    vocab_size: int,
+    datasets_cache_dir: str | None = None,
+) -> Windows:
+    """Draws ``nsamples`` windows with ``random.Random(seed)``.
+
+    From one text (.txt, wikitext2, ptb): starts anywhere. From documents (c4, hub, .jsonl, .parquet): inside documents
+    of more than ``seqlen`` tokens. A token file gives its first rows and needs no tokenizer.
+    Raises: DataError if the source can't be read, is too short, or its ids don't fit ``vocab_size``.
+    """
+    source = parse_source(word, CALIBRATION_FLAG)
+    if source.kind == "tokens":
+        rows = read_token_file(source, seqlen)
+        if len(rows) < nsamples:
+            raise DataError(f"{source.label}: holds {len(rows)} rows, but {nsamples} are wanted; set --nsamples {len(rows)} or save more rows")
+        return _from_rows(source, rows, rows[:nsamples], "calibration", vocab_size)
+    corpus = read_corpus(source, "calibration", datasets_cache_dir)
+    tokenizer, rng = load_tokenizer(), random.Random(seed)
+    tokens = None
+    if source.kind in ONE_TEXT:
+        text = tokenise(tokenizer, corpus.text)
+        tokens, bos = len(text.ids), text.bos_token_added
+        starts = [(0, start) for start in _starts(source, tokens, nsamples, seqlen, rng)]
+        drawn = [text.ids[start : start + seqlen] for _, start in starts]
+    else:
+        pool = _Documents(source, corpus.documents, tokenizer, seqlen)
+        starts = [pool.draw(rng) for _ in range(nsamples)]
+        drawn = [pool.ids(document)[start : start + seqlen] for document, start in starts]
+        bos = pool.bos_token_added
+    facts = {**corpus.provenance, "tokens": tokens, "seed": seed, "bos_token_added": bos, "distinct_windows": len(set(starts)), "utf8_bytes": None}
+    return _windows(source, torch.stack(drawn), facts, vocab_size)
+
+
+def evaluation_windows(
+    word: str,
+    load_tokenizer: Callable[[], PreTrainedTokenizerBase],
+    *,
+    seqlen: int,
+    vocab_size: int,
+    max_windows: int | None = None,
+    datasets_cache_dir: str | None = None,
+    flag: str = "--eval_data",
+) -> Windows:
+    """Cuts the whole text, tokenised once, into non-overlapping windows; what is left over at its end is dropped.
+
+    ``max_windows`` keeps the first ones only. The rows of a token file are the windows, and need no tokenizer.
+    Raises: DataError if the source can't be read, gives no window, or its ids don't fit ``vocab_size``.
+    """
+    source = parse_source(word, flag)
+    if source.kind == "tokens":
+        rows = read_token_file(source, seqlen)
+        return _from_rows(source, rows, rows[:max_windows], "evaluation", vocab_size)
+    corpus = read_corpus(source, "evaluation", datasets_cache_dir)
+    text = tokenise(load_tokenizer(), corpus.text)
+    count = len(text.ids) // seqlen
+    if count == 0:
+        raise DataError(
+            f"{source.label}: the text has {len(text.ids)} tokens, but one window needs {seqlen}; "
+            f"set --seqlen to {len(text.ids)} or less, or give a longer text"
+        )
+    limits = [limit for limit in (max_windows, C4_WINDOWS if source.kind == "c4" else None) if limit is not None]
+    count = min([count, *limits])
+    facts = {
+        **corpus.provenance,
+        "tokens": len(text.ids),
+        "seed": None,
+        "bos_token_added": text.bos_token_added,
+        "distinct_windows": count,
+        "utf8_bytes": text.utf8_bytes(count * seqlen),
+    }
+    return _windows(source, text.ids[: count * seqlen].view(count, seqlen), facts, vocab_size)
+
+
+def _starts(source: Source, tokens: int, nsamples: int, seqlen: int, rng: random.Random) -> list[int]:
+    """Where the windows begin in one text. The last start of a text is never drawn, as in the published programs."""
+    if tokens <= seqlen:
+        raise DataError(
+            f"{source.label}: the text has {tokens} tokens, but windows of {seqlen} need at least {seqlen + 1}; "
+            f"set --seqlen to less than {tokens}, or give a longer text"
+        )
+    return [rng.randint(0, tokens - seqlen - 1) for _ in range(nsamples)]
+
+
+class _Documents:
+    """Documents that are tokenised when they are drawn, not before."""
+
+    def __init__(self, source: Source, documents: Sequence[str], tokenizer: PreTrainedTokenizerBase, seqlen: int) -> None:
+        self.source, self.documents, self.tokenizer, self.seqlen = source, documents, tokenizer, seqlen
+        self.lengths: dict[int, int] = {}
+        self.bos_token_added = False
+        self._long: dict[int, Tensor] = {}
+
+    def draw(self, rng: random.Random) -> tuple[int, int]:
+        """Document and start of a window: documents uniformly until one has more than ``seqlen`` tokens, then the start."""
+        fruitless = 0
+        while True:
+            index = rng.randint(0, len(self.documents) - 1)
+            if self._length(index) > self.seqlen:
+                return index, rng.randint(0, self._length(index) - self.seqlen - 1)
+            fruitless += 1
+            if fruitless == min(FRUITLESS_DRAWS, len(self.documents)):
+                self._require_a_long_one()
+
+    def ids(self, index: int) -> Int64[Tensor, " tokens"]:
+        """The ids of a document that was drawn."""
+        if index not in self._long:
+            self._tokenise(index)
+        return self._long[index]
+
+    def _length(self, index: int) -> int:
+        if index not in self.lengths:
+            self._tokenise(index)
+        return self.lengths[index]
+
+    def _tokenise(self, index: int) -> None:
+        """Notes the length of a document, and keeps its ids if windows can be cut from it."""
+        text = tokenise(self.tokenizer, self.documents[index])
+        self.lengths[index] = len(text.ids)
+        if len(text.ids) > self.seqlen:
+            self._long[index], self.bos_token_added = text.ids, text.bos_token_added
+
+    def _require_a_long_one(self) -> None:
+        """Ends a search that can't succeed. Uses no random number, so that it changes no sample."""
+        unseen = [index for index in range(len(self.documents)) if index not in self.lengths]
+        for at in range(0, len(unseen), _SWEEP):
+            if max(self.lengths.values()) > self.seqlen:
+                return
+            part = unseen[at : at + _SWEEP]
+            self.lengths.update(zip(part, token_counts(self.tokenizer, [self.documents[i] for i in part]), strict=True))
+        if (longest := max(self.lengths.values())) <= self.seqlen:
+            raise DataError(
+                f"{self.source.label}: the longest of its {len(self.documents)} documents has {longest} tokens, but a window of {self.seqlen} "
+                f"needs one of at least {self.seqlen + 1}; set --seqlen to less than {longest}, "
+                f"or join the documents in one file ({self.source.flag} FILE.txt)"
+            )
+
+
+def _from_rows(source: Source, rows: Tensor, chosen: Tensor, purpose: Purpose, vocab_size: int) -> Windows:
+    """Windows that are rows of a token file."""
+    facts = {
+        "source": source.file.name,
+        "kind": source.kind,
+        "purpose": purpose,
+        "file": source.file.name,
+        "sha256": file_sha256(source.file),
+        "documents": None,
+        "tokens": rows.numel(),
+        "seed": None,
+        "bos_token_added": None,
+        "distinct_windows": len(chosen.unique(dim=0)),
+        "utf8_bytes": None,
+    }
+    return _windows(source, chosen.contiguous(), facts, vocab_size)
+
+
+def _windows(source: Source, ids: Int64[Tensor, "samples seqlen"], facts: dict[str, Any], vocab_size: int) -> Windows:
+    """Checks the ids and closes the record."""
+    check_ids(ids, vocab_size, source)
+    facts = {**facts, "windows": ids.shape[0], "seqlen": ids.shape[1]}
+    return Windows(ids, {**facts, "fingerprint": Windows(ids, facts).fingerprint})

@@ -1,0 +1,92 @@
+"""Perplexity by the papers' protocol: non-overlapping windows, mean token loss of each, mean over windows, exponential."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional
+
+from autoprune.data.windows import Windows
+from autoprune.errors import NumericsError
+from autoprune.model.activations import replaced_forward
+from autoprune.model.events import Emit, Phase, Step
+from autoprune.model.pipeline import Store, prepare_inputs
+from autoprune.model.stream import Place
+from autoprune.report.results import PerplexityResult
+
+
+class EvaluationStore(Store, Protocol):
+    """A store that can also run the whole model."""
+
+    resident: bool
+
+    def logits(self, ids: Int[Tensor, "samples tokens"]) -> Float[Tensor, "samples tokens vocab"]:
+        """Logits of every token, with the blocks as they are."""
+        ...
+
+
+def perplexity(store: EvaluationStore, windows: Windows, source: str, *, batch: int, place: Place, emit: Emit) -> PerplexityResult:
+    """Perplexity of the model on token windows ``[samples, seqlen]``.
+
+    The model predicts ``seqlen - 1`` tokens of each window. A model larger than memory is run block by block
+    over all windows; the numbers are the same.
+    Raises: NumericsError if a loss is NaN.
+    """
+    count, seqlen = windows.ids.shape
+    losses: list[Tensor] = []
+    emit(Phase(f"perplexity {source}", total=-(-count // batch)))
+    run = _resident_logits if store.resident else _streamed_logits
+    for part, logits in run(store, windows.ids, batch, place, emit):
+        losses.append(window_losses(logits, part.to(logits.device)).cpu())
+        emit(Step(0, 1, f"perplexity {source}", len(losses), -(-count // batch)))
+    mean = float(torch.cat(losses).double().mean())
+    if math.isnan(mean):
+        raise NumericsError(f"the loss on {source} is NaN: the model's activations overflow or its weights are damaged; try --dtype float32")
+    return PerplexityResult(source, math.exp(min(mean, 700.0)), seqlen, count, count * seqlen, _with_bits_per_byte(windows, mean))
+
+
+@torch.no_grad()
+def window_losses(logits: Float[Tensor, "samples tokens vocab"], ids: Int[Tensor, "samples tokens"]) -> Float[Tensor, " samples"]:
+    """Mean loss in nats over the predicted tokens of each window."""
+    losses = [functional.cross_entropy(line[:-1].float(), target[1:]) for line, target in zip(logits, ids, strict=True)]
+    return torch.stack(losses)
+
+
+def _with_bits_per_byte(windows: Windows, mean: float) -> dict[str, Any]:
+    size = windows.provenance.get("utf8_bytes")
+    predicted = windows.ids.shape[0] * (windows.ids.shape[1] - 1)
+    return windows.provenance | {"loss": mean, "bits_per_byte": mean * predicted / math.log(2) / size if size else None}
+
+
+@torch.no_grad()
+def _resident_logits(store: EvaluationStore, ids: Tensor, batch: int, place: Place, emit: Emit) -> Iterator[tuple[Tensor, Tensor]]:
+    for i in range(len(store.anatomy.blocks)):
+        store.load(i)
+    for part in ids.split(batch):
+        yield part, store.logits(part)
+
+
+@torch.no_grad()
+def _streamed_logits(store: EvaluationStore, ids: Tensor, batch: int, place: Place, emit: Emit) -> Iterator[tuple[Tensor, Tensor]]:
+    inputs, stream = prepare_inputs(store, ids, batch, place)
+    blocks = store.anatomy.blocks
+    for block in blocks:
+        store.load(block.index)
+        for i in range(len(stream)):
+            stream[i] = inputs.calls.of(i, block.index)(block.module, stream[i])
+            emit(Step(block.index, len(blocks), "forward", i + 1, len(stream)))
+        store.release(block.index)
+    modules = [block.module for block in blocks]
+    for i, part in enumerate(ids.split(batch)):
+        final = stream[i]
+
+        def finished(*_args: Any, _final: Tensor = final, **_kwargs: Any) -> Any:
+            return inputs.mirror.wrap(_final)
+
+        with replaced_forward(modules, [finished] * len(modules)):
+            yield part, store.logits(part)

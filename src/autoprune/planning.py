@@ -1,0 +1,224 @@
+"""Everything that is opened, checked and decided before long work begins."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from autoprune.core.problem import Method
+from autoprune.core.sparsity import SemiStructured, Target, Unstructured, parse_target, reading
+from autoprune.data.texts import parse_source
+from autoprune.data.windows import Windows, calibration_windows, evaluation_windows
+from autoprune.errors import DataError, ModelError, RecipeError
+from autoprune.methods import passes
+from autoprune.model.anatomy import check_coverage, select_layers
+from autoprune.model.events import Emit, Notice, Phase, Step
+from autoprune.model.linear import Layer
+from autoprune.recipe import Recipe
+from autoprune.storage.checkpoint import Checkpoint
+from autoprune.storage.locate import locate
+from autoprune.storage.pruned import GivenPattern, check_ancestry
+from autoprune.storage.skeleton import build_skeleton
+from autoprune.storage.stores import CheckpointStore, MemoryStore
+
+DEFAULT_SEQLEN = 2048
+TOKENS_PER_PASS = 4096  # windows are batched up to about this many tokens per forward pass
+CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx")
+AnyStore = CheckpointStore | MemoryStore
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The model of a run: its weights' store, its name, and how to get at its tokenizer."""
+
+    name: str
+    store: AnyStore
+    checkpoint: Checkpoint | None
+    load_tokenizer: Callable[[], PreTrainedTokenizerBase]
+
+    @property
+    def config(self) -> Any:
+        """The text model's configuration."""
+        config: Any = self.store.model.config
+        return config.get_text_config()
+
+    @property
+    def context(self) -> int | None:
+        """Longest window that the model was made for, in tokens; None where its configuration says nothing."""
+        found = (getattr(self.config, name, None) for name in CONTEXT_NAMES)
+        return next((value for value in found if isinstance(value, int) and value > 0), None)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will be done, with everything at hand that can be checked beforehand."""
+
+    subject: Subject
+    methods: tuple[Method, ...]
+    target: Target | None
+    chosen: Mapping[int, tuple[Layer, ...]]
+    calibration: Windows | None
+    evaluation: Mapping[str, Windows]
+    seqlen: int
+    batch: int
+
+
+def open_model(recipe: Recipe, *, resident: bool) -> Subject:
+    """Finds and opens the recipe's model. Raises: ModelError if it is missing, damaged or of an unknown kind."""
+    options = recipe.model
+    directory = locate(options.model, options.cache_dir)
+    checkpoint = Checkpoint.open(directory)
+    skeleton = build_skeleton(checkpoint, options.dtype, choose_device(options.device), trust_remote_code=options.trust_remote_code)
+    store = CheckpointStore(skeleton, resident=resident)
+    return Subject(options.model, store, checkpoint, lambda: load_tokenizer(directory, options.trust_remote_code))
+
+
+def held_model(model: nn.Module, tokenizer: PreTrainedTokenizerBase | None) -> Subject:
+    """A model that is in memory already."""
+
+    def given() -> PreTrainedTokenizerBase:
+        if tokenizer is None:
+            raise DataError("the model was given without its tokenizer: pass tokenizer=…, or token ids in a .safetensors file")
+        return tokenizer
+
+    model.eval()
+    return Subject(getattr(model, "name_or_path", "") or type(model).__name__, MemoryStore(model), None, given)
+
+
+def load_tokenizer(directory: Path, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+    """The tokenizer beside the weights. Raises: ModelError if there is none that can be read."""
+    try:
+        return AutoTokenizer.from_pretrained(directory, trust_remote_code=trust_remote_code)
+    except (ValueError, OSError, KeyError, TypeError) as error:
+        raise ModelError(f"{directory}: no tokenizer can be read there ({error}); add its files, or give token ids in a .safetensors file") from error
+
+
+def choose_device(word: str) -> torch.device:
+    """The device that blocks run on. Raises: RecipeError if it is unknown or absent."""
+    if word == "auto":
+        accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        return torch.device(accelerator.type, 0) if accelerator and accelerator.type == "cuda" else accelerator or torch.device("cpu")
+    try:
+        device = torch.device(word)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise RecipeError(f"--device {word!r} can't be used here ({str(error).splitlines()[0]}); give cpu, cuda, cuda:N or mps, or leave it out") from error
+    return device
+
+
+def choose_seqlen(recipe: Recipe, context: int | None) -> int:
+    """Tokens per window. Raises: RecipeError if more are asked for than the model can attend to."""
+    asked = recipe.calibration.seqlen
+    if asked is not None and context is not None and asked > context:
+        raise RecipeError(f"--seqlen {asked} is more than the model's context of {context} tokens; give {context} or less")
+    return asked or min(DEFAULT_SEQLEN, context or DEFAULT_SEQLEN)
+
+
+def wanted_target(recipe: Recipe) -> Target | None:
+    """The recipe's target; a pattern given from outside needs none, for it is taken as it is."""
+    pruning = recipe.pruning
+    if recipe.rebuild.pruned_model and pruning.sparsity_type == "unstructured":
+        return None
+    return parse_target(pruning.sparsity_type, pruning.sparsity_ratio)
+
+
+def needs_data(recipe: Recipe, methods: tuple[Method, ...]) -> bool:
+    """Whether any pass looks at calibration data, or layer errors are asked for."""
+    return recipe.pruning.layer_errors or any(method.statistic is not None for method in methods)
+
+
+def make_plan(recipe: Recipe, subject: Subject, emit: Emit, *, measure: bool) -> Plan:
+    """Checks the recipe against the model and the texts, and cuts the windows.
+
+    Raises: AutoPruneError for everything that would make the run fail later.
+    """
+    target = wanted_target(recipe)
+    dense_only = target is None and recipe.rebuild.pruned_model is None
+    methods = () if dense_only else _methods(recipe, subject)
+    seqlen = choose_seqlen(recipe, subject.context)
+    for source in recipe.evaluation.eval_data if measure else ():
+        parse_source(source, "--eval_data")
+    chosen: Mapping[int, tuple[Layer, ...]] = {}
+    if methods:
+        check_coverage(subject.store.anatomy, recipe.pruning.allow_partial)
+        chosen = select_layers(subject.store.anatomy, recipe.pruning.ignore, target)
+    if target and (note := reading(target)):
+        emit(Notice(note))
+    if subject.context is None and recipe.calibration.seqlen is None:
+        emit(Notice(f"the model's configuration names no context length; windows of {DEFAULT_SEQLEN} tokens are used (--seqlen changes that)"))
+    vocabulary = subject.config.vocab_size
+    calibration = _calibration(recipe, subject, seqlen, vocabulary, emit) if needs_data(recipe, methods) else None
+    evaluation = _evaluation(recipe, subject, seqlen, vocabulary, emit) if measure else {}
+    return Plan(subject, methods, target, chosen, calibration, evaluation, seqlen, batch_size(recipe, seqlen))
+
+
+def batch_size(recipe: Recipe, seqlen: int) -> int:
+    """Windows per forward pass."""
+    return recipe.run.batch_size or max(1, TOKENS_PER_PASS // seqlen)
+
+
+def check_values(checkpoint: Checkpoint, emit: Emit) -> str:
+    """Reads all weights once and returns their fingerprint. Raises: ModelError if one is NaN or infinite."""
+    emit(Phase("checking weights", total=len(checkpoint.shards)))
+    return checkpoint.inspect_values(lambda done, total: emit(Step(0, 1, "checking weights", done, total)))
+
+
+def source_name(word: str) -> str:
+    """The user's word for a text without the folders that it lies in."""
+    return Path(word).name if Path(word).exists() else word
+
+
+def _methods(recipe: Recipe, subject: Subject) -> tuple[Method, ...]:
+    if recipe.rebuild.pruned_model is None:
+        return passes(recipe)
+    if not isinstance(subject.store, CheckpointStore):
+        raise RecipeError("--pruned_model works with a dense model on disk: give its directory or hub id instead of a model in memory")
+    checkpoint = Checkpoint.open(locate(recipe.rebuild.pruned_model, recipe.model.cache_dir))
+    skeleton = build_skeleton(checkpoint, recipe.model.dtype, subject.store.device, trust_remote_code=recipe.model.trust_remote_code)
+    pruned = CheckpointStore(skeleton, resident=False)
+    check_ancestry(subject.store, pruned)
+    return (GivenPattern(pruned), *passes(recipe))
+
+
+def _calibration(recipe: Recipe, subject: Subject, seqlen: int, vocabulary: int, emit: Emit) -> Windows:
+    options = recipe.calibration
+    emit(Phase(f"calibration data {source_name(options.calibration_data)}"))
+    return calibration_windows(
+        options.calibration_data,
+        subject.load_tokenizer,
+        nsamples=options.nsamples,
+        seqlen=seqlen,
+        seed=options.seed,
+        vocab_size=vocabulary,
+        datasets_cache_dir=options.datasets_cache_dir,
+    )
+
+
+def _evaluation(recipe: Recipe, subject: Subject, seqlen: int, vocabulary: int, emit: Emit) -> dict[str, Windows]:
+    windows = {}
+    for word in recipe.evaluation.eval_data:
+        emit(Phase(f"evaluation data {source_name(word)}"))
+        windows[source_name(word)] = evaluation_windows(
+            word, subject.load_tokenizer, seqlen=seqlen, vocab_size=vocabulary, datasets_cache_dir=recipe.calibration.datasets_cache_dir
+        )
+    return windows
+
+
+def method_label(recipe: Recipe) -> str:
+    """The run's passes in one word, such as ``wanda+barber``."""
+    first = "given" if recipe.rebuild.pruned_model else recipe.pruning.prune_method
+    return f"{first}+barber" if recipe.rebuild.prune_barber else first
+
+
+def target_label(target: Target | None) -> str:
+    """The target as tables show it: ``50 %``, ``2:4``."""
+    if isinstance(target, SemiStructured):
+        return str(target)
+    return f"{100 * target.ratio:g} %" if isinstance(target, Unstructured) else "given"
+

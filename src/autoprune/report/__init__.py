@@ -1,0 +1,1 @@
+"""Typed results and what is drawn from them."""

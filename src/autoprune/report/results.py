@@ -1,0 +1,67 @@
+"""Typed results: what a run measured, ready for JSON. Imports no torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from autoprune.core.outcome import LayerOutcome, SubBlockOutcome
+
+
+@dataclass(frozen=True)
+class PruningSummary:
+    """The outcome of pruning a model."""
+
+    layers: tuple[LayerOutcome, ...]
+    sub_blocks: tuple[SubBlockOutcome, ...] = ()
+    seconds: dict[str, float] = field(default_factory=dict)  # wall time by phase
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def sparsity(self) -> float:
+        """Fraction of zeros over all pruned layers together."""
+        weights = sum(layer.weights for layer in self.layers)
+        return sum(layer.zeros for layer in self.layers) / weights if weights else 0.0
+
+
+@dataclass(frozen=True)
+class PerplexityResult:
+    """Perplexity of one model on one text by the papers' protocol (see docs/conventions.md)."""
+
+    source: str  # the user's own word, e.g. wikitext2 or stories.jsonl
+    perplexity: float
+    seqlen: int
+    windows: int
+    tokens: int  # windows * seqlen
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class EvaluationRow:
+    """One line of the results table: a way of pruning and what it costs."""
+
+    method: str  # e.g. dense, magnitude, wanda+barber
+    target: str  # e.g. dense, 50 %, 2:4
+    sparsity: float  # actual fraction of zeros
+    perplexity: tuple[PerplexityResult, ...]
+    settings: dict[str, Any] = field(default_factory=dict)
+    pruning: PruningSummary | None = None
+
+
+def to_jsonable(value: Any) -> Any:
+    """Dataclasses, tuples and paths as plain JSON values."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: to_jsonable(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {str(k): to_jsonable(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [to_jsonable(v) for v in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def dump_json(value: Any) -> str:
+    """Indented JSON of any result; NaN and infinity are refused, for they are not JSON."""
+    return json.dumps(to_jsonable(value), indent=2, allow_nan=False) + "\n"

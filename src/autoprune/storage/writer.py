@@ -1,0 +1,216 @@
+"""A result directory made beside its target, shard by shard, and put in its place when it is whole."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from autoprune.errors import OutputError
+from autoprune.storage.checkpoint import INDEX, Checkpoint
+
+MANIFEST = "autoprune.json"
+LOCK = "in-use.lock"
+OUTSIDE_SHARD = 256 * 2**20  # bytes: tensors outside the blocks are copied in pieces of about this size
+NOT_COPIED = (".safetensors", ".bin", ".index.json", ".pt", ".pth", ".h5", ".msgpack", ".gguf", ".onnx")
+
+
+class Workplace:
+    """A hidden neighbour of ``target`` in which the result is made: ``target`` stays as it was until all is there."""
+
+    def __init__(self, target: Path, *, overwrite: bool) -> None:
+        self.target, self._overwrite = target, overwrite
+        self.path = target.parent / f".{target.name}.autoprune-partial"
+        self._lock = FileLock(self.path / LOCK, timeout=0)
+
+    def begin(self, need: int) -> None:
+        """Takes the place; ``need`` is the size of the result in bytes.
+
+        Raises: OutputError if the target is in the way, the disk is too small, or another run is at work.
+        """
+        check_target(self.target, self._overwrite)
+        with writing_to(self.target):
+            self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self._lock.acquire()
+        except Timeout as error:
+            raise OutputError(f"--save_model {self.target}: another autoprune run is writing there; wait for it or choose another directory") from error
+        for left_over in self.path.iterdir():
+            if left_over.name != LOCK:
+                left_over.unlink()
+        free = shutil.disk_usage(self.path).free
+        if free < need * 1.01:
+            self.abandon()
+            raise OutputError(f"--save_model {self.target}: the result needs {need / 2**20:,.1f} MiB, but only {free / 2**20:,.1f} MiB are free on that disk")
+
+    def save(self, name: str, tensors: dict[str, Tensor]) -> None:
+        """Writes one safetensors file, whole or not at all."""
+        draft = self.path / f"{name}.writing"
+        with writing_to(self.target):
+            draft.touch()  # with the user's permissions: safetensors would make a file that only its owner can read
+            save_file(tensors, draft, metadata={"format": "pt"})
+            _sync(draft)
+            draft.replace(self.path / name)
+
+    def shards(self) -> list[dict[str, object]]:
+        """Name, size and SHA-256 of every shard written, in order."""
+        return [{"name": p.name, "bytes": p.stat().st_size, "sha256": file_sha256(p)} for p in sorted(self.path.glob("*.safetensors"))]
+
+    def copy_companions(self, source: Path) -> None:
+        """Copies the model's other files (config, tokenizer, …) byte for byte."""
+        with writing_to(self.target):
+            for path in sorted(source.iterdir()):
+                if path.is_file() and not path.name.endswith(NOT_COPIED) and path.name not in (MANIFEST, "README.md") and not path.name.startswith("."):
+                    shutil.copyfile(path, self.path / path.name)
+
+    def write(self, name: str, text: str) -> None:
+        """Writes a text file."""
+        with writing_to(self.target):
+            (self.path / name).write_text(text, encoding="utf-8")
+
+    def names(self) -> list[str]:
+        """The files made so far."""
+        return sorted(path.name for path in self.path.iterdir() if path.name != LOCK)
+
+    def publish(self) -> list[Path]:
+        """Puts everything in place, in one step where the file system allows. Returns the files of the result."""
+        names = self.names()
+        with writing_to(self.target):
+            for name in names:
+                _sync(self.path / name)
+            (self.path / LOCK).unlink(missing_ok=True)
+            _put_in_place(self.path, self.target, names, self._overwrite)
+        self._lock.release()
+        return [self.target / name for name in names]
+
+    def abandon(self) -> None:
+        """Gives up: removes what was made so far."""
+        self._lock.release()
+        shutil.rmtree(self.path, ignore_errors=True)
+
+
+class CheckpointWriter:
+    """Shards of a pruned checkpoint: first the tensors that belong to no block, then one shard for every block."""
+
+    def __init__(self, workplace: Workplace, checkpoint: Checkpoint, outside: Sequence[str], blocks: int) -> None:
+        self._workplace, self._checkpoint = workplace, checkpoint
+        self._pieces = _pieces(checkpoint, outside)
+        self._total = len(self._pieces) + blocks
+
+    def write_block(self, index: int, tensors: dict[str, Tensor]) -> None:
+        """Writes one block's shard. Raises: OutputError if the disk is full or not writable."""
+        self._workplace.save(self._shard(len(self._pieces) + index), tensors)
+
+    def finish(self) -> None:
+        """Copies the tensors outside the blocks, the model's other files, and writes the index."""
+        for number, names in enumerate(self._pieces):
+            self._workplace.save(self._shard(number), self._checkpoint.read(names))
+        written = Checkpoint.scan(self._workplace.path)
+        if missing := set(self._checkpoint.shards) - set(written.shards):
+            raise OutputError(f"{self._workplace.target}: tensor {sorted(missing)[0]} of the original was not written; nothing was put in place")
+        self._workplace.copy_companions(self._checkpoint.directory)
+        index = {"metadata": {"total_size": sum(written.sizes().values())}, "weight_map": dict(sorted(written.shards.items()))}
+        self._workplace.write(INDEX, json.dumps(index, indent=2) + "\n")
+
+    def _shard(self, number: int) -> str:
+        return f"model-{number + 1:05d}-of-{self._total:05d}.safetensors"
+
+
+def check_target(target: Path, overwrite: bool) -> None:
+    """Raises: OutputError if ``target`` is a file, or holds files that may not be replaced."""
+    if target.is_file():
+        raise OutputError(f"--save_model {target}: a file of that name exists; choose another directory")
+    if not target.is_dir() or not any(target.iterdir()):
+        return
+    if not overwrite:
+        raise OutputError(f"--save_model {target}: the directory is not empty; choose another, or replace an earlier autoprune result with --overwrite")
+    if not (target / MANIFEST).is_file():
+        raise OutputError(f"--save_model {target}: the directory is not empty and was not written by autoprune (no {MANIFEST}), so --overwrite leaves it alone; choose another")
+
+
+def written_files(directory: Path) -> list[Path]:
+    """The files that autoprune wrote into a result directory, by its own manifest; others are not ours to touch.
+
+    Raises: OutputError if the manifest can't be read.
+    """
+    try:
+        names = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))["written"]
+    except (OSError, ValueError, KeyError) as error:
+        raise OutputError(f"{directory / MANIFEST} can't be read, so what autoprune wrote there is not known: {error}") from error
+    return [directory / name for name in [*names, MANIFEST] if Path(name).name == name and (directory / name).is_file()]
+
+
+def delete_result(directory: Path) -> None:
+    """Removes what autoprune wrote into a directory, and the directory if nothing else is in it."""
+    for path in written_files(directory):
+        path.unlink()
+    if not any(directory.iterdir()):
+        directory.rmdir()
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, in hex."""
+    with path.open("rb") as handle:
+        digest = hashlib.sha256()
+        while chunk := handle.read(1 << 22):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+@contextmanager
+def writing_to(target: Path) -> Iterator[None]:
+    """Turns the system's errors while writing into one that names the place and the remedy."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error) or "os error 28" in str(error)
+        cause = "the disk is full" if full else f"can't write there ({error})"
+        raise OutputError(f"{target}: {cause}; what was there before is unchanged. Free some space or choose another place") from error
+
+
+def _put_in_place(work: Path, target: Path, names: Sequence[str], overwrite: bool) -> None:
+    if target.is_dir() and not any(target.iterdir()):
+        target.rmdir()
+    if not target.exists():
+        work.rename(target)
+        _sync(target.parent)
+        return
+    check_target(target, overwrite)
+    for path in written_files(target):
+        if path.name not in names:
+            path.unlink()
+    for name in sorted(names, key=lambda n: n == MANIFEST):  # the manifest last: until then the old one names the old files
+        (work / name).replace(target / name)
+    work.rmdir()
+    _sync(target)
+
+
+def _pieces(checkpoint: Checkpoint, names: Sequence[str]) -> list[list[str]]:
+    sizes = checkpoint.sizes()
+    pieces: list[list[str]] = []
+    room = 0
+    for name in sorted(names):
+        if not pieces or sizes[name] > room:
+            pieces.append([])
+            room = OUTSIDE_SHARD
+        pieces[-1].append(name)
+        room -= sizes[name]
+    return pieces
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

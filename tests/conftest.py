@@ -1,0 +1,50 @@
+"""What every test shares: offline, deterministic, few threads, and shapes in signatures checked."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+# Before anything imports huggingface_hub or torch: they read these once.
+for name, value in {
+    "HF_HUB_OFFLINE": "1",  # a test that wants the hub sets it otherwise in a subprocess of its own
+    "HF_DATASETS_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}.items():
+    os.environ.setdefault(name, value)
+
+from jaxtyping import install_import_hook
+from oracles import typechecker
+
+# Checks `Float[Tensor, "out in"]` and friends at run time; must precede the first import of these packages.
+# core/sparsity.py holds no tensors and has to judge whatever users typed, so it is called with wrong types on purpose.
+SOURCE = Path(__file__).resolve().parent.parent / "src" / "autoprune"
+MATHEMATICS = [f"autoprune.core.{file.stem}" for file in (SOURCE / "core").glob("*.py") if file.stem not in ("__init__", "sparsity")]
+install_import_hook([*MATHEMATICS, "autoprune.methods"], f"{typechecker.__name__}.check")
+
+import hypothesis
+import pytest
+import torch
+
+THREADS = 2  # the matrices of the tests are small: more threads would only wait for each other
+
+torch.set_num_threads(min(THREADS, os.cpu_count() or 1))
+hypothesis.settings.register_profile("autoprune", derandomize=True, deadline=None, max_examples=40, database=None)
+hypothesis.settings.load_profile("autoprune")
+
+
+@pytest.fixture(scope="session")
+def repository_root() -> Path:
+    """The checkout that these tests belong to."""
+    return Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def shared(repository_root: Path) -> Path:
+    """The folder beside the checkout that holds models and texts which are not the project's own; skips without it."""
+    folder = repository_root.parent / "shared"
+    if not folder.is_dir():
+        pytest.skip("../shared is not here")
+    return folder

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import torch
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 from torch import Tensor
@@ -20,7 +22,7 @@ from autoprune.core.exchange import exchange
 from autoprune.core.selection import keep_per_layer, keep_per_row
 
 IMAGES = Path(__file__).resolve().parents[1] / "img"
-INK, MUTED, LINES = "#1c2127", "#5c6670", "#dde1e6"
+INK, MUTED, LINES, PALE, STROKE = "#1c2127", "#5c6670", "#dde1e6", "#eceef1", "#b9c0c8"
 ORANGE, BLUE, GREEN = "#cc7a00", "#0072b2", "#00875f"  # after Okabe and Ito
 LAYERS, WIDTH, SAMPLES, TOKENS = 6, 96, 16, 64
 SEEDS = range(5)
@@ -37,7 +39,7 @@ class Errors:
 
 def main() -> None:
     """Draws both figures."""
-    style = {"font.family": "DejaVu Sans", "font.size": 10, "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": MUTED}
+    style: dict[Any, Any] = {"font.family": "DejaVu Sans", "font.size": 10, "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": MUTED}
     with matplotlib.rc_context({**style, "xtick.color": INK, "ytick.color": INK, "axes.spines.top": False, "axes.spines.right": False}):
         save(draw_errors(mean_errors()), "figure1a.png")
         save(draw_rebuilding(), "figure1b.png")
@@ -126,7 +128,7 @@ def draw_errors(errors: Errors) -> Figure:
     draw_chain(left, 1.55, BLUE)
     left.plot([1.05, 1.05, 8.25, 8.25], [0.9, 0.75, 0.75, 0.9], color=BLUE, linewidth=1.4)
     left.text(4.65, 0.2, "one error, its gradient reaches every weight", ha="center", color=BLUE)
-    draw_curves(figure.add_axes((0.555, 0.2, 0.3, 0.66)), errors)
+    draw_curves(figure.add_axes((0.555, 0.21, 0.3, 0.64)), errors)
     note = f"Simulated: {LAYERS} random layers of width {WIDTH}, Wanda at 50 %, LLM-Barber (block, threshold 0.1), mean of {len(SEEDS)} seeds"
     figure.text(0.99, 0.025, note, ha="right", fontsize=7.5, color=MUTED)
     return figure
@@ -137,10 +139,10 @@ def draw_chain(axes: Axes, y: float, colour: str) -> None:
     for i in range(4):
         start = 0.2 + 2.7 * i + (0.0 if i == 0 else -0.1)
         end = 1.05 + 2.7 * i if i < 3 else 9.15
-        axes.add_patch(FancyArrowPatch((start + 0.02, y), (end, y), arrowstyle="-|>", mutation_scale=11, color=MUTED, linewidth=1.2, shrinkA=0, shrinkB=1))
+        axes.add_patch(FancyArrowPatch((start + 0.02, y), (end, y), arrowstyle="-|>", mutation_scale=11, color=MUTED, shrinkA=0, shrinkB=1))
     for i in range(3):
-        box = FancyBboxPatch((1.12 + 2.7 * i, y - 0.48), 1.66, 0.96, boxstyle="round,pad=0,rounding_size=0.18", facecolor=colour + "22", edgecolor=colour)
-        axes.add_patch(box)
+        corner, shape = (1.12 + 2.7 * i, y - 0.48), "round,pad=0,rounding_size=0.18"
+        axes.add_patch(FancyBboxPatch(corner, 1.66, 0.96, boxstyle=shape, facecolor=colour + "22", edgecolor=colour))
         axes.text(1.95 + 2.7 * i, y, f"layer {i + 1}", ha="center", va="center")
 
 
@@ -148,16 +150,16 @@ def draw_curves(axes: Axes, errors: Errors) -> None:
     """Relative error after each layer, with the names at the ends of the lines."""
     steps = range(1, LAYERS + 1)
     lines = [
-        (errors.piled, ORANGE, "-", "piled up:\npruned layer\nby layer", 0.011),
-        (errors.rebuilt, BLUE, "-", "rebuilt by\nLLM-Barber", -0.022),
+        (errors.piled, ORANGE, "-", "pruned layer\nby layer:\nit piles up", 0.0),
+        (errors.rebuilt, BLUE, "-", "rebuilt by\nLLM-Barber", -0.018),
         (errors.own, MUTED, (0, (3, 2)), "each layer\nfor itself", 0.0),
     ]
     for values, colour, style, label, shift in lines:
         axes.plot(steps, values.tolist(), color=colour, linestyle=style, linewidth=2, marker="o", markersize=5)
         axes.text(LAYERS + 0.3, float(values[-1]) + shift, label, color=colour, va="center", fontsize=9.5, linespacing=1.1)
-    axes.set(xlabel="layer", ylim=(0, None), xticks=list(steps), xlim=(0.8, LAYERS + 0.1))
+    axes.set(xlabel="layer", ylim=(0, 0.32), xticks=list(steps), xlim=(0.8, LAYERS + 0.1))
     axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
-    axes.set_title("relative error of the output after each layer", loc="left", fontsize=10, x=-0.1, pad=10)
+    axes.set_title("Relative error of the output after each layer", loc="left", fontsize=10.5, fontweight="bold", x=-0.16, pad=12)
     axes.grid(axis="y", color=LINES)
     axes.set_axisbelow(True)
 
@@ -169,22 +171,22 @@ def draw_rebuilding() -> Figure:
     gradient = torch.randn(6, 6, generator=generator).abs().clamp(min=0.05, max=2.2)
     keep = keep_per_layer(weight, 0.5)
     score = weight * gradient
-    result = exchange([score], [keep], "layer", 0.6, None)
+    result = exchange([score], [keep], "layer", 0.75, None)
     new = result.keep[0]
-    figure = Figure(figsize=(9, 3.3))
+    figure = Figure(figsize=(9, 3.2))
     panels = [
-        ("weight", "magnitude keeps the large half", weight, keep),
-        ("gradient", "of the sub-block's output error", gradient, torch.ones_like(keep)),
+        ("|weight|", "magnitude keeps the large half", weight, keep),
+        ("|gradient|", "of the sub-block's output error", gradient, torch.ones_like(keep)),
         ("score", f"{result.inverted[0]} pairs stand in the wrong order", score, keep),
-        ("rebuilt", f"{result.grown[0]} pairs exchanged, as sparse as before", score, new),
+        ("rebuilt", f"{result.grown[0]} of these pairs are exchanged", score, new),
     ]
     for i, (title, below, values, kept) in enumerate(panels):
-        axes = figure.add_axes((0.015 + 0.252 * i, 0.235, 0.214, 0.584))
+        axes = figure.add_axes((0.015 + 0.252 * i, 0.262, 0.214, 0.602))
         draw_matrix(axes, values, kept)
         axes.set_title(title, fontsize=12, fontweight="bold", pad=6)
-        figure.text(0.122 + 0.252 * i, 0.17, below, ha="center", fontsize=8.5, color=MUTED)
+        figure.text(0.122 + 0.252 * i, 0.19, below, ha="center", fontsize=8.5, color=MUTED)
         if i < 3:
-            figure.text(0.248 + 0.252 * i, 0.527, ("×", "=", "→")[i], ha="center", va="center", fontsize=18)
+            figure.text(0.248 + 0.252 * i, 0.563, ("×", "=", "→")[i], ha="center", va="center", fontsize=18)
     for cells, colour in ((new & ~keep, BLUE), (keep & ~new, ORANGE)):
         for axes in figure.axes[2:]:
             outline(axes, cells, colour)
@@ -199,10 +201,11 @@ def draw_matrix(axes: Axes, values: Tensor, keep: Tensor) -> None:
         for column, value in enumerate(line):
             kept = bool(keep[row, column])
             shade = 0.12 + 0.78 * value / top
-            axes.add_patch(Rectangle((column + 0.04, row + 0.04), 0.92, 0.92, facecolor=GREEN if kept else "#eceef1", alpha=shade if kept else 1, linewidth=0))
+            colour = to_rgba(GREEN, shade) if kept else to_rgba(PALE)
+            axes.add_patch(Rectangle((column + 0.04, row + 0.04), 0.92, 0.92, facecolor=colour, linewidth=0))
             axes.text(column + 0.5, row + 0.5, f"{value:.1f}", ha="center", va="center", fontsize=8, color=text_colour(kept, shade))
             if not kept:
-                axes.plot([column + 0.12, column + 0.88], [row + 0.88, row + 0.12], color="#b9c0c8", linewidth=1)
+                axes.plot([column + 0.12, column + 0.88], [row + 0.88, row + 0.12], color=STROKE, linewidth=1)
     axes.set(xlim=(-0.06, 6.06), ylim=(6.06, -0.06), aspect="equal")
     axes.axis("off")
 
@@ -211,7 +214,7 @@ def text_colour(kept: bool, shade: float) -> str:
     """White on deep tiles, grey where the weight is gone."""
     if not kept:
         return MUTED
-    return "white" if shade > 0.55 else INK
+    return "white" if shade > 0.7 else INK
 
 
 def outline(axes: Axes, cells: Tensor, colour: str) -> None:
@@ -225,11 +228,16 @@ def draw_legend(figure: Figure) -> None:
     axes = figure.add_axes((0.0, 0.0, 1.0, 0.12))
     axes.set(xlim=(0, 90), ylim=(0, 4))
     axes.axis("off")
-    entries = [(6.0, "kept", GREEN, None), (17.5, "pruned", "#eceef1", None), (31.0, "grown: pruned, but of high score", "white", BLUE), (61.0, "dropped: kept, but of low score", "white", ORANGE)]
+    entries = [
+        (6.0, "kept", GREEN, GREEN),
+        (17.5, "pruned", PALE, PALE),
+        (31.0, "grown: pruned, but of high score", "white", BLUE),
+        (61.0, "dropped: kept, but of low score", "white", ORANGE),
+    ]
     for x, label, face, edge in entries:
-        axes.add_patch(Rectangle((x, 1.1), 2.0, 1.9, facecolor=face, edgecolor=edge or face, linewidth=2.2 if edge else 0, alpha=1 if edge or label == "pruned" else 0.7))
-        if label == "pruned":
-            axes.plot([x + 0.3, x + 1.7], [1.4, 2.7], color="#b9c0c8", linewidth=1)
+        axes.add_patch(Rectangle((x, 1.1), 2.0, 1.9, facecolor=to_rgba(face, 0.7), edgecolor=edge, linewidth=0 if face == edge else 2.2))
+        if face == PALE:
+            axes.plot([x + 0.3, x + 1.7], [1.4, 2.7], color=STROKE, linewidth=1)
         axes.text(x + 2.8, 2.0, label, va="center", fontsize=9.5)
 
 

@@ -5,9 +5,18 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-# Before anything imports huggingface_hub or torch: they read these once.
+import hypothesis
+import pytest
+import torch
+from jaxtyping import install_import_hook
+from oracles import typechecker
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# huggingface_hub and datasets read these when they are first imported, which is later than here.
+# A test that wants the hub sets them otherwise for a subprocess of its own.
 for name, value in {
-    "HF_HUB_OFFLINE": "1",  # a test that wants the hub sets it otherwise in a subprocess of its own
+    "HF_HUB_OFFLINE": "1",
     "HF_DATASETS_OFFLINE": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -15,22 +24,14 @@ for name, value in {
 }.items():
     os.environ.setdefault(name, value)
 
-from jaxtyping import install_import_hook
-from oracles import typechecker
-
 # Checks `Float[Tensor, "out in"]` and friends at run time; must precede the first import of these packages.
 # core/sparsity.py holds no tensors and has to judge whatever users typed, so it is called with wrong types on purpose.
-SOURCE = Path(__file__).resolve().parent.parent / "src" / "autoprune"
-MATHEMATICS = [f"autoprune.core.{file.stem}" for file in (SOURCE / "core").glob("*.py") if file.stem not in ("__init__", "sparsity")]
-install_import_hook([*MATHEMATICS, "autoprune.methods"], f"{typechecker.__name__}.check")
+CORE = [f"autoprune.core.{file.stem}" for file in (ROOT / "src/autoprune/core").glob("*.py") if file.stem not in ("__init__", "sparsity")]
+install_import_hook([*CORE, "autoprune.methods"], f"{typechecker.__name__}.check")
 
-import hypothesis
-import pytest
-import torch
+# The matrices of the tests are small: a second thread would only wait for the first, on a busy machine for long.
+torch.set_num_threads(1)
 
-THREADS = 2  # the matrices of the tests are small: more threads would only wait for each other
-
-torch.set_num_threads(min(THREADS, os.cpu_count() or 1))
 hypothesis.settings.register_profile("autoprune", derandomize=True, deadline=None, max_examples=40, database=None)
 hypothesis.settings.load_profile("autoprune")
 
@@ -38,7 +39,7 @@ hypothesis.settings.load_profile("autoprune")
 @pytest.fixture(scope="session")
 def repository_root() -> Path:
     """The checkout that these tests belong to."""
-    return Path(__file__).resolve().parent.parent
+    return ROOT
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import psutil
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from autoprune.errors import RecipeError
+from autoprune.errors import DataError, ModelError
 from autoprune.evaluation.perplexity import perplexity
 from autoprune.model.events import BlockResult, Emit, Notice, Phase, silent
 from autoprune.model.pipeline import Pass, prepare_inputs, prune_blocks
@@ -23,6 +24,7 @@ from autoprune.planning import (
     AnyStore,
     Plan,
     Subject,
+    check_apart,
     check_values,
     held_model,
     make_plan,
@@ -31,11 +33,11 @@ from autoprune.planning import (
     target_label,
 )
 from autoprune.recipe import Recipe, recipe_from_flat
-from autoprune.report.results import EvaluationRow, PerplexityResult, PruningSummary
-from autoprune.report.save import check_report_directory, save_perplexity
+from autoprune.report.results import EvaluationRow, PerplexityResult, PruningSummary, ZeroShotResult
+from autoprune.report.save import check_report_directory, save_row
 from autoprune.storage.manifest import manifest, model_card, provenance
 from autoprune.storage.stores import CheckpointStore
-from autoprune.storage.writer import MANIFEST, CheckpointWriter, Workplace, check_target, delete_result
+from autoprune.storage.writer import MANIFEST, CheckpointWriter, Workplace, check_target, companions, delete_result, writing_to
 
 RESIDENT_SHARE = 0.5  # of the free memory: a checkpoint up to this size is evaluated in memory, a larger one block by block
 NO_ERRORS = "no calibration data was read, so layer errors were not measured (--layer_errors measures them)"
@@ -91,24 +93,24 @@ def run(
     ``measure`` says whether perplexity is wanted; None: if the recipe saves it, or if nothing else would come out.
     """
     output = recipe.output
-    if output.save_zeroshot:
-        raise RecipeError("--save_zeroshot is not built yet: save the model and give its directory to lm-evaluation-harness (lm_eval --model hf)")
-    measure = bool(output.save_ppl) or not output.save_model if measure is None else measure
-    if output.save_model:
-        check_target(Path(output.save_model), output.overwrite)
-    if output.save_ppl:
-        check_report_directory(Path(output.save_ppl))
+    dense_only = recipe.target is None and not recipe.rebuild.pruned_model
+    if measure is None:
+        measure = bool(output.save_ppl) or not (output.save_zeroshot or (output.save_model and not dense_only))
+    if output.save_model and dense_only:
+        emit(Notice("--save_model: nothing is pruned at ratio 0, so nothing is written"))
+    _check_outputs(recipe)
     subject = held_model(held, tokenizer) if held is not None else open_model(recipe, resident=not output.save_model)
     plan = make_plan(recipe, subject, emit, measure=measure)
     directory = Path(output.save_model) if output.save_model and plan.methods else None
     if not plan.methods:
-        row = EvaluationRow("dense", "dense", count_zeros(subject.store), measured(plan, subject, emit), recipe.to_dict())
+        row = EvaluationRow("dense", "dense", count_zeros(subject.store), (), recipe.to_dict())
+        after = subject
     else:
         summary = prune_and_write(recipe, plan, directory, emit)
-        results = measured(plan, _reopened(recipe, subject, directory), emit)
-        row = EvaluationRow(method_label(recipe), target_label(plan.target), summary.sparsity, results, recipe.to_dict(), summary)
-    if output.save_ppl:
-        save_perplexity(Path(output.save_ppl), row, recipe)
+        after = _reopened(recipe, subject, directory)
+        row = EvaluationRow(method_label(recipe), target_label(plan.target), summary.sparsity, (), recipe.to_dict(), summary)
+    row = dataclasses.replace(row, perplexity=measured(plan, after, emit), zeroshot=accuracy(recipe, plan, after, emit))
+    save_row(recipe, row)
     if output.delete and directory:
         delete_result(directory)
         directory = None
@@ -119,14 +121,14 @@ def run(
 def prune_and_write(recipe: Recipe, plan: Plan, directory: Path | None, emit: Emit) -> PruningSummary:
     """The pruning itself; the checkpoint appears in ``directory`` when it is whole."""
     subject, seconds = plan.subject, dict[str, float]()
-    with _timed(seconds, "check"):
-        fingerprint = check_values(subject.checkpoint, emit) if subject.checkpoint else "in memory"
-    model = {"name": subject.name, "local": Path(subject.name).exists() or subject.name == "demo", "fingerprint": fingerprint}
-    about = provenance(recipe, model, plan.calibration.provenance if plan.calibration else None)
     workplace = Workplace(directory, overwrite=recipe.output.overwrite) if directory else None
     if workplace:
-        workplace.begin(subject.checkpoint.bytes if subject.checkpoint else _bytes(subject.store.model))
+        _begin(workplace, subject)
     try:
+        with _timed(seconds, "check"):
+            fingerprint = check_values(subject, emit)
+        model = {"name": subject.name, "local": Path(subject.name).exists() or subject.name == "demo", "fingerprint": fingerprint}
+        about = provenance(recipe, model, plan.calibration.provenance if plan.calibration else None)
         writer = _attach_writer(subject, workplace)
         summary = _prune_blocks(plan, emit, seconds)
         if workplace:
@@ -143,6 +145,37 @@ def measured(plan: Plan, subject: Subject, emit: Emit) -> tuple[PerplexityResult
     """Perplexity on every evaluation text of the plan."""
     place = Place("cpu", subject.store.device)
     return tuple(perplexity(subject.store, windows, name, batch=plan.batch, place=place, emit=emit) for name, windows in plan.evaluation.items())
+
+
+def accuracy(recipe: Recipe, plan: Plan, subject: Subject, emit: Emit) -> ZeroShotResult | None:
+    """Zero-shot accuracy, if the recipe saves it.
+
+    Raises: ModelError if the model does not fit into memory, for lm-evaluation-harness needs all of it.
+    """
+    if not recipe.output.save_zeroshot:
+        return None
+    from autoprune.evaluation.tasks import zeroshot
+
+    if not subject.store.resident:
+        raise ModelError(f"{subject.name} does not fit into memory, so lm-evaluation-harness can't run it; evaluate the saved checkpoint on a larger machine")
+    for block in subject.store.anatomy.blocks:
+        subject.store.load(block.index)
+    return zeroshot(subject.store.model, subject.load_tokenizer(), recipe.zeroshot, batch=plan.batch, emit=emit)  # type: ignore[arg-type]
+
+
+def _check_outputs(recipe: Recipe) -> None:
+    """Everything about the places of output, and the tasks, that can be known before work begins."""
+    output = recipe.output
+    if output.save_model:
+        check_target(Path(output.save_model), output.overwrite)
+        check_apart(Path(output.save_model), recipe)
+    for flag in ("save_ppl", "save_zeroshot"):
+        if directory := getattr(output, flag):
+            check_report_directory(Path(directory), flag)
+    if output.save_zeroshot:
+        from autoprune.evaluation.tasks import check_tasks
+
+        check_tasks(recipe.zeroshot)
 
 
 def count_zeros(store: AnyStore) -> float:
@@ -188,6 +221,16 @@ def _streams(plan: Plan, store: AnyStore, emit: Emit) -> tuple[Inputs, list[Stre
     return inputs, streams
 
 
+def _begin(workplace: Workplace, subject: Subject) -> None:
+    """Raises: OutputError if the place is taken or too small; ModelError if the model in memory can't be saved at all."""
+    if subject.checkpoint:
+        workplace.begin(subject.checkpoint.bytes, [path.name for path in companions(subject.checkpoint.directory)])
+        return
+    if not hasattr(subject.store.model, "save_pretrained"):
+        raise ModelError(f"{subject.name} has no save_pretrained, so --save_model can't write it; leave save_model out and save result.model yourself")
+    workplace.begin(_bytes(subject.store.model))
+
+
 def _attach_writer(subject: Subject, workplace: Workplace | None) -> CheckpointWriter | None:
     if workplace is None or subject.checkpoint is None or not isinstance(subject.store, CheckpointStore):
         return None
@@ -200,9 +243,10 @@ def _write(workplace: Workplace, writer: CheckpointWriter | None, subject: Subje
     if writer is not None:
         writer.finish()
     else:
-        subject.store.model.save_pretrained(workplace.path)  # type: ignore[operator]
-        with contextlib.suppress(Exception):
-            subject.load_tokenizer().save_pretrained(workplace.path)
+        with writing_to(workplace.target):
+            subject.store.model.save_pretrained(workplace.path)  # type: ignore[operator]
+            with contextlib.suppress(DataError):  # without its tokenizer a model in memory is saved alone
+                subject.load_tokenizer().save_pretrained(workplace.path)
     workplace.write("README.md", model_card(about, summary, method_label(recipe), target_label(plan.target)))
     workplace.write(MANIFEST, manifest(about, summary, workplace.shards(), workplace.names()))
     workplace.publish()

@@ -12,18 +12,20 @@ from torch import nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from autoprune.core.problem import Method
-from autoprune.core.sparsity import SemiStructured, Target, Unstructured, parse_target, reading
+from autoprune.core.sparsity import SemiStructured, Target, Unstructured, reading
+from autoprune.data.cache import cached_windows
 from autoprune.data.texts import parse_source
 from autoprune.data.windows import Windows, calibration_windows, evaluation_windows
-from autoprune.errors import DataError, ModelError, RecipeError
+from autoprune.errors import DataError, ModelError, OutputError, RecipeError
 from autoprune.methods import passes
 from autoprune.model.anatomy import check_coverage, select_layers
 from autoprune.model.events import Emit, Notice, Phase, Step
 from autoprune.model.linear import Layer
 from autoprune.recipe import Recipe
 from autoprune.storage.checkpoint import Checkpoint
-from autoprune.storage.locate import locate
-from autoprune.storage.pruned import GivenPattern, check_ancestry
+from autoprune.storage.complete import check_complete
+from autoprune.storage.locate import DEMO, locate
+from autoprune.storage.pruned import GivenPattern, check_ancestry, check_pattern
 from autoprune.storage.skeleton import build_skeleton
 from autoprune.storage.stores import CheckpointStore, MemoryStore
 
@@ -75,6 +77,7 @@ def open_model(recipe: Recipe, *, resident: bool) -> Subject:
     directory = locate(options.model, options.cache_dir)
     checkpoint = Checkpoint.open(directory)
     skeleton = build_skeleton(checkpoint, options.dtype, choose_device(options.device), trust_remote_code=options.trust_remote_code)
+    check_complete(skeleton)
     store = CheckpointStore(skeleton, resident=resident)
     return Subject(options.model, store, checkpoint, lambda: load_tokenizer(directory, options.trust_remote_code))
 
@@ -95,7 +98,7 @@ def load_tokenizer(directory: Path, trust_remote_code: bool) -> PreTrainedTokeni
     """The tokenizer beside the weights. Raises: ModelError if there is none that can be read."""
     try:
         return AutoTokenizer.from_pretrained(directory, trust_remote_code=trust_remote_code)
-    except (ValueError, OSError, KeyError, TypeError) as error:
+    except Exception as error:  # a damaged tokenizer.json makes the tokenizers library raise Exception itself
         raise ModelError(f"{directory}: no tokenizer can be read there ({error}); add its files, or give token ids in a .safetensors file") from error
 
 
@@ -120,14 +123,6 @@ def choose_seqlen(recipe: Recipe, context: int | None) -> int:
     return asked or min(DEFAULT_SEQLEN, context or DEFAULT_SEQLEN)
 
 
-def wanted_target(recipe: Recipe) -> Target | None:
-    """The recipe's target; a pattern given from outside needs none, for it is taken as it is."""
-    pruning = recipe.pruning
-    if recipe.rebuild.pruned_model and pruning.sparsity_type == "unstructured":
-        return None
-    return parse_target(pruning.sparsity_type, pruning.sparsity_ratio)
-
-
 def needs_data(recipe: Recipe, methods: tuple[Method, ...]) -> bool:
     """Whether any pass looks at calibration data, or layer errors are asked for."""
     return recipe.pruning.layer_errors or any(method.statistic is not None for method in methods)
@@ -138,7 +133,7 @@ def make_plan(recipe: Recipe, subject: Subject, emit: Emit, *, measure: bool) ->
 
     Raises: AutoPruneError for everything that would make the run fail later.
     """
-    target = wanted_target(recipe)
+    target = recipe.target
     dense_only = target is None and recipe.rebuild.pruned_model is None
     methods = () if dense_only else _methods(recipe, subject)
     seqlen = choose_seqlen(recipe, subject.context)
@@ -148,6 +143,8 @@ def make_plan(recipe: Recipe, subject: Subject, emit: Emit, *, measure: bool) ->
     if methods:
         check_coverage(subject.store.anatomy, recipe.pruning.allow_partial)
         chosen = select_layers(subject.store.anatomy, recipe.pruning.ignore, target)
+        if isinstance(methods[0], GivenPattern):
+            check_pattern(methods[0].pruned, chosen, target, recipe.pruning.sparsity_ratio)
     if target and (note := reading(target)):
         emit(Notice(note))
     if subject.context is None and recipe.calibration.seqlen is None:
@@ -163,8 +160,22 @@ def batch_size(recipe: Recipe, seqlen: int) -> int:
     return recipe.run.batch_size or max(1, TOKENS_PER_PASS // seqlen)
 
 
-def check_values(checkpoint: Checkpoint, emit: Emit) -> str:
+def check_apart(target: Path, recipe: Recipe) -> None:
+    """Raises: OutputError if the result would be written into a model that the recipe reads."""
+    for flag, word in (("--model", recipe.model.model), ("--pruned_model", recipe.rebuild.pruned_model)):
+        source = DEMO if word == "demo" else Path(word).expanduser() if word else None
+        if source and source.is_dir() and target.resolve().is_relative_to(source.resolve()):
+            raise OutputError(f"--save_model {target} lies in the directory of {flag} {word}, which must stay as it is; choose another directory")
+
+
+def check_values(subject: Subject, emit: Emit) -> str:
     """Reads all weights once and returns their fingerprint. Raises: ModelError if one is NaN or infinite."""
+    checkpoint = subject.checkpoint
+    if checkpoint is None:
+        for name, tensor in subject.store.model.named_parameters():
+            if not bool(torch.isfinite(tensor).all()):
+                raise ModelError(f"{subject.name}: tensor {name} holds NaN or infinity; the model is damaged or its training diverged")
+        return "in memory"
     emit(Phase("checking weights", total=len(checkpoint.shards)))
     return checkpoint.inspect_values(lambda done, total: emit(Step(0, 1, "checking weights", done, total)))
 
@@ -181,6 +192,7 @@ def _methods(recipe: Recipe, subject: Subject) -> tuple[Method, ...]:
         raise RecipeError("--pruned_model works with a dense model on disk: give its directory or hub id instead of a model in memory")
     checkpoint = Checkpoint.open(locate(recipe.rebuild.pruned_model, recipe.model.cache_dir))
     skeleton = build_skeleton(checkpoint, recipe.model.dtype, subject.store.device, trust_remote_code=recipe.model.trust_remote_code)
+    check_complete(skeleton)
     pruned = CheckpointStore(skeleton, resident=False)
     check_ancestry(subject.store, pruned)
     return (GivenPattern(pruned), *passes(recipe))
@@ -189,25 +201,42 @@ def _methods(recipe: Recipe, subject: Subject) -> tuple[Method, ...]:
 def _calibration(recipe: Recipe, subject: Subject, seqlen: int, vocabulary: int, emit: Emit) -> Windows:
     options = recipe.calibration
     emit(Phase(f"calibration data {source_name(options.calibration_data)}"))
-    return calibration_windows(
-        options.calibration_data,
-        subject.load_tokenizer,
-        nsamples=options.nsamples,
-        seqlen=seqlen,
-        seed=options.seed,
-        vocab_size=vocabulary,
-        datasets_cache_dir=options.datasets_cache_dir,
-    )
+
+    def draw() -> Windows:
+        return calibration_windows(
+            options.calibration_data,
+            subject.load_tokenizer,
+            nsamples=options.nsamples,
+            seqlen=seqlen,
+            seed=options.seed,
+            vocab_size=vocabulary,
+            datasets_cache_dir=options.datasets_cache_dir,
+        )
+
+    return cached_windows(_key(subject, options.calibration_data, seqlen) | {"nsamples": options.nsamples, "seed": options.seed}, draw)
 
 
 def _evaluation(recipe: Recipe, subject: Subject, seqlen: int, vocabulary: int, emit: Emit) -> dict[str, Windows]:
     windows = {}
-    for word in recipe.evaluation.eval_data:
-        emit(Phase(f"evaluation data {source_name(word)}"))
-        windows[source_name(word)] = evaluation_windows(
-            word, subject.load_tokenizer, seqlen=seqlen, vocab_size=vocabulary, datasets_cache_dir=recipe.calibration.datasets_cache_dir
-        )
+    words = tuple(dict.fromkeys(recipe.evaluation.eval_data))
+    short = [source_name(word) for word in words]
+    for word in words:
+        name = source_name(word) if short.count(source_name(word)) == 1 else word
+        emit(Phase(f"evaluation data {name}"))
+
+        def cut(word: str = word) -> Windows:
+            cache = recipe.calibration.datasets_cache_dir
+            return evaluation_windows(word, subject.load_tokenizer, seqlen=seqlen, vocab_size=vocabulary, datasets_cache_dir=cache)
+
+        windows[name] = cached_windows(_key(subject, word, seqlen) | {"purpose": "evaluation"}, cut)
     return windows
+
+
+def _key(subject: Subject, word: str, seqlen: int) -> dict[str, object]:
+    """What windows depend on: the text, the tokenizer (by its model and its file), and their length."""
+    files = [Path(word)] + ([subject.checkpoint.directory / "tokenizer.json"] if subject.checkpoint else [])
+    stamps = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in files if path.is_file()]
+    return {"source": word, "model": subject.name, "files": stamps, "seqlen": seqlen}
 
 
 def method_label(recipe: Recipe) -> str:

@@ -7,15 +7,18 @@ recipe that is written into ``autoprune.json``. It imports no torch, so that ``-
 from __future__ import annotations
 
 import dataclasses
+import typing
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any
 
 from autoprune.errors import RecipeError
-from autoprune.core.sparsity import SemiStructured, Target, parse_target
+from autoprune.core.sparsity import SemiStructured, Target, check_ratio, parse_target
 
 METHOD_NAMES = ("magnitude", "wanda", "sparsegpt")
 GRANULARITIES = ("block", "layer", "output1", "input1")
 METRICS = ("WD", "W", "D")
+ZEROSHOT_TASKS = ("boolq", "rte", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "openbookqa")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -96,6 +99,16 @@ class EvaluationOptions:
 
 
 @dataclass(frozen=True)
+class ZeroShotOptions:
+    """Zero-shot tasks, measured by lm-evaluation-harness."""
+
+    tasks: tuple[str, ...] = option(ZEROSHOT_TASKS, "comma list of tasks", metavar="TASK[,TASK]", comma=True)
+    num_fewshot: int | None = option(None, "examples shown before each question (default: as the task says, 0 for most)", metavar="N")
+    limit: int | None = option(None, "use only the first N samples of every task: for a trial, not for a paper", metavar="N")
+    tasks_path: str | None = option(None, "folder with tasks of your own, as the harness's YAML files", metavar="DIR")
+
+
+@dataclass(frozen=True)
 class OutputOptions:
     """What is written, and where."""
 
@@ -125,15 +138,19 @@ class Recipe:
     barber: BarberOptions = BarberOptions()
     calibration: CalibrationOptions = CalibrationOptions()
     evaluation: EvaluationOptions = EvaluationOptions()
+    zeroshot: ZeroShotOptions = ZeroShotOptions()
     output: OutputOptions = OutputOptions()
     run: RunOptions = RunOptions()
 
     @property
     def target(self) -> Target | None:
-        """The sparsity asked for, or None when only the dense model is evaluated.
+        """The sparsity asked for; None when only the dense model is evaluated, or when a given pattern is taken as it is.
 
         Raises: RecipeError if ratio and type contradict each other.
         """
+        if self.rebuild.pruned_model and self.pruning.sparsity_type == "unstructured":
+            check_ratio(self.pruning.sparsity_ratio)
+            return None
         return parse_target(self.pruning.sparsity_type, self.pruning.sparsity_ratio)
 
     def with_model(self, model: str) -> Recipe:
@@ -155,9 +172,36 @@ def recipe_from_flat(values: dict[str, Any]) -> Recipe:
         raise RecipeError(f"unknown option {unknown[0]!r}; known options: {', '.join(sorted(known))}")
     parts = {}
     for group in groups(Recipe):
-        names = [f.name for f in dataclasses.fields(group.type)]
-        parts[group.name] = group.type(**{n: values[n] for n in names if n in values})
+        hints = typing.get_type_hints(group.type)
+        fields = [f for f in dataclasses.fields(group.type) if f.name in values]
+        parts[group.name] = group.type(**{f.name: _as_declared(f, hints[f.name], values[f.name]) for f in fields})
     return validated(Recipe(**parts))
+
+
+def _as_declared(field: dataclasses.Field[Any], hint: Any, value: Any) -> Any:
+    """A value from Python or TOML as the option's type wants it: paths become words, lists tuples, one word a list of one.
+
+    Raises: RecipeError if it is of another type.
+    """
+    if isinstance(value, PurePath):
+        value = str(value)
+    if typing.get_origin(hint) is tuple:
+        if isinstance(value, str):
+            return tuple(part.strip() for part in value.split(",")) if field.metadata.get("comma") else (value,)
+        if isinstance(value, (list, tuple)) and all(isinstance(part, (str, PurePath)) for part in value):
+            return tuple(str(part) for part in value)
+        raise RecipeError(f"--{field.name} {value!r} is no list of words")
+    kinds = typing.get_args(hint) or (hint,)
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if float in kinds and (whole or field.name == "sparsity_ratio"):  # the ratio has a judge of its own, core.sparsity
+        return value
+    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+        wanted = " or ".join(_WORDS.get(kind, kind.__name__) for kind in kinds)
+        raise RecipeError(f"--{field.name} {value!r} is of the wrong kind; it must be {wanted}")
+    return value
+
+
+_WORDS = {str: "a word", int: "a whole number", float: "a number", bool: "true or false", type(None): "None"}
 
 
 @dataclass(frozen=True)
@@ -187,6 +231,9 @@ def validated(recipe: Recipe) -> Recipe:
         raise RecipeError("--pruned_model only has a meaning together with --prune_barber; add it, or evaluate with `autoprune eval`")
     if recipe.output.delete and not recipe.output.save_model:
         raise RecipeError("--delete removes what --save_model wrote, but there is no --save_model; add it or drop --delete")
+    for name in ("save_model", "save_ppl", "save_zeroshot"):
+        if getattr(recipe.output, name) == "":
+            raise RecipeError(f"--{name} is empty; name a directory, or leave the flag out")
     if not recipe.evaluation.eval_data or "" in recipe.evaluation.eval_data:
         raise RecipeError("--eval_data is empty or has an empty part; give a comma list such as wikitext2,ptb")
     return recipe
@@ -198,6 +245,8 @@ def _check_numbers(recipe: Recipe) -> None:
         ("seqlen", recipe.calibration.seqlen, 2),
         ("column_block", recipe.sparsegpt.column_block, 1),
         ("batch_size", recipe.run.batch_size, 0),
+        ("limit", recipe.zeroshot.limit, 1),
+        ("num_fewshot", recipe.zeroshot.num_fewshot, 0),
     ]
     for name, value, lowest in at_least:
         if value is not None and value < lowest:

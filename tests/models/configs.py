@@ -18,7 +18,9 @@ _GPT2 = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
 _MLA = {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8}
 _MOE = {"moe_intermediate_size": 24, "num_experts": 4, "num_experts_per_tok": 2, "norm_topk_prob": True}
 _CHUNKED = {"intermediate_size_mlp": 64, "attention_chunk_size": 8, "no_rope_layers": [1, 0], "head_dim": 8}
-_DELTA_NET = {"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 8, "linear_conv_kernel_dim": 2}
+_DELTA_HEADS = {"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 8}
+_DELTA_NET = {**_DELTA_HEADS, "linear_conv_kernel_dim": 2, "full_attention_interval": 2, "shared_expert_intermediate_size": 24}
+_GROUPED = {"n_routed_experts": 4, "n_group": 2, "topk_group": 2, "first_k_dense_replace": 1, "num_key_value_heads": 4}
 
 DENSE: dict[str, dict[str, Any]] = {
     "llama": _LLAMA,
@@ -62,15 +64,30 @@ EXPERTS: dict[str, dict[str, Any]] = {
     "qwen3_moe": {**_LLAMA, **_MOE, "head_dim": 8},
     "gpt_oss": {**_LLAMA, **_SLIDING, "num_local_experts": 4, "num_experts_per_tok": 2},
     "llama4_text": {**_LLAMA, **_CHUNKED, "num_local_experts": 4, "interleave_moe_layer_step": 2},
-    "deepseek_v3": {**_LLAMA, **_MLA, **_MOE, "num_key_value_heads": 4, "n_routed_experts": 4, "n_group": 2, "topk_group": 2, "first_k_dense_replace": 1},
-    "qwen3_next": {**_LLAMA, **_MOE, **_DELTA_NET, "head_dim": 8, "shared_expert_intermediate_size": 24, "full_attention_interval": 2},
+    "deepseek_v3": {**_LLAMA, **_MLA, **_MOE, **_GROUPED},
+    "qwen3_next": {**_LLAMA, **_MOE, **_DELTA_NET, "head_dim": 8},
+}
+
+UNSUPPORTED: dict[str, dict[str, Any]] = {
+    "gemma3n_text": {
+        **_LLAMA,
+        **_SLIDING,
+        "hidden_size_per_layer_input": 8,
+        "vocab_size_per_layer_input": VOCAB,
+        "num_kv_shared_layers": 0,
+        "laurel_rank": 4,
+        "layer_types": ["sliding_attention", "full_attention"],
+        "activation_sparsity_pattern": [0.0, 0.0],
+        "altup_num_inputs": 2,
+    },
 }
 
 
 def tiny_model(name: str, **extra: Any) -> PreTrainedModel:
     """A random model of this architecture, the same at every call."""
     model_type = name.split("/")[0]
-    config = AutoConfig.for_model(model_type, **{"vocab_size": VOCAB, "bos_token_id": 1, "eos_token_id": 2, **(DENSE | EXPERTS)[name], **extra})
+    chosen = {"vocab_size": VOCAB, "bos_token_id": 1, "eos_token_id": 2, **(DENSE | EXPERTS | UNSUPPORTED)[name], **extra}
+    config = AutoConfig.for_model(model_type, **chosen)
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     with torch.no_grad():

@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor, nn
+
 from oracles.exchange import exchange
 from oracles.gradients import per_sample, rms
-from torch import Tensor, nn
 
 
 @dataclass
@@ -66,6 +67,19 @@ def opt_halves(model: nn.Module, index: int, tokens: int) -> list[Half]:
     ]
 
 
+Halves = Callable[[nn.Module, int, int], list[Half]]  # model, block, tokens
+
+
+@dataclass
+class Options:
+    """Of magnitude and of LLM-Barber."""
+
+    ratio: float
+    granularity: str
+    threshold: float
+    metric: str
+
+
 @dataclass
 class Rebuilt:
     """What became of one half."""
@@ -86,8 +100,9 @@ def assign(half: Half, weights: dict[str, Tensor]) -> None:
         layer.weight.copy_(weights[name])
 
 
-def rebuild_half(half: Half, dense: dict[str, Tensor], pruned: dict[str, Tensor], samples: list[Tensor], granularity: str, threshold: float, metric: str) -> Rebuilt:
-    """Leaves the rebuilt weights in the model; W* is the dense weight."""
+def rebuild_half(half: Half, pruned: dict[str, Tensor], samples: list[Tensor], options: Options) -> Rebuilt:
+    """Takes the dense weights from the model and leaves the rebuilt ones there; W* is the dense weight."""
+    dense = {n: layer.weight.detach().clone() for n, layer in half.layers.items()}
     with torch.no_grad():
         assign(half, pruned)
         sparse = [half.output(h) for h in samples]
@@ -97,8 +112,9 @@ def rebuild_half(half: Half, dense: dict[str, Tensor], pruned: dict[str, Tensor]
     for parameter in parameters:
         parameter.requires_grad_(False)
     energy = dict(zip(half.layers, rms(gradients), strict=True))
-    one = {"WD": lambda n: dense[n].abs() * energy[n].float(), "W": lambda n: dense[n].abs(), "D": lambda n: energy[n].float()}[metric]
-    result = exchange([one(n).tolist() for n in half.layers], [(pruned[n] != 0).tolist() for n in half.layers], granularity, threshold)
+    one = {"WD": lambda n: dense[n].abs() * energy[n].float(), "W": lambda n: dense[n].abs(), "D": lambda n: energy[n].float()}[options.metric]
+    scores, patterns = [one(n).tolist() for n in half.layers], [(pruned[n] != 0).tolist() for n in half.layers]
+    result = exchange(scores, patterns, options.granularity, options.threshold)
     keep = {n: torch.tensor(k) for n, k in zip(half.layers, result.keep, strict=True)}
     before = _loss(half, samples, sparse)
     with torch.no_grad():
@@ -112,21 +128,18 @@ def _loss(half: Half, samples: list[Tensor], wanted: list[Tensor]) -> float:
     return sum(float((half.output(h) - w).square().mean()) for h, w in zip(samples, wanted, strict=True)) / len(samples)
 
 
-def magnitude_then_barber(
-    model: nn.Module, halves: Callable[[nn.Module, int, int], list[Half]], hidden: Tensor, blocks: int, ratio: float, granularity: str, threshold: float, metric: str
-) -> Iterator[Rebuilt]:
+def magnitude_then_barber(model: nn.Module, halves: Halves, hidden: Tensor, blocks: int, options: Options) -> Iterator[Rebuilt]:
     """Prunes the model in place from its block inputs ``hidden`` on; yields every half in order."""
     samples = list(hidden.split(1))
     for index in range(blocks):
         for half in halves(model, index, hidden.shape[1]):
-            dense = {n: layer.weight.detach().clone() for n, layer in half.layers.items()}
-            pruned = {n: _smallest_gone(w, int(ratio * w.numel())) for n, w in dense.items()}
-            yield rebuild_half(half, dense, pruned, samples, granularity, threshold, metric)
+            pruned = {n: _smallest_gone(layer.weight, int(options.ratio * layer.weight.numel())) for n, layer in half.layers.items()}
+            yield rebuild_half(half, pruned, samples, options)
             with torch.no_grad():
                 samples = [half.advance(h) for h in samples]
 
 
 def _smallest_gone(weight: Tensor, count: int) -> Tensor:
-    result = weight.flatten().clone()
+    result = weight.detach().flatten().clone()
     result[result.abs().argsort(stable=True)[:count]] = 0
     return result.view_as(weight)

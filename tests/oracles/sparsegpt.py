@@ -7,6 +7,7 @@ R_jj is the square of the diagonal of the Cholesky factor that the paper uses. N
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -31,13 +32,14 @@ def damped(gram: Tensor, damping: float) -> Tensor:
     return h + damping * h.diagonal().mean() * torch.eye(len(h), dtype=torch.float64)
 
 
-def sparsegpt(weight: Tensor, gram: Tensor, *, ratio: float = 0.0, pattern: tuple[int, int] | None = None, column_block: int = 128, damping: float = 0.01) -> Outcome:
+def sparsegpt(
+    weight: Tensor, gram: Tensor, *, ratio: float = 0.0, pattern: tuple[int, int] | None = None, column_block: int = 128, damping: float = 0.01
+) -> Outcome:
     """Prunes one layer ``[out, in]`` to a ratio, or to ``pattern`` = (n, m)."""
     w = weight.double().clone()
     rows, width = w.shape
-    for j in range(width):
-        if gram[j, j] == 0:
-            w[:, j] = 0
+    dead = gram.diagonal() == 0
+    w[:, dead] = 0
     hessian = damped(gram, damping)
     inverses = [torch.linalg.inv(hessian[j:, j:]) for j in range(width)]
     keep = torch.ones(rows, width, dtype=torch.bool)
@@ -46,20 +48,21 @@ def sparsegpt(weight: Tensor, gram: Tensor, *, ratio: float = 0.0, pattern: tupl
         if pattern is not None and j % pattern[1] == 0:
             n, m = pattern
             for row in range(rows):
-                columns = list(range(j, j + m))
-                _drop(keep, [(float(w[row, c] ** 2 / inverses[c][0, 0]), row, c) for c in columns], m - n, gaps)
+                _drop(keep, _scores(w, inverses, [row], range(j, j + m)), m - n, gaps)
         if pattern is None and j % column_block == 0:
-            columns = list(range(j, min(j + column_block, width)))
-            scores = [(float(w[row, c] ** 2 / inverses[c][0, 0]), row, c) for row in range(rows) for c in columns]
+            scores = _scores(w, inverses, range(rows), range(j, min(j + column_block, width)))
             _drop(keep, scores, math.floor(ratio * len(scores)), gaps)
         for row in range(rows):
             if not keep[row, j]:
                 w[row, j:] -= w[row, j] / inverses[j][0, 0] * inverses[j][0]
                 w[row, j] = 0
-    for j in range(width):
-        if gram[j, j] == 0:
-            keep[:, j] = False  # the weights of dead features are zero, whatever their rank was
+    keep[:, dead] = False  # the weights of dead features are zero, whatever their rank was
     return Outcome(w, keep, min(gaps))
+
+
+def _scores(w: Tensor, inverses: list[Tensor], rows: Iterable[int], columns: Iterable[int]) -> list[tuple[float, int, int]]:
+    """(w² / R_jj, row, column): the output error that the removal of each weight costs."""
+    return [(float(w[row, c] ** 2 / inverses[c][0, 0]), row, c) for row in rows for c in columns]
 
 
 def _drop(keep: Tensor, scores: list[tuple[float, int, int]], count: int, gaps: list[float]) -> None:

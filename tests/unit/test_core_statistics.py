@@ -53,8 +53,11 @@ def test_energy_squares_each_sample_before_it_sums(samples: int, tokens: int, se
     dy, x = _integers((samples, tokens, 3), seed), _integers((samples, tokens, 2), seed + 1)
     energy = GradientEnergy.empty((3, 2))
     energy.update(dy, x)
-    wanted = [[sum(sum(dy[j, t, o].item() * x[j, t, i].item() for t in range(tokens)) ** 2 for j in range(samples)) for i in range(2)] for o in range(3)]
-    assert energy.squares.tolist() == wanted
+
+    def gradient(j: int, o: int, i: int) -> float:
+        return sum(dy[j, t, o].item() * x[j, t, i].item() for t in range(tokens))
+
+    assert energy.squares.tolist() == [[sum(gradient(j, o, i) ** 2 for j in range(samples)) for i in range(2)] for o in range(3)]
     assert energy.samples == samples
 
 

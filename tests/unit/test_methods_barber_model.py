@@ -32,7 +32,6 @@ from autoprune.model.rebuild import weight_gradients
 from autoprune.storage.stores import MemoryStore
 
 BLOCKS, TOKENS, SAMPLES, BATCH = 2, 10, 5, 2  # the last batch is ragged
-Halves = Callable[[nn.Module, int, int], list[oracle.Half]]
 
 
 def _llama() -> nn.Module:
@@ -84,19 +83,21 @@ def _rebuild(model: nn.Module, method: Barber, target: Unstructured | SemiStruct
 
 
 @pytest.fixture(params=[(_llama, oracle.llama_halves, "model.layers"), (_opt, oracle.opt_halves, "model.decoder.layers")], ids=["llama", "opt"])
-def family(request: pytest.FixtureRequest) -> tuple[nn.Module, Halves, str]:
+def family(request: pytest.FixtureRequest) -> tuple[nn.Module, oracle.Halves, str]:
     """A random model, its halves by hand, and where its blocks are."""
     build, halves, prefix = request.param
     return _random(build), halves, prefix
 
 
-@pytest.mark.parametrize(("granularity", "threshold", "metric"), [("block", 0.3, "WD"), ("layer", 0.5, "D"), ("output1", 1.0, "WD"), ("input1", 0.4, "WD")])
-def test_rebuilding_equals_the_version_by_hand(family: tuple[nn.Module, Halves, str], granularity: str, threshold: float, metric: str) -> None:
+@pytest.mark.parametrize(
+    "options", [oracle.Options(0.5, *o) for o in (("block", 0.3, "WD"), ("layer", 0.5, "D"), ("output1", 1.0, "WD"), ("input1", 0.4, "WD"))], ids=str
+)
+def test_rebuilding_equals_the_version_by_hand(family: tuple[nn.Module, oracle.Halves, str], options: oracle.Options) -> None:
     dense, halves, prefix = family
     model = copy.deepcopy(dense)
-    method = Recording(granularity, threshold, metric)
-    hidden, outcomes = _rebuild(model, method, Unstructured(0.5))
-    wanted = list(oracle.magnitude_then_barber(copy.deepcopy(dense), halves, hidden, BLOCKS, 0.5, granularity, threshold, metric))
+    method = Recording(options.granularity, options.threshold, options.metric)
+    hidden, outcomes = _rebuild(model, method, Unstructured(options.ratio))
+    wanted = list(oracle.magnitude_then_barber(copy.deepcopy(dense), halves, hidden, BLOCKS, options))
     assert [(o.block, o.name) for o in outcomes] == [(i // 2, half.name) for i, half in enumerate(wanted)]
     weights, originals = dict(model.named_parameters()), dict(dense.named_parameters())
     for outcome, half in zip(outcomes, wanted, strict=True):
@@ -110,14 +111,14 @@ def test_rebuilding_equals_the_version_by_hand(family: tuple[nn.Module, Halves, 
         assert outcome.exchanged > 0
 
 
-def test_sub_block_losses_fall(family: tuple[nn.Module, Halves, str]) -> None:
+def test_sub_block_losses_fall(family: tuple[nn.Module, oracle.Halves, str]) -> None:
     """A moderate exchange by weight and gradient brings the sub-blocks nearer to the dense ones than magnitude left them."""
     _, outcomes = _rebuild(family[0], Barber("layer", 0.3), Unstructured(0.5))
     assert sum(o.loss_after for o in outcomes) < sum(o.loss_before for o in outcomes)
 
 
 @pytest.mark.parametrize("pattern", [SemiStructured(2, 4), SemiStructured(1, 4)], ids=str)
-def test_groups_stay_intact_through_the_loop(family: tuple[nn.Module, Halves, str], pattern: SemiStructured) -> None:
+def test_groups_stay_intact_through_the_loop(family: tuple[nn.Module, oracle.Halves, str], pattern: SemiStructured) -> None:
     model = family[0]
     _, outcomes = _rebuild(model, Barber("output1", 1.0), pattern)
     assert all(o.exchanged > 0 for o in outcomes)
@@ -127,7 +128,7 @@ def test_groups_stay_intact_through_the_loop(family: tuple[nn.Module, Halves, st
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_models_in_half_precision_are_rebuilt_in_float32(family: tuple[nn.Module, Halves, str], dtype: torch.dtype) -> None:
+def test_models_in_half_precision_are_rebuilt_in_float32(family: tuple[nn.Module, oracle.Halves, str], dtype: torch.dtype) -> None:
     """Gradients too small for float16 are still seen; the weights come back in the model's dtype, the kept ones bit for bit."""
     model = family[0].to(dtype)
     originals = {name: p.clone() for name, p in model.named_parameters()}

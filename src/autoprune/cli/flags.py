@@ -22,7 +22,7 @@ class Parser(argparse.ArgumentParser):
         raise RecipeError(f"{message}; `{self.prog} --help` lists the flags")
 
 
-def add_flags(parser: argparse.ArgumentParser, chosen: Sequence[str] | None = None, positional: str | None = None) -> None:
+def add_flags(parser: argparse.ArgumentParser, chosen: Sequence[str] | None = None, positional: str | None = None, optional_model: bool = False) -> None:
     """Adds a flag for every field of the recipe's option groups (all, or the ``chosen`` ones).
 
     ``positional`` names a field that is given without a flag.
@@ -33,7 +33,7 @@ def add_flags(parser: argparse.ArgumentParser, chosen: Sequence[str] | None = No
         section = parser.add_argument_group((group.type.__doc__ or group.name).split("(")[0].strip().rstrip("."))
         hints = typing.get_type_hints(group.type)
         for field in dataclasses.fields(group.type):
-            _add_flag(section, field, hints[field.name], positional)
+            _add_flag(section, field, hints[field.name], positional, optional_model)
 
 
 def given(values: argparse.Namespace) -> dict[str, Any]:
@@ -42,7 +42,7 @@ def given(values: argparse.Namespace) -> dict[str, Any]:
     return {name: tuple(value) if isinstance(value, list) else value for name, value in vars(values).items() if name in known}
 
 
-def _add_flag(section: argparse._ArgumentGroup, field: dataclasses.Field[Any], hint: Any, positional: str | None) -> None:
+def _add_flag(section: argparse._ArgumentGroup, field: dataclasses.Field[Any], hint: Any, positional: str | None, optional_model: bool) -> None:
     facts = dict(field.metadata)
     settings: dict[str, Any] = {"help": _help(field, facts), "default": argparse.SUPPRESS}
     if field.name == positional:
@@ -59,7 +59,7 @@ def _add_flag(section: argparse._ArgumentGroup, field: dataclasses.Field[Any], h
         settings |= {"type": _READERS.get(kind, kind), "metavar": facts.get("metavar"), "choices": facts.get("choices")}
         if settings["choices"]:
             del settings["metavar"]
-    section.add_argument(f"--{field.name}", required=bool(facts.get("required")), **settings)
+    section.add_argument(f"--{field.name}", required=bool(facts.get("required")) and not optional_model, **settings)
 
 
 def _help(field: dataclasses.Field[Any], facts: dict[str, Any]) -> str:

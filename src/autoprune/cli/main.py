@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
+from pathlib import Path
 from collections.abc import Sequence
 
 import autoprune
 from autoprune.cli.flags import Parser, add_flags, given
-from autoprune.errors import AutoPruneError
+from autoprune.errors import AutoPruneError, RecipeError
 from autoprune.recipe import recipe_from_flat
 
 INTRODUCTION = "Prunes Hugging Face causal language models in one shot: magnitude, Wanda, SparseGPT and LLM-Barber."
-EVALUATION_GROUPS = ("model", "calibration", "evaluation", "output", "run")
+VERIFY = "Checks a pruned checkpoint: zeros, N:M groups, NaN, hashes, tensors that must be the dense model's. Exit status 1 if anything is wrong."
+BENCH = "Runs every cell of a grid in a process of its own; what is finished is not run again. Exit status 1 if a cell failed."
+REPRODUCE = "Runs a published table again and sets each result beside its value: pass, differs, or could not run. Exit status 1 unless all pass."
+EVALUATION_GROUPS = ("model", "calibration", "evaluation", "zeroshot", "output", "run")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -37,7 +42,26 @@ def _console(arguments: list[str]) -> int:
     for name, about in (("prune", "prune a model"), ("eval", "measure a model as it is"), ("inspect", "describe a model: blocks, layers, coverage, cost")):
         command = commands.add_parser(name, help=about, description=about.capitalize() + ".", allow_abbrev=False)
         add_flags(command, None if name != "eval" else EVALUATION_GROUPS, positional=None if name == "prune" else "model")
+    verify = commands.add_parser("verify", help="audit a pruned checkpoint, trusting only its files", description=VERIFY, allow_abbrev=False)
+    verify.add_argument("directory", metavar="DIR", help="the pruned checkpoint")
+    verify.add_argument("--model", metavar="MODEL", help="the dense model; default: the one that the manifest names, if it is at hand")
+    bench = commands.add_parser("bench", help="run a grid of recipes and compare", description=BENCH, allow_abbrev=False)
+    bench.add_argument("grid", metavar="GRID.toml")
+    bench.add_argument("--out", metavar="DIR", default="out/bench", help="where cells and reports go; a second run takes up what is there (default %(default)s)")
+    bench.add_argument("--jobs", metavar="N", type=int, default=1, help="cells at the same time (default %(default)s)")
+    reproduce = commands.add_parser("reproduce", help="run a published table again and compare", description=REPRODUCE, allow_abbrev=False)
+    reproduce.add_argument("name", metavar="NAME", nargs="?", help="a table of published values; without it the names are listed")
+    reproduce.add_argument("--out", metavar="DIR", default="out/reproduce", help="where cells go; a second run takes up what is there (default %(default)s)")
+    reproduce.add_argument("--jobs", metavar="N", type=int, default=1, help="cells at the same time (default %(default)s)")
+    reproduce.add_argument("--tables", metavar="FILE.toml", help="tables of your own instead of the published ones")
+    add_flags(reproduce, ("model", "calibration", "evaluation"), optional_model=True)
     chosen = parser.parse_args(arguments)
+    if chosen.command == "reproduce":
+        return _reproduce(chosen, given(chosen))
+    if chosen.command == "verify":
+        return _verify(chosen.directory, chosen.model)
+    if chosen.command == "bench":
+        return _bench(chosen.grid, chosen.out, chosen.jobs)
     values = given(chosen)
     if chosen.command == "inspect":
         return _inspect(values)
@@ -66,6 +90,48 @@ def _inspect(values: dict[str, object]) -> int:
 
     show_inspection(inspect_recipe(recipe))
     return 0
+
+
+def _verify(directory: str, model: str | None) -> int:
+    from autoprune.cli.progress import watching
+    from autoprune.cli.show import show_audit
+
+    with watching(quiet=False) as emit:
+        from autoprune.evaluation.audit import audit, find_dense
+
+        report = audit(Path(directory), find_dense(Path(directory), model, emit), emit)
+    show_audit(report)
+    return 0 if report.sound else 1
+
+
+def _bench(grid: str, out: str, jobs: int) -> int:
+    if jobs < 1:
+        raise RecipeError(f"--jobs {jobs} is too small; give at least 1")
+    from autoprune.benchmark.bench import bench
+    from autoprune.cli.progress import watching
+
+    with watching(quiet=False) as emit:
+        summary = bench(Path(grid), Path(out), jobs=jobs, emit=emit)
+    from autoprune.cli.show import show_bench
+
+    show_bench(summary)
+    return 1 if summary.failed else 0
+
+
+def _reproduce(chosen: argparse.Namespace, overrides: dict[str, object]) -> int:
+    from autoprune.benchmark.reproduce import PUBLISHED, read_tables, reproduce
+    from autoprune.cli.progress import watching
+    from autoprune.cli.show import show_reproduction
+
+    tables = Path(chosen.tables) if chosen.tables else PUBLISHED
+    if chosen.name is None:
+        for name, table in read_tables(tables).items():
+            print(f"{name}: {table['source']}")
+        return 0
+    with watching(quiet=False) as emit:
+        result = reproduce(chosen.name, Path(chosen.out) / chosen.name, jobs=chosen.jobs, tables=tables, overrides=overrides, emit=emit)
+    show_reproduction(result)
+    return 0 if result.passed else 1
 
 
 def _guarded(command: object, arguments: list[str]) -> int:

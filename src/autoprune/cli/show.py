@@ -7,10 +7,15 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
+from autoprune.report.grid import grid_to_rich
 from autoprune.report.tables import print_barber, print_comparison, print_layers
+from autoprune.report.zeroshot import zeroshot_grid
 
 if TYPE_CHECKING:
     from autoprune.api import PruneResult
+    from autoprune.benchmark.bench import BenchSummary
+    from autoprune.benchmark.reproduce import Reproduction
+    from autoprune.evaluation.audit import AuditReport
     from autoprune.inspection import Inspection
 
 WIDE = 160
@@ -27,8 +32,11 @@ def show_result(result: PruneResult) -> None:
             print_barber(result.summary, console)
     if result.row.perplexity:
         print_comparison([result.row], console)
-    elif result.summary:
+    elif result.summary and not result.row.zeroshot:
         console.print(f"sparsity {result.row.sparsity:.2%}", highlight=False)
+    if result.row.zeroshot:
+        console.print("Zero-shot accuracy in percent, higher is better", style="bold")
+        console.print(grid_to_rich(zeroshot_grid(result.row.zeroshot)))
     output = result.recipe.output
     if result.directory:
         console.print(f"checkpoint: {result.directory}", highlight=False, soft_wrap=True)
@@ -36,6 +44,8 @@ def show_result(result: PruneResult) -> None:
         console.print(f"checkpoint: deleted from {output.save_model}, as --delete asks", highlight=False, soft_wrap=True)
     if output.save_ppl:
         console.print(f"perplexity: {output.save_ppl}", highlight=False, soft_wrap=True)
+    if output.save_zeroshot:
+        console.print(f"zero-shot:  {output.save_zeroshot}", highlight=False, soft_wrap=True)
 
 
 def show_inspection(inspection: Inspection) -> None:
@@ -55,3 +65,41 @@ def show_inspection(inspection: Inspection) -> None:
     console.print(costs)
     for note in inspection.notes:
         console.print(note, highlight=False)
+
+
+def show_audit(report: AuditReport, hashes: bool = True) -> None:
+    """What `autoprune verify` found."""
+    console = Console()
+    weights, zeros = sum(layer.weights for layer in report.layers), sum(layer.zeros for layer in report.layers)
+    if weights:
+        console.print(f"{report.directory}: {len(report.layers)} pruned layers, {zeros:,} of {weights:,} weights are zero ({zeros / weights:.2%})", highlight=False, soft_wrap=True)
+    for name, digest in report.hashes.items() if hashes else ():
+        console.print(f"{digest}  {name}", highlight=False, soft_wrap=True)
+    for fault in report.faults:
+        console.print(f"FAULT {fault.where} {fault.what}", style="red", highlight=False, soft_wrap=True)
+    console.print("sound: nothing is wrong with these files" if report.sound else f"{len(report.faults)} faults", highlight=False)
+
+
+def show_bench(summary: BenchSummary) -> None:
+    """The comparison of all cells, those that failed, and where the reports are."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=WIDE)
+    if summary.rows:
+        print_comparison(summary.rows, console)
+    for result in summary.failed:
+        console.print(f"FAILED {result.cell.name}: {result.error}", style="red", highlight=False, soft_wrap=True)
+    for path in summary.reports:
+        console.print(str(path), highlight=False, soft_wrap=True)
+
+
+def show_reproduction(result: Reproduction) -> None:
+    """The published table beside what came out here."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=WIDE)
+    console.print(f"{result.name}: {result.source}", highlight=False, soft_wrap=True)
+    console.print(grid_to_rich(result.grid))
+    for comparison in result.comparisons:
+        if comparison.reason:
+            console.print(f"{comparison.row} could not run: {comparison.reason}", style="red", highlight=False, soft_wrap=True)

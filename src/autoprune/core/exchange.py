@@ -34,7 +34,7 @@ def exchange(
     if granularity == "block":
         return _exchange_together(scores, keep, threshold)
     parts = [_exchange_layer(s, k, granularity, threshold, target) for s, k in zip(scores, keep, strict=True)]
-    return Exchange(*(tuple(column) for column in zip(*parts, strict=True)))  # type: ignore[arg-type]
+    return Exchange(*(tuple(column) for column in zip(*parts, strict=True)))
 
 
 def exchange_sets(
@@ -67,8 +67,7 @@ def count_inverted(scores: Float[Tensor, "sets size"], keep: Bool[Tensor, "sets 
     cut = by_score.gather(-1, (kept - 1).clamp(min=0).unsqueeze(-1))
     above, tied = scores > cut, scores == cut
     room = kept - above.sum(-1) - (tied & keep).sum(-1)  # places among the highest that pruned weights tied at the cut take
-    inverted = (above & ~keep).sum(-1) + room.clamp(min=0)
-    return torch.where(kept > 0, inverted, 0)
+    return (above & ~keep).sum(-1) + room.clamp(min=0)
 
 
 def _mark_highest(marks: Bool[Tensor, "sets size"], scores: Float[Tensor, "sets size"], counts: Int[Tensor, " sets"], most: int) -> None:

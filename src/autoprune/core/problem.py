@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -54,8 +54,15 @@ class Method(Protocol):
     ``statistic`` is what must be observed first (None: nothing), ``scope`` which layers come to ``solve`` together.
     """
 
-    statistic: ClassVar[type[InputNorm] | type[InputGram] | type[GradientEnergy] | None]
-    scope: ClassVar[Scope]
+    @property
+    def statistic(self) -> type[InputNorm] | type[InputGram] | type[GradientEnergy] | None:
+        """What has to be accumulated; methods state it as a class variable."""
+        ...
+
+    @property
+    def scope(self) -> Scope:
+        """Which layers are solved together; methods state it as a class variable."""
+        ...
 
     def solve(self, problems: Sequence[LayerProblem]) -> list[LayerSolution]:
         """One solution for each problem, in order."""

@@ -35,7 +35,7 @@ def perplexity(store: EvaluationStore, windows: Windows, source: str, *, batch: 
 
     The model predicts ``seqlen - 1`` tokens of each window. A model larger than memory is run block by block
     over all windows; the numbers are the same.
-    Raises: NumericsError if a loss is NaN.
+    Raises: NumericsError if a loss is NaN or infinite.
     """
     count, seqlen = windows.ids.shape
     losses: list[Tensor] = []
@@ -45,8 +45,8 @@ def perplexity(store: EvaluationStore, windows: Windows, source: str, *, batch: 
         losses.append(window_losses(logits, part.to(logits.device)).cpu())
         emit(Step(0, 1, f"perplexity {source}", len(losses), -(-count // batch)))
     mean = float(torch.cat(losses).double().mean())
-    if math.isnan(mean):
-        raise NumericsError(f"the loss on {source} is NaN: the model's activations overflow or its weights are damaged; try --dtype float32")
+    if not math.isfinite(mean):
+        raise NumericsError(f"the loss on {source} is {mean}: the model's activations overflow or its weights are damaged; try --dtype float32")
     return PerplexityResult(source, math.exp(min(mean, 700.0)), seqlen, count, count * seqlen, _with_bits_per_byte(windows, mean))
 
 

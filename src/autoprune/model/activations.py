@@ -24,7 +24,7 @@ class BlockCall:
     kwargs: dict[str, Any]
     by_keyword: str | None  # the hidden states' keyword, or None if they come first by position
 
-    def __call__(self, block: Callable[..., Any], hidden: Float[Tensor, "samples tokens width"]) -> Float[Tensor, "samples tokens width"]:
+    def __call__(self, block: nn.Module, hidden: Float[Tensor, "samples tokens width"]) -> Float[Tensor, "samples tokens width"]:
         """Runs the block and returns its hidden states."""
         call = self.cast(hidden.dtype)
         named = {call.by_keyword: hidden} if call.by_keyword else {}
@@ -129,7 +129,7 @@ def capture(
 ) -> tuple[Float[Tensor, "samples tokens width"], list[BlockCall]]:
     """A hollow forward pass: block 0's input, and every block's own arguments.
 
-    Raises: ModelError if some block was not called, or was called more than once.
+    Raises: ModelError if some block was not called, or was called more than once, or if hidden states are not laid out as expected.
     """
     calls: list[list[BlockCall]] = [[] for _ in blocks]
     inputs: list[Tensor] = []
@@ -149,6 +149,11 @@ def capture(
         run(ids)
     if odd := [i for i, seen in enumerate(calls) if len(seen) != 1]:
         raise ModelError(f"block {odd[0]} was called {len(calls[odd[0]])} times in one forward pass; autoprune needs every block to be called once")
+    if inputs[0].dim() != 3 or inputs[0].shape[:2] != ids.shape:
+        raise ModelError(
+            f"the blocks are given hidden states of shape {tuple(inputs[0].shape)} for {ids.shape[0]} samples of {ids.shape[1]} tokens; "
+            "autoprune knows models whose hidden states are (samples, tokens, width), so it can't prune this one"
+        )
     return inputs[0], [seen[0] for seen in calls]
 
 

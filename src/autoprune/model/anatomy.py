@@ -11,7 +11,7 @@ from torch import nn
 from autoprune.core.sparsity import SemiStructured, Target
 from autoprune.errors import ModelError, RecipeError
 from autoprune.model.experts import fused_experts, routers
-from autoprune.model.linear import Layer, is_linear
+from autoprune.model.linear import Expert, Layer, is_linear
 
 COVERAGE_FLOOR = 0.9  # below it, a "pruned" model would be mostly dense
 
@@ -49,6 +49,11 @@ class Anatomy:
     def coverage(self) -> float:
         """Share of the block parameters that layers reach."""
         return sum(block.reached for block in self.blocks) / max(1, sum(block.parameters for block in self.blocks))
+
+    @property
+    def has_experts(self) -> bool:
+        """Whether some layers are experts, which see tokens of several samples mixed: LLM-Barber is quickest with one sample at a time then."""
+        return any(isinstance(layer, Expert) for block in self.blocks for layer in block.layers)
 
 
 def examine(model: nn.Module) -> Anatomy:

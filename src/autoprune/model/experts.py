@@ -61,7 +61,7 @@ def _experts_in(module: nn.Module) -> int:
 
 
 def _width(module: nn.Module) -> int:
-    return int(getattr(module, "out_features", None) or getattr(module, "nf", 0))
+    return int(getattr(module, "out_features", 0) or getattr(module, "nf", 0))
 
 
 @contextlib.contextmanager

@@ -55,6 +55,11 @@ class InputGroup:
     statistic: InputNorm | InputGram | None = None
     notes: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def tokens(self) -> int:
+        """Number of tokens seen."""
+        return self.sample.seen if self.sample else 0
+
 
 class InputObserver:
     """Watches the inputs of layers while a block runs (use it as a context manager around the runs).
@@ -99,7 +104,8 @@ class InputObserver:
         if group.layers[0] is layer:
             self._in_this_pass[key] = (x, group)  # the reference keeps the address from being used again
             flat = x.reshape(-1, x.shape[-1])
-            group.sample.update(flat)
+            if group.sample is not None:
+                group.sample.update(flat)
             if group.statistic is not None:
                 group.statistic.update(flat)
 
@@ -120,10 +126,9 @@ def settle_experts(groups: Sequence[InputGroup], layers: Sequence[Layer]) -> lis
     settled: dict[int, InputGroup] = {}
     for layer in layers:
         group = by_layer.get(layer.name)
-        if isinstance(layer, Expert) and (group is None or group.sample.seen < FEW_TOKENS):
-            peers = [by_layer[la.name] for la in layers if isinstance(la, Expert) and la.parameter_name == layer.parameter_name and la.name in by_layer]
-            if peers:
-                group = _borrowed(layer, group.sample.seen if group else 0, peers)
+        if isinstance(layer, Expert) and (group is None or group.tokens < FEW_TOKENS):
+            peers = [by_layer[la.name] for la in layers if la.parameter_name == layer.parameter_name and la.name in by_layer]
+            group = _borrowed(layer, group.tokens if group else 0, peers) if peers else None
         if group is not None:
             settled.setdefault(id(group), group)
     return list(settled.values())
@@ -147,7 +152,7 @@ def check_finite(groups: Sequence[InputGroup], block: str) -> None:
     """Raises: NumericsError naming the first layer whose inputs hold NaN or infinity."""
     for group in groups:
         values = group.statistic
-        numbers = torch.cat(group.sample.parts) if values is None else _sums(values)
+        numbers = _sums(values) if values is not None else torch.cat(group.sample.parts if group.sample else [torch.zeros(1)])
         if not bool(torch.isfinite(numbers).all()):
             raise NumericsError(
                 f"the inputs of {block}.{group.layers[0].name} hold NaN or infinity (or their squares overflow); "

@@ -24,9 +24,20 @@ from autoprune.model.stream import Place, Stream
 class Store(Protocol):
     """Gives and takes the weights of one block at a time; a resident model and a streamed one run the same loop."""
 
-    anatomy: Anatomy
-    device: torch.device
-    storage_dtype: torch.dtype | None
+    @property
+    def anatomy(self) -> Anatomy:
+        """Blocks and layers of the model."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where blocks run."""
+        ...
+
+    @property
+    def storage_dtype(self) -> torch.dtype | None:
+        """What weights are rounded to when they are written; None if they stay as they are."""
+        ...
 
     def embed(self, ids: Int[Tensor, "samples tokens"]) -> object:
         """Runs ids through the model's embedding and its (hollow) blocks."""

@@ -60,7 +60,10 @@ def find_sub_blocks(block: Block, layers: Sequence[Layer], call: BlockCall, hidd
             handle.remove()
     found = _group(order, children, bare, layers)
     if not found:
-        raise ModelError(f"{block.name} has no attention or MLP sub-block whose layers run, so LLM-Barber can't rebuild it; prune this model without --prune_barber")
+        raise ModelError(
+            f"{block.name} has no attention or MLP sub-block whose layers run, so LLM-Barber can't rebuild it; "
+            "prune this model without --prune_barber"
+        )
     return found
 
 

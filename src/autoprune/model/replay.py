@@ -31,31 +31,45 @@ class Replay:
 
 @torch.no_grad()
 def replay_check(store: Store, ids: Int[Tensor, "samples tokens"]) -> Replay:
-    """Runs the model's own forward pass on a short batch, and beside it every block on the recorded call arguments.
+    """Runs the model's own forward pass on two short batches, then block after block on both, as the loop does.
 
-    One block's weights are loaded at a time, so that it works on models larger than memory.
+    Two batches, because a block that leaves something behind for a later one would leave that of the last batch.
+    One block's weights are in memory at a time, so that it works on models larger than memory.
     """
-    inputs, stream = prepare_inputs(store, ids, ids.shape[0], Place("device", store.device))
-    hidden, found = stream[0], Replay(None, 0.0)
-    blocks = store.anatomy.blocks
+    batch = max(1, len(ids) // 2)
+    own = [_own_outputs(store, part) for part in ids.split(batch)]
+    inputs, stream = prepare_inputs(store, ids, batch, Place("device", store.device))
+    found = Replay(None, 0.0)
+    for block in store.anatomy.blocks:
+        store.load(block.index)
+        for i in range(len(stream)):
+            stream[i] = inputs.calls.of(i, block.index)(block.module, stream[i])
+            expected = own[i][block.index]
+            if not torch.equal(expected, stream[i]):
+                gap = float((expected.float() - stream[i].float()).abs().max())
+                found = Replay(found.block or block.name, max(found.difference, gap))
+        store.release(block.index)
+    return found
 
-    def both(index: int, own: Callable[..., Any]) -> Callable[..., Any]:
+
+def _own_outputs(store: Store, ids: Tensor) -> list[Tensor]:
+    """Every block's output in the model's own forward pass, each block's weights loaded when it is called."""
+    blocks = store.anatomy.blocks
+    outputs: list[Tensor] = []
+
+    def loading(index: int, own: Callable[..., Any]) -> Callable[..., Any]:
         def forward(*args: Any, **kwargs: Any) -> Any:
-            nonlocal hidden, found
             store.load(index)
-            output = own(*args, **kwargs)
-            hidden = inputs.calls.of(0, index)(own, hidden)
+            result = own(*args, **kwargs)
             store.release(index)
-            if not torch.equal(hidden_of(output), hidden):
-                gap = float((hidden_of(output).float() - hidden.float()).abs().max())
-                found = Replay(found.block or blocks[index].name, max(found.difference, gap))
-            return output
+            outputs.append(hidden_of(result).clone())
+            return result
 
         return forward
 
-    with replaced_forward([b.module for b in blocks], [both(b.index, b.module.forward) for b in blocks]):
+    with replaced_forward([b.module for b in blocks], [loading(b.index, b.module.forward) for b in blocks]):
         store.embed(ids)
-    return found
+    return outputs
 
 
 def require_replay(store: Store, ids: Int[Tensor, "samples tokens"]) -> Replay:
@@ -63,7 +77,8 @@ def require_replay(store: Store, ids: Int[Tensor, "samples tokens"]) -> Replay:
     found = replay_check(store, ids)
     if not found.exact:
         raise ModelError(
-            f"{found.block}: run alone, the block does not give what it gives inside {type(store.anatomy.model).__name__} (largest difference "
-            f"{found.difference:g}), so statistics taken from it would be wrong; this model passes more between its blocks than hidden states. Please report it"
+            f"{found.block}: run alone, the block does not give what it gives inside {type(store.anatomy.model).__name__} "
+            f"(largest difference {found.difference:g}), so statistics taken from it would be wrong; this model passes more "
+            "between its blocks than hidden states. It can't be pruned; please report it"
         )
     return found

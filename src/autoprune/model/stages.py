@@ -125,7 +125,9 @@ def _observe_inputs(work: Work, method: Method, stream: Stream) -> list[InputGro
     groups = settle_experts(observer.groups, work.layers)
     seen = {layer.name for group in groups for layer in group.layers}
     if unseen := [work.block.full_name(layer) for layer in work.layers if layer.name not in seen]:
-        raise NumericsError(f"{unseen[0]} saw no input while its block ran, so it can't be pruned by its inputs; leave it dense with --ignore {unseen[0]!r}")
+        raise NumericsError(
+            f"{unseen[0]} saw no input while its block ran, so it can't be pruned by its inputs; leave it dense with --ignore {unseen[0]!r}"
+        )
     check_finite(groups, work.block.name)
     return groups
 
@@ -223,18 +225,23 @@ def _run_rebuilt(work: Work, runner: SubBlockRunner, index: int, stream: Stream,
 
 
 class _precision:
-    """While it lasts, the block's parameters are in float32; afterwards they are what they were, bit for bit."""
+    """While it lasts, the block's parameters are in float32 and gather no gradients; afterwards they are what they were, bit for bit."""
 
     def __init__(self, block: Block) -> None:
         self._saved = [(p, p.data) for p in block.module.parameters() if p.is_floating_point() and p.dtype != COMPUTE]
+        self._trainable = [p for p in block.module.parameters() if p.requires_grad]
 
     def __enter__(self) -> None:
+        for parameter in self._trainable:
+            parameter.requires_grad_(False)
         for parameter, data in self._saved:
             parameter.data = data.to(COMPUTE)
 
     def __exit__(self, *_: object) -> None:
         for parameter, data in self._saved:
             parameter.data = data
+        for parameter in self._trainable:
+            parameter.requires_grad_(True)
 
 
 def _outcome(work: Work, sub: SubBlock, solutions: Sequence[LayerSolution], method: Method, before: float, after: float) -> SubBlockOutcome:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -17,7 +17,7 @@ class Place:
     """Where hidden states live: ``device``, ``cpu`` or ``disk`` (then in ``folder``)."""
 
     where: str = "cpu"
-    device: torch.device = torch.device("cpu")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     folder: Path | None = None
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any
@@ -79,7 +79,9 @@ def _results(rows: Sequence[EvaluationRow], variants: Sequence[Variant], texts: 
             if any(v.rebuilt for v in variants):
                 caption += " Faint bars are first passes, solid bars what LLM-Barber made of them."
             figures.append(Figure(tuple(pictures), caption + (" Whiskers: standard deviation over seeds." if seeds > 1 else "")))
-    lead = "Perplexity, lower is better; the lowest of each target is bold." + (f" Mean ± standard deviation over up to {seeds} seeds." if seeds > 1 else "")
+    lead = "Perplexity, lower is better; the lowest of each target is bold."
+    if seeds > 1:
+        lead += f" Mean ± standard deviation over up to {seeds} seeds."
     if any(v.method.endswith("+barber") for v in variants):
         lead += " LLM-Barber’s effect is the change of perplexity against its own first pass."
     return Section("Results", lead, comparison_grid(rows) if rows else None, tuple(figures), notes=tuple(_findings(variants, texts)))
@@ -100,7 +102,9 @@ def _findings(variants: Sequence[Variant], texts: Sequence[Text]) -> Iterable[st
 
 def _curves(variants: Sequence[Variant], texts: Sequence[Text]) -> Section:
     pictures = tuple(picture for text in texts for picture in plots.perplexity_curves(variants, text))
-    caption = "Perplexity against the actual share of zeros. Solid lines were rebuilt by LLM-Barber, dotted ones are first passes; whiskers are standard deviations over seeds."
+    caption = "Perplexity against the actual share of zeros. Solid lines were rebuilt by LLM-Barber, dotted ones are first passes."
+    if any(len(v.rows) > 1 for v in variants):
+        caption += " Whiskers: standard deviation over seeds."
     return Section("Perplexity against sparsity", figures=(Figure(pictures, caption),) if pictures else ())
 
 
@@ -110,11 +114,11 @@ def _errors(variants: Sequence[Variant]) -> Section:
     maps = tuple(m for v in variants if (m := plots.error_map(v, highest)))
     figures = []
     if maps:
-        caption = f"Relative output error of each layer on calibration tokens, ‖(W−W′)X‖ / ‖WX‖. All maps share one colour scale, from 0 to {highest:.2f}.{_first_seed(variants)}"
-        figures.append(Figure(maps, caption))
+        caption = f"Relative output error of each layer on calibration tokens, ‖(W−W′)X‖ / ‖WX‖. One colour scale for all, from 0 to {highest:.2f}."
+        figures.append(Figure(maps, caption + _first_seed(variants)))
     if sparse := tuple(m for v in variants if (m := plots.sparsity_map(v))):
-        caption = "Sparsity of each layer in %, where a method does not give every layer the same. Each map has its own colour scale." + _first_seed(variants)
-        figures.append(Figure(sparse, caption))
+        caption = "Sparsity of each layer in %, where a method does not give every layer the same. Each map has its own colour scale."
+        figures.append(Figure(sparse, caption + _first_seed(variants)))
     folds = [Fold(f"{v.title}, {v.target}: every layer", layer_grid(v.summary, per_layer=True)) for v in variants if v.summary and v.summary.layers]
     return Section("Layers", figures=tuple(figures), folds=tuple(folds))
 
@@ -130,7 +134,8 @@ def _barber(variants: Sequence[Variant]) -> Section:
         pairs, compared = sum(s.exchanged for s in summary.sub_blocks), sum(s.compared for s in summary.sub_blocks)
         caption = f"{pairs:,} pairs exchanged, {numbers.share_text(pairs / compared) if compared else '-'} of those compared."
         if before > 0:
-            caption += f" Sum of the sub-blocks’ losses: {numbers.loss_text(before)} before, {numbers.loss_text(after)} after ({numbers.change_text(after / before)})."
+            losses = f"{numbers.loss_text(before)} before, {numbers.loss_text(after)} after"
+            caption += f" Sum of the sub-blocks’ losses: {losses} ({numbers.change_text(after / before)})."
         if sparsity_moved(summary):
             caption += " Positive: the layer became sparser; negative: it got weights back."
         figures.append(Figure(tuple(d for d in drawn if d), caption + _first_seed([variant]), f"{variant.title}, {variant.target}"))
@@ -152,15 +157,13 @@ def _protocol(rows: Sequence[EvaluationRow], variants: Sequence[Variant]) -> Sec
     """Everything that someone needs to get the same numbers again."""
     seen = {(p.source, p.seqlen): p for row in rows for p in row.perplexity}
     lines = tuple((p.source, str(p.seqlen), f"{p.windows:,}", f"{p.tokens:,}") for p in seen.values())
-    folds = [
-        Fold(f"Provenance of {p.source}", Grid(("key", "value"), tuple((k, _word(v)) for k, v in p.provenance.items()))) for p in seen.values() if p.provenance
-    ]
+    folds = [Fold(f"Provenance of {p.source}", _pairs("key", p.provenance)) for p in seen.values() if p.provenance]
     for variant in variants:
         settings = settings_of(variant.rows[0])
         seeds = [str(s) for row in variant.rows if (s := seed_of(row)) is not None]
-        known = [*((k, _word(v)) for k, v in settings.items()), *([("seed", ", ".join(seeds))] if seeds else [])]
+        known = settings | ({"seed": seeds} if seeds else {})
         if known:
-            folds.append(Fold(f"Settings of {variant.title}, {variant.target}", Grid(("option", "value"), tuple(known))))
+            folds.append(Fold(f"Settings of {variant.title}, {variant.target}", _pairs("option", known)))
     lead = "Each text is tokenised once and cut into windows that do not overlap; perplexity is the exponential of the mean token loss."
     return Section("How it was measured", lead, Grid(("text", "window", "windows", "tokens"), lines, words=1), folds=tuple(folds))
 
@@ -172,6 +175,10 @@ def _first_seed(variants: Sequence[Variant]) -> str:
         return ""
     seed = seed_of(next(row for row in several[0].rows if row.pruning is not None))
     return f" Shown: seed {seed}." if seed is not None else " Shown: the first seed."
+
+
+def _pairs(head: str, values: Mapping[str, Any]) -> Grid:
+    return Grid((head, "value"), tuple((key, _word(value)) for key, value in values.items()))
 
 
 def _word(value: Any) -> str:

@@ -127,7 +127,7 @@ def _bars(axes: Axes, group: Sequence[Variant], text: Text, colours: dict[str, s
         if finite and spread.sd:
             axes.errorbar(end, i, xerr=spread.sd, color=INK, linewidth=1.2, capsize=3)
         reach = max(end, end + (spread.sd or 0.0)) if finite else start
-        axes.annotate(numbers.perplexity_text(spread.mean, spread.sd), (reach, i), xytext=(6, 0), textcoords="offset points", va="center", fontsize=11)
+        _note(axes, numbers.perplexity_text(spread.mean, spread.sd), (reach, i), (6, 0), va="center")
     axes.set_yticks(range(len(group)), [_bar_label(group, i) for i in range(len(group))])
     axes.set_ylim(len(group) - 0.4, -0.6)
     axes.tick_params(axis="y", length=0)
@@ -147,9 +147,12 @@ def _dense_line(axes: Axes, dense: float | None) -> None:
     if dense is None:
         return
     axes.axvline(dense, color=INK, linestyle=(0, (4, 3)), linewidth=1.2)
-    axes.annotate(
-        f"dense {numbers.perplexity_text(dense)}", (dense, 1), xycoords=("data", "axes fraction"), xytext=(4, 6), textcoords="offset points", fontsize=11
-    )
+    _note(axes, f"dense {numbers.perplexity_text(dense)}", (dense, 1), (4, 6), xycoords=("data", "axes fraction"))
+
+
+def _note(axes: Axes, words: str, place: tuple[float, float], offset: tuple[float, float], **options: Any) -> None:
+    """Words beside a place in the drawing."""
+    axes.annotate(words, place, xytext=offset, textcoords="offset points", fontsize=11, **options)
 
 
 def _curve(axes: Axes, line: Sequence[tuple[float, Any]], variant: Variant, colour: str) -> None:
@@ -173,7 +176,7 @@ def _map(cells: Cells, title: str, highest: float, form: str, lowest: float = 0.
             place = (blocks.index(block), names.index(name))
             shades.setdefault(_shade(value, lowest, highest), []).append(place)
             if labelled:
-                axes.text(*place, form.format(value), ha="center", va="center_baseline", fontsize=10)
+                axes.text(*place, _signed(form, value), ha="center", va="center_baseline", fontsize=10)
         for (colour, opacity), places in shades.items():
             axes.add_patch(_tiles(places, colour, opacity, gap=0.06 if labelled else 0.0))
         axes.set(xlim=(-0.5, len(blocks) - 0.5), ylim=(len(names) - 0.5, -0.5), xlabel="block")
@@ -185,6 +188,12 @@ def _map(cells: Cells, title: str, highest: float, form: str, lowest: float = 0.
         if not labelled:
             _key(figure, lowest, highest, form)
         return finish(figure, title)
+
+
+def _signed(form: str, value: float) -> str:
+    """The number in this form, without a sign if it is rounded to zero."""
+    text = form.format(value)
+    return text.lstrip("+-") if text.strip("+-0.") == "" else text
 
 
 def _tiles(places: Sequence[tuple[int, int]], colour: str, opacity: float, gap: float) -> PathPatch:
@@ -219,6 +228,8 @@ def _shade(value: float, lowest: float, highest: float) -> tuple[str, float]:
 
 def _dumbbells(pairs: Sequence[tuple[int, str, float, float]], title: str, words: tuple[str, str], ylabel: str) -> Drawing | None:
     """Two values per block and sub-block on a log axis, joined by a line; zero and what is not finite can't be drawn."""
+    from matplotlib.ticker import MaxNLocator
+
     drawable = [(block, name, _positive(first), _positive(second)) for block, name, first, second in pairs]
     drawable = [p for p in drawable if not (math.isnan(p[2]) and math.isnan(p[3]))]
     if not drawable:
@@ -238,7 +249,7 @@ def _dumbbells(pairs: Sequence[tuple[int, str, float, float]], title: str, words
         axes.plot([], [], "o", color=MUTED, label=words[1])
         axes.set(yscale="log", xlabel="block", ylabel=ylabel)
         axes.grid(axis="y", color=LINES)
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_locator(MaxNLocator(8, integer=True, min_n_ticks=1))
         _plain_ticks(axes, True, vertical=True)
         figure.legend(loc="outside lower center", ncols=2 if len(kinds) == 2 else 3)
         return finish(figure, title)
@@ -260,7 +271,7 @@ def _plain_ticks(axes: Axes, log: bool, vertical: bool = False) -> None:
     axis = axes.yaxis if vertical else axes.xaxis
     low, high = axes.get_ylim() if vertical else axes.get_xlim()
     wide = log and high / low > 300
-    axis.set_major_locator(LogLocator(subs=(1.0,) if wide else (1.0, 2.0, 5.0), numticks=8) if log else MaxNLocator(5))
+    axis.set_major_locator(LogLocator(subs=(1.0,) if wide else (1.0, 2.0, 5.0), numticks=6) if log else MaxNLocator(5))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.6g}" if 1e-4 <= value < 1e6 or value == 0 else f"{value:.0e}"))
     axis.set_minor_formatter(NullFormatter())
     if log:
@@ -269,5 +280,3 @@ def _plain_ticks(axes: Axes, log: bool, vertical: bool = False) -> None:
 
 def _unique_tails(names: Sequence[str]) -> bool:
     return len({name.rpartition(".")[2] for name in names}) == len(names)
-
-

@@ -40,6 +40,31 @@ class PerplexityResult:
 
 
 @dataclass(frozen=True)
+class TaskResult:
+    """Accuracy on one task of lm-evaluation-harness. ``metrics`` and ``errors`` (standard errors) are keyed acc, acc_norm."""
+
+    task: str
+    version: str
+    num_fewshot: int | None
+    samples: int | None
+    metrics: dict[str, float]
+    errors: dict[str, float]
+
+
+@dataclass(frozen=True)
+class ZeroShotResult:
+    """Accuracies on several tasks, and the settings they were measured with."""
+
+    tasks: tuple[TaskResult, ...]
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def mean(self, metric: str) -> float | None:
+        """Mean of one metric over the tasks that have it; None if none has."""
+        values = [task.metrics[metric] for task in self.tasks if metric in task.metrics]
+        return sum(values) / len(values) if values else None
+
+
+@dataclass(frozen=True)
 class EvaluationRow:
     """One line of the results table: a way of pruning and what it costs."""
 
@@ -49,6 +74,7 @@ class EvaluationRow:
     perplexity: tuple[PerplexityResult, ...]
     settings: dict[str, Any] = field(default_factory=dict)
     pruning: PruningSummary | None = None
+    zeroshot: ZeroShotResult | None = None
 
 
 def to_jsonable(value: Any) -> Any:
@@ -65,3 +91,26 @@ def to_jsonable(value: Any) -> Any:
 def dump_json(value: Any) -> str:
     """Indented JSON of any result; NaN and infinity are refused, for they are not JSON."""
     return json.dumps(to_jsonable(value), indent=2, allow_nan=False) + "\n"
+
+
+def row_from_json(raw: dict[str, Any]) -> EvaluationRow:
+    """The inverse of ``to_jsonable`` for a row."""
+    pruning = raw["pruning"]
+    summary = None
+    if pruning:
+        summary = PruningSummary(
+            tuple(LayerOutcome(**layer) for layer in pruning["layers"]),
+            tuple(SubBlockOutcome(**sub) for sub in pruning["sub_blocks"]),
+            pruning["seconds"],
+            tuple(pruning["warnings"]),
+        )
+    zeroshot = raw.get("zeroshot")
+    return EvaluationRow(
+        raw["method"],
+        raw["target"],
+        raw["sparsity"],
+        tuple(PerplexityResult(**result) for result in raw["perplexity"]),
+        raw["settings"],
+        summary,
+        ZeroShotResult(tuple(TaskResult(**task) for task in zeroshot["tasks"]), zeroshot["settings"]) if zeroshot else None,
+    )

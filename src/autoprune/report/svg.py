@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 INK, MUTED, LINES, PAPER = "#010101", "#010102", "#010103", "#010104"
 SERIES = tuple(f"#0102{i:02x}" for i in range(8))
-VARIABLES = {INK: "currentColor", MUTED: "var(--muted)", LINES: "var(--lines)", PAPER: "var(--paper)"} | {c: f"var(--series{i})" for i, c in enumerate(SERIES)}
+VARIABLES = {INK: "currentColor", MUTED: "var(--muted)", LINES: "var(--lines)", PAPER: "var(--paper)"}
+VARIABLES |= {colour: f"var(--series{i})" for i, colour in enumerate(SERIES)}
 
 UNITS_PER_INCH = 72  # matplotlib's SVG unit is the point; the page shows one unit as one pixel
 STYLE = {
@@ -27,6 +28,7 @@ STYLE = {
     "font.family": "DejaVu Sans",
     "font.size": 12,
     "text.color": INK,
+    "text.parse_math": False,  # a dollar sign in a name is a dollar sign
     "axes.edgecolor": MUTED,
     "axes.labelcolor": INK,
     "axes.labelsize": 12,

@@ -29,10 +29,10 @@ def perplexity_log(rows: Sequence[EvaluationRow]) -> str:
     """Aligned columns: method, target, actual sparsity, and one per evaluation text with its window length."""
     texts, seeds = texts_of(rows), _seeds_differ(rows)
     header = ("method", "target", *(("seed",) if seeds else ()), "actual sparsity", *(text.label for text in texts))
-    lines = [
-        (row.method, row.target, *((_word(seed_of(row)),) if seeds else ()), numbers.percent_text(row.sparsity), *(_cell(row, text) for text in texts))
-        for row in rows
-    ]
+    lines = []
+    for row in rows:
+        seed = (_word(seed_of(row)),) if seeds else ()
+        lines.append((row.method, row.target, *seed, numbers.percent_text(row.sparsity), *(_cell(row, text) for text in texts)))
     return to_text(Grid(header, tuple(lines)))
 
 
@@ -110,8 +110,8 @@ def layer_grid(summary: PruningSummary, *, per_layer: bool = False) -> Grid:
     last = ("all", "", *_counts(summary.layers))
     if per_layer:
         body = [(str(la.block), short_name(la), *_counts([la]), numbers.error_text(la.error)) for la in summary.layers]
-        header = ("block", "layer", "weights", "zeros", "sparsity", "relative error")
-        rows = (*body, (*last, ""))
+        header: tuple[str, ...] = ("block", "layer", "weights", "zeros", "sparsity", "relative error")
+        rows: tuple[tuple[str, ...], ...] = (*body, (*last, ""))
     else:
         header = ("block", "layers", "weights", "zeros", "sparsity", "mean error", "worst error")
         rows = (*(_block_line(block, layers) for block, layers in _blocks(summary)), (*last, "", ""))
@@ -125,7 +125,8 @@ def barber_grid(summary: PruningSummary, *, per_layer: bool = False) -> Grid:
         rows = tuple(_barber_layer_line(la) for la in summary.layers if sparsity_before(la) is not None)
         return Grid(header, rows, title="What LLM-Barber exchanged, by layer")
     moved = sparsity_moved(summary)
-    header = ("block", "sub-block", "inverted pairs", "exchanged", "loss before", "loss after", "change", *(("sparsity gained most", "lost most") if moved else ()))
+    header = ("block", "sub-block", "inverted pairs", "exchanged", "loss before", "loss after", "change")
+    header += ("sparsity gained most", "lost most") if moved else ()
     rows = tuple((*_barber_line(sub), *(_movement(sub, summary) if moved else ())) for sub in summary.sub_blocks)
     return Grid(header, rows, title="What LLM-Barber exchanged, by sub-block")
 

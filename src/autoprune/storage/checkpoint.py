@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -31,19 +33,23 @@ class Checkpoint:
 
         Raises: ModelError naming the file that is missing, truncated or of the wrong kind.
         """
+        if not directory.is_dir() or not os.access(directory, os.R_OK | os.X_OK):
+            raise ModelError(f"{directory} is no directory that can be read; check the path and its permissions")
         if not (directory / "config.json").is_file():
             raise ModelError(f"{directory}: no config.json here, so this is no Hugging Face checkpoint; give the directory that holds config.json and the weights")
         shards: dict[str, str] = {}
         for name in _shard_names(directory):
-            for tensor in _tensor_names(directory / name):
+            for tensor in read_shard_names(directory / name):
                 shards[tensor] = name
         _check_index(directory, shards)
+        if not shards:
+            raise ModelError(f"{directory}: the weight files hold no tensors; fetch the checkpoint again")
         return cls(directory, shards)
 
     @classmethod
     def scan(cls, directory: Path) -> Checkpoint:
         """The tensors of all safetensors files in a directory, index or not."""
-        return cls(directory, {tensor: path.name for path in sorted(directory.glob("*.safetensors")) for tensor in _tensor_names(path)})
+        return cls(directory, {tensor: path.name for path in sorted(directory.glob("*.safetensors")) for tensor in read_shard_names(path)})
 
     @property
     def files(self) -> list[Path]:
@@ -83,11 +89,18 @@ class Checkpoint:
 
     def sizes(self) -> dict[str, int]:
         """Every tensor's size in bytes."""
-        found: dict[str, int] = {}
+        return {name: entry["data_offsets"][1] - entry["data_offsets"][0] for name, entry in self._headers().items()}
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Every tensor's shape."""
+        return {name: tuple(entry["shape"]) for name, entry in self._headers().items()}
+
+    def _headers(self) -> dict[str, Any]:
+        found: dict[str, Any] = {}
         for path in self.files:
             with path.open("rb") as handle:  # the header alone, which safe_open does not show: 8 bytes of length, then JSON
-                header = json.loads(handle.read(int.from_bytes(handle.read(8), "little")))
-            found.update({name: entry["data_offsets"][1] - entry["data_offsets"][0] for name, entry in header.items() if name != "__metadata__"})
+                found |= json.loads(handle.read(int.from_bytes(handle.read(8), "little")))
+        found.pop("__metadata__", None)
         return found
 
     def inspect_values(self, tick: Callable[[int, int], None] | None = None) -> str:
@@ -116,12 +129,8 @@ def _finite(tensor: Tensor) -> bool:
 
 
 def _shard_names(directory: Path) -> list[str]:
-    if (directory / INDEX).is_file():
-        try:
-            index = json.loads((directory / INDEX).read_text())["weight_map"]
-        except (ValueError, KeyError) as error:
-            raise ModelError(f"{directory / INDEX} is no index of a sharded checkpoint: {error}") from error
-        names = sorted(set(index.values()))
+    if _is_sharded(directory):
+        names = sorted(set(_read_index(directory).values()))
         if missing := [name for name in names if not (directory / name).is_file()]:
             raise ModelError(f"{directory}: shard {missing[0]} is missing ({len(missing)} of {len(names)}); the download was not finished, fetch it again")
         return names
@@ -135,7 +144,8 @@ def _shard_names(directory: Path) -> list[str]:
     raise ModelError(f"{directory}: neither {SINGLE} nor {INDEX} is here, so there are no weights to read")
 
 
-def _tensor_names(path: Path) -> list[str]:
+def read_shard_names(path: Path) -> list[str]:
+    """The tensors of one shard. Raises: ModelError if it is truncated or no safetensors file."""
     try:
         with safe_open(path, framework="pt") as shard:
             return list(shard.keys())
@@ -143,10 +153,22 @@ def _tensor_names(path: Path) -> list[str]:
         raise ModelError(f"{path} is truncated or no safetensors file ({error}); fetch it again") from error
 
 
+def _is_sharded(directory: Path) -> bool:
+    """Where both kinds are there, transformers reads the single file, and so do we."""
+    return (directory / INDEX).is_file() and not (directory / SINGLE).is_file()
+
+
+def _read_index(directory: Path) -> dict[str, str]:
+    try:
+        return dict(json.loads((directory / INDEX).read_text(encoding="utf-8"))["weight_map"])
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise ModelError(f"{directory / INDEX} is no index of a sharded checkpoint ({error}); fetch it again") from error
+
+
 def _check_index(directory: Path, shards: dict[str, str]) -> None:
-    if not (directory / INDEX).is_file():
+    if not _is_sharded(directory):
         return
-    index = json.loads((directory / INDEX).read_text())["weight_map"]
+    index = _read_index(directory)
     wrong = [name for name, file in index.items() if shards.get(name) != file]
     if wrong:
         raise ModelError(f"{directory / INDEX} says that {wrong[0]} is in {index[wrong[0]]}, but it is not; fetch the checkpoint again")

@@ -31,7 +31,7 @@ def locate(word: str, cache_dir: str | None = None) -> Path:
 
 def _download(repo: str, cache_dir: str | None) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
 
     advice = f"--model {repo}: there is no such local directory, and the hub"
     try:
@@ -42,7 +42,7 @@ def _download(repo: str, cache_dir: str | None) -> Path:
         raise ModelError(f"{advice} knows no model of that name; check the spelling, or log in with `hf auth login` if it is private") from error
     except HFValidationError as error:
         raise ModelError(f"{advice} can't have a model of that name; give an id such as huggyllama/llama-7b") from error
-    except (LocalEntryNotFoundError, OSError) as error:
+    except Exception as error:  # LocalEntryNotFoundError, or one of the HTTP library's own, which changes between its versions
         raise ModelError(
             f"{advice} can't be reached ({type(error).__name__}); download the model elsewhere and give its directory, or use the model shipped here: --model demo"
         ) from error

@@ -11,7 +11,7 @@ from autoprune.recipe import Recipe
 from autoprune.report.results import PruningSummary, dump_json, to_jsonable
 
 PACKAGES = ("autoprune", "torch", "transformers", "safetensors")
-NOT_PROVENANCE = ("output", "run", "evaluation")  # where results go does not change them: two runs give identical files
+NOT_PROVENANCE = ("output", "run", "evaluation", "zeroshot")  # where results go does not change them: two runs give identical files
 
 
 def versions() -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,9 +10,12 @@ import torch
 
 from autoprune.core.problem import LayerProblem, LayerSolution, Scope
 from autoprune.core.selection import count_violations
-from autoprune.core.sparsity import SemiStructured
-from autoprune.errors import ModelError
+from autoprune.core.sparsity import SemiStructured, Target
+from autoprune.errors import ModelError, RecipeError
+from autoprune.model.linear import Layer
 from autoprune.storage.stores import CheckpointStore
+
+RATIO_TOLERANCE = 0.01  # between the ratio that the user states and the zeros that a given pattern has
 
 
 @dataclass(frozen=True)
@@ -24,18 +27,9 @@ class GivenPattern:
     scope: ClassVar[Scope] = Scope.INPUT_GROUP
 
     def solve(self, problems: Sequence[LayerProblem]) -> list[LayerSolution]:
-        """Raises: ModelError if a layer has no zeros, or not the N:M pattern that was asked for."""
-        solutions = []
-        for problem in problems:
-            weight = self._weight(problem.name)
-            keep = weight != 0
-            where = f"{self.pruned.skeleton.checkpoint.directory}: {problem.name}"
-            if bool(keep.all()):
-                raise ModelError(f"{where} has no zeros, so there is no pattern to rebuild; was this model pruned? Leave the layer out with --ignore {problem.name!r}")
-            if isinstance(problem.target, SemiStructured) and count_violations(keep, problem.target):
-                raise ModelError(f"{where} is not {problem.target} sparse; drop --sparsity_type, or give the pattern that it has")
-            solutions.append(LayerSolution(problem.name, keep, weight))
-        return solutions
+        """The weights and zeros of these layers in the pruned copy; ``check_pattern`` has looked at them before."""
+        weights = {problem.name: self._weight(problem.name) for problem in problems}
+        return [LayerSolution(name, weight != 0, weight) for name, weight in weights.items()]
 
     def _weight(self, name: str) -> torch.Tensor:
         for block in self.pruned.anatomy.blocks:
@@ -48,8 +42,35 @@ class GivenPattern:
         raise ModelError(f"{self.pruned.skeleton.checkpoint.directory} has no layer {name}")
 
 
+def check_pattern(pruned: CheckpointStore, chosen: Mapping[int, Sequence[Layer]], target: Target | None, ratio: float | None) -> None:
+    """Reads the pruned copy once, block by block.
+
+    Raises: ModelError if a layer has no zeros, is not N:M sparse as asked for, or holds NaN; RecipeError if all of them
+    together are not as sparse as ``ratio`` says.
+    """
+    where = f"--pruned_model {pruned.skeleton.checkpoint.directory}"
+    zeros = total = 0
+    for block in pruned.anatomy.blocks:
+        names = {layer.name for layer in chosen[block.index]}
+        pruned.load(block.index)
+        for layer in block.layers:
+            if layer.name not in names:
+                continue
+            name, weight = block.full_name(layer), layer.matrix
+            if not bool(torch.isfinite(weight).all()):
+                raise ModelError(f"{where}: {name} holds NaN or infinity; the checkpoint is damaged")
+            if bool((weight != 0).all()):
+                raise ModelError(f"{where}: {name} has no zeros, so there is no pattern to rebuild; was this model pruned? --ignore {name!r} leaves the layer out")
+            if isinstance(target, SemiStructured) and count_violations(weight != 0, target):
+                raise ModelError(f"{where}: {name} is not {target} sparse; drop --sparsity_type, or give the pattern that it has")
+            zeros, total = zeros + int((weight == 0).sum()), total + layer.count
+        pruned.release(block.index)
+    if target is None and ratio and total and abs(zeros / total - ratio) > RATIO_TOLERANCE:
+        raise RecipeError(f"{where} has {zeros / total:.1%} zeros, but --sparsity_ratio says {ratio:g}; drop --sparsity_ratio, the pattern is taken as it is")
+
+
 def check_ancestry(dense: CheckpointStore, pruned: CheckpointStore) -> None:
-    """Raises: ModelError unless the pruned checkpoint has the dense one's shapes and its unpruned tensors."""
+    """Raises: ModelError unless the pruned checkpoint has the dense one's shapes, and its values wherever no layer is."""
     here, there = dense.skeleton, pruned.skeleton
     where = f"--pruned_model {there.checkpoint.directory}"
     mine = {name: tuple(p.shape) for name, p in here.model.state_dict().items()}
@@ -57,8 +78,10 @@ def check_ancestry(dense: CheckpointStore, pruned: CheckpointStore) -> None:
     if mine != theirs:
         odd = next(name for name in sorted({*mine, *theirs}) if mine.get(name) != theirs.get(name))
         raise ModelError(f"{where} does not fit the dense model: {odd} is {theirs.get(odd, 'absent')} there and {mine.get(odd, 'absent')} in --model {here.checkpoint.directory}")
-    names = sorted(set(dense.outside) & set(pruned.outside))
-    for name in names:
+    layers = {f"{block.name}.{layer.parameter_name}" for block in dense.anatomy.blocks for layer in block.layers}
+    for name in sorted(set(here.owners) & set(there.owners)):
+        if here.owners[name] in layers:
+            continue
         ours, other = here.checkpoint.read([name])[name], there.checkpoint.read([name])[name]
         if not torch.equal(ours.to(other.dtype), other):
             raise ModelError(f"{where} is no pruned copy of --model {here.checkpoint.directory}: {name}, which pruning leaves alone, differs")

@@ -17,7 +17,13 @@ from accelerate import init_empty_weights
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightConverter, WeightRenaming, convert_and_load_state_dict_in_model, rename_source_key, revert_weight_conversion
+from transformers.core_model_loading import (
+    WeightConverter,
+    WeightRenaming,
+    convert_and_load_state_dict_in_model,
+    rename_source_key,
+    revert_weight_conversion,
+)
 from transformers.modeling_utils import LoadStateDictConfig
 from transformers.utils import logging as hf_logging
 
@@ -63,7 +69,10 @@ class Skeleton:
         """Raises: ModelError naming a parameter that the checkpoint left empty."""
         for parameter_name, tensor in [*module.named_parameters(), *module.named_buffers()]:
             if tensor.is_meta:
-                raise ModelError(f"{self.checkpoint.directory}: the weights hold nothing for {name}.{parameter_name}; the checkpoint is incomplete or of another model")
+                raise ModelError(
+                    f"{self.checkpoint.directory}: the weights hold nothing for {name}.{parameter_name}; "
+                    "the checkpoint is incomplete or of another model"
+                )
         for parameter in module.parameters():
             parameter.requires_grad_(False)
 
@@ -136,7 +145,9 @@ def storage_dtype(checkpoint: Checkpoint) -> torch.dtype:
         counts[word] = counts.get(word, 0) + 1
     word = max(counts, key=lambda name: counts[name])
     if word not in _STORED:
-        raise ModelError(f"{checkpoint.directory}: its weights are stored as {word}, which is quantised; prune the original float16, bfloat16 or float32 model")
+        raise ModelError(
+            f"{checkpoint.directory}: its weights are stored as {word}, which is quantised; prune the original float16, bfloat16 or float32 model"
+        )
     return _STORED[word]
 
 

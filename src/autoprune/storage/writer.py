@@ -9,7 +9,7 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from autoprune.errors import OutputError
-from autoprune.storage.checkpoint import INDEX, Checkpoint
+from autoprune.storage.checkpoint import INDEX, SINGLE, Checkpoint
 
 MANIFEST = "autoprune.json"
 LOCK = "in-use.lock"
@@ -30,15 +30,17 @@ class Workplace:
 
     def __init__(self, target: Path, *, overwrite: bool) -> None:
         self.target, self._overwrite = target, overwrite
-        self.path = target.parent / f".{target.name}.autoprune-partial"
+        self._place = target.resolve()  # through links, so that the result lands where the user's word leads
+        self.path = self._place.parent / f".{self._place.name}.autoprune-partial"
         self._lock = FileLock(self.path / LOCK, timeout=0)
 
-    def begin(self, need: int) -> None:
-        """Takes the place; ``need`` is the size of the result in bytes.
+    def begin(self, need: int, names: Sequence[str] = ()) -> None:
+        """Takes the place; ``need`` is the size of the result in bytes, ``names`` are files that it will surely have.
 
         Raises: OutputError if the target is in the way, the disk is too small, or another run is at work.
         """
         check_target(self.target, self._overwrite)
+        check_foreign(self.target, [*names, "README.md", INDEX, SINGLE])
         with writing_to(self.target):
             self.path.mkdir(parents=True, exist_ok=True)
         try:
@@ -46,7 +48,9 @@ class Workplace:
         except Timeout as error:
             raise OutputError(f"--save_model {self.target}: another autoprune run is writing there; wait for it or choose another directory") from error
         for left_over in self.path.iterdir():
-            if left_over.name != LOCK:
+            if left_over.is_dir():
+                shutil.rmtree(left_over)
+            elif left_over.name != LOCK:
                 left_over.unlink()
         free = shutil.disk_usage(self.path).free
         if free < need * 1.01:
@@ -69,9 +73,8 @@ class Workplace:
     def copy_companions(self, source: Path) -> None:
         """Copies the model's other files (config, tokenizer, …) byte for byte."""
         with writing_to(self.target):
-            for path in sorted(source.iterdir()):
-                if path.is_file() and not path.name.endswith(NOT_COPIED) and path.name not in (MANIFEST, "README.md") and not path.name.startswith("."):
-                    shutil.copyfile(path, self.path / path.name)
+            for path in companions(source):
+                shutil.copyfile(path, self.path / path.name)
 
     def write(self, name: str, text: str) -> None:
         """Writes a text file."""
@@ -89,7 +92,7 @@ class Workplace:
             for name in names:
                 _sync(self.path / name)
             (self.path / LOCK).unlink(missing_ok=True)
-            _put_in_place(self.path, self.target, names, self._overwrite)
+            _put_in_place(self.path, self._place, names, self._overwrite)
         self._lock.release()
         return [self.target / name for name in names]
 
@@ -126,6 +129,12 @@ class CheckpointWriter:
         return f"model-{number + 1:05d}-of-{self._total:05d}.safetensors"
 
 
+def companions(source: Path) -> list[Path]:
+    """The files of a model that are copied byte for byte: all but weights, what autoprune itself writes, and hidden ones."""
+    files = [path for path in sorted(source.iterdir()) if path.is_file() and not path.name.endswith(NOT_COPIED)]
+    return [path for path in files if path.name not in (MANIFEST, "README.md") and not path.name.startswith(".")]
+
+
 def check_target(target: Path, overwrite: bool) -> None:
     """Raises: OutputError if ``target`` is a file, or holds files that may not be replaced."""
     if target.is_file():
@@ -136,6 +145,16 @@ def check_target(target: Path, overwrite: bool) -> None:
         raise OutputError(f"--save_model {target}: the directory is not empty; choose another, or replace an earlier autoprune result with --overwrite")
     if not (target / MANIFEST).is_file():
         raise OutputError(f"--save_model {target}: the directory is not empty and was not written by autoprune (no {MANIFEST}), so --overwrite leaves it alone; choose another")
+    written_files(target)
+
+
+def check_foreign(target: Path, names: Sequence[str]) -> None:
+    """Raises: OutputError if the result would replace a file in ``target`` that autoprune did not write."""
+    if not target.is_dir() or not any(target.iterdir()):
+        return
+    ours = {path.name for path in written_files(target)}
+    if foreign := [name for name in sorted(names) if name not in ours and (target / name).exists()]:
+        raise OutputError(f"--save_model {target}: {foreign[0]} there was not written by autoprune, so --overwrite leaves it alone; move it away")
 
 
 def written_files(directory: Path) -> list[Path]:
@@ -145,9 +164,10 @@ def written_files(directory: Path) -> list[Path]:
     """
     try:
         names = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))["written"]
-    except (OSError, ValueError, KeyError) as error:
-        raise OutputError(f"{directory / MANIFEST} can't be read, so what autoprune wrote there is not known: {error}") from error
-    return [directory / name for name in [*names, MANIFEST] if Path(name).name == name and (directory / name).is_file()]
+        listed = [*map(PurePath, names), PurePath(MANIFEST)]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise OutputError(f"{directory / MANIFEST} does not say what autoprune wrote there ({error}); choose another directory") from error
+    return [directory / name for name in listed if name.name == str(name) and (directory / name).is_file()]
 
 
 def delete_result(directory: Path) -> None:
@@ -186,6 +206,7 @@ def _put_in_place(work: Path, target: Path, names: Sequence[str], overwrite: boo
         _sync(target.parent)
         return
     check_target(target, overwrite)
+    check_foreign(target, names)
     for path in written_files(target):
         if path.name not in names:
             path.unlink()

@@ -1,0 +1,105 @@
+"""What a run has finished, kept beside its shards, so that `--resume` can go on at the last finished block."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from autoprune.core.outcome import LayerOutcome, SubBlockOutcome
+from autoprune.errors import OutputError
+from autoprune.model.events import BlockResult
+from autoprune.report.results import dump_json, to_jsonable
+from autoprune.storage.checkpoint import Checkpoint
+from autoprune.storage.writer import CheckpointWriter, Workplace
+
+STATE = "state.json"
+
+
+@dataclass
+class Journal:
+    """The record of one run in its workplace: what it depends on, and every block's outcome.
+
+    Earlier passes' blocks are kept too (``pass-0-block-00003.safetensors``) when a later pass follows on hidden
+    states of its own: to resume, every stream runs again through the blocks that it saw.
+    """
+
+    workplace: Workplace
+    writer: CheckpointWriter
+    about: dict[str, Any]
+
+    def begin(self) -> None:
+        """A new run: notes what it depends on."""
+        self.workplace.write(STATE, dump_json(self.about))
+
+    def resume(self, blocks: int) -> list[BlockResult]:
+        """The outcomes of the blocks that are finished, in order from block 0.
+
+        Raises: OutputError if the unfinished run was another one, quoting the first thing that differs.
+        """
+        try:
+            before = json.loads((self.workplace.path / STATE).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            self.begin()  # killed before anything was noted: there is nothing to go on from
+            return []
+        now = json.loads(dump_json(self.about))
+        if difference := first_difference(before, now):
+            raise OutputError(f"--resume: the unfinished run beside {self.workplace.target} was another one: {difference}; repeat its command, or start again with --overwrite")
+        finished: list[BlockResult] = []
+        for index in range(blocks):
+            result = self._read(index)
+            if result is None or not self.writer.has_block(index):
+                break
+            finished.append(result)
+        return finished
+
+    def finish(self, result: BlockResult) -> None:
+        """Notes a block whose shard is on disk."""
+        self.workplace.write(_record(result.block), dump_json(to_jsonable(result)))
+
+    def keep_pass(self, number: int, index: int, tensors: dict[str, Tensor]) -> None:
+        """Keeps a block as an earlier pass left it."""
+        self.workplace.save(_pass(number, index), tensors)
+
+    def pass_block(self, number: int, index: int) -> dict[str, Tensor]:
+        """A block as an earlier pass left it, by stored names."""
+        name = _pass(number, index)
+        return Checkpoint.one(self.workplace.path / name)
+
+    def clean(self) -> None:
+        """Removes the journal, when the result is whole."""
+        for path in self.workplace.path.iterdir():
+            if path.name == STATE or path.name.startswith(("block-", "pass-")):
+                path.unlink()
+
+    def _read(self, index: int) -> BlockResult | None:
+        try:
+            raw = json.loads((self.workplace.path / _record(index)).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        layers = tuple(LayerOutcome(**layer) for layer in raw["layers"])
+        return BlockResult(raw["block"], raw["blocks"], raw["name"], layers, tuple(SubBlockOutcome(**sub) for sub in raw["sub_blocks"]))
+
+
+def first_difference(before: Mapping[str, Any], now: Mapping[str, Any], path: str = "") -> str | None:
+    """Says in words where two records differ; None if they are equal."""
+    for key in sorted({*before, *now}):
+        where = f"{path}.{key}" if path else key
+        old, new = before.get(key), now.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            if inner := first_difference(old, new, where):
+                return inner
+        elif old != new:
+            return f"{where} was {old!r} and is {new!r}"
+    return None
+
+
+def _record(index: int) -> str:
+    return f"block-{index:05d}.json"
+
+
+def _pass(number: int, index: int) -> str:
+    return f"pass-{number}-block-{index:05d}.safetensors"

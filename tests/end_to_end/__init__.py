@@ -1,0 +1,1 @@
+"""Whole runs on a model that fits in a few kilobytes."""

@@ -1,0 +1,205 @@
+"""Models that can't be pruned: each is named, with what to do, before any work."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from end_to_end.conftest import Refuse, refused
+from end_to_end.tiny import BLOCKS, Texts, change_weights, flags, run_classic, save_tiny, tensors, tiny_model
+
+INDEX = "model.safetensors.index.json"
+
+
+@pytest.fixture
+def copy(tiny: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny model, to be damaged."""
+    return Path(shutil.copytree(tiny, tmp_path / "copy"))
+
+
+def test_missing_directory(refuse: Refuse, tmp_path: Path) -> None:
+    refuse(tmp_path / "nowhere", f"--model {tmp_path / 'nowhere'}", "no such directory")
+
+
+def test_file_for_a_directory(refuse: Refuse, texts: Texts) -> None:
+    refuse(texts.heldout, f"--model {texts.heldout}", "this is a file; give the directory")
+
+
+def test_directory_without_checkpoint(refuse: Refuse, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    refuse(tmp_path / "empty", str(tmp_path / "empty"), "no config.json", "give the directory that holds config.json")
+
+
+def test_config_without_weights(refuse: Refuse, copy: Path) -> None:
+    (copy / "model.safetensors").unlink()
+    refuse(copy, str(copy), "neither model.safetensors nor model.safetensors.index.json")
+
+
+def test_pickled_weights_are_not_opened(refuse: Refuse, copy: Path) -> None:
+    (copy / "model.safetensors").rename(copy / "pytorch_model.bin")
+    refuse(copy, str(copy), ".bin", "save_pretrained(NEW_DIR)")
+
+
+def test_weights_without_tensors(refuse: Refuse, copy: Path) -> None:
+    change_weights(copy, dict.clear)
+    refuse(copy, str(copy), "hold no tensors", "fetch")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_directory_that_may_not_be_read(refuse: Refuse, copy: Path) -> None:
+    copy.chmod(0)
+    try:
+        refuse(copy, str(copy), "permissions")
+    finally:
+        copy.chmod(0o755)
+
+
+@pytest.mark.parametrize("text", ["{", '{"model_type": "no-such-architecture"}', '{"model_type": "vit"}', "[]"])
+def test_config_that_describes_no_language_model(refuse: Refuse, copy: Path, text: str) -> None:
+    (copy / "config.json").write_text(text)
+    refuse(copy, str(copy), "config.json")
+
+
+def test_truncated_weights(refuse: Refuse, copy: Path) -> None:
+    whole = (copy / "model.safetensors").read_bytes()
+    (copy / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    refuse(copy, str(copy / "model.safetensors"), "truncated", "fetch it again")
+
+
+def test_weights_that_are_no_safetensors_file(refuse: Refuse, copy: Path) -> None:
+    (copy / "model.safetensors").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    refuse(copy, str(copy / "model.safetensors"), "no safetensors file", "fetch it again")
+
+
+def test_weights_of_another_shape_than_the_config_says(refuse: Refuse, copy: Path) -> None:
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | {"vocab_size": 64}))
+    refuse(copy, str(copy), "lm_head.weight is stored as 128 x 32", "does not fit", "config.json")
+
+
+def test_shapes_inside_a_block_are_checked_before_work(refuse: Refuse, copy: Path) -> None:
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | {"intermediate_size": 48}))
+    refuse(copy, str(copy), "model.layers.0.mlp.down_proj.weight is stored as 32 x 64", "does not fit", "config.json")
+
+
+def test_shapes_of_later_blocks_are_checked_before_work(refuse: Refuse, copy: Path) -> None:
+    name = "model.layers.1.self_attn.k_proj.weight"
+    change_weights(copy, lambda held: held.update({name: held[name][:8].clone()}))
+    refuse(copy, str(copy), name, "does not fit", "config.json")
+
+
+def test_missing_tensor_of_a_block(refuse: Refuse, copy: Path) -> None:
+    change_weights(copy, lambda held: held.pop("model.layers.1.mlp.up_proj.weight"))
+    refuse(copy, str(copy), "model.layers.1.mlp.up_proj.weight", "incomplete")
+
+
+def test_missing_tensor_outside_the_blocks(refuse: Refuse, copy: Path) -> None:
+    change_weights(copy, lambda held: held.pop("model.norm.weight"))
+    refuse(copy, str(copy), "model.norm.weight", "incomplete")
+
+
+@pytest.fixture
+def sharded(tmp_path: Path) -> Path:
+    """The tiny model in several shards."""
+    return save_tiny(tmp_path / "sharded", max_shard_size="20KB")
+
+
+def test_missing_shard(refuse: Refuse, sharded: Path) -> None:
+    names = sorted(path.name for path in sharded.glob("model-*.safetensors"))
+    assert len(names) > 2
+    (sharded / names[1]).unlink()
+    refuse(sharded, str(sharded), f"shard {names[1]} is missing", "fetch it again")
+
+
+@pytest.mark.parametrize("text", ["{", "{}", '{"weight_map": ["a"]}'])
+def test_damaged_index(refuse: Refuse, sharded: Path, text: str) -> None:
+    (sharded / INDEX).write_text(text)
+    refuse(sharded, INDEX, "no index of a sharded checkpoint")
+
+
+def test_index_that_lies(refuse: Refuse, sharded: Path) -> None:
+    index = json.loads((sharded / INDEX).read_text())
+    index["weight_map"]["model.norm.weight"] = index["weight_map"]["model.layers.0.self_attn.q_proj.weight"]
+    (sharded / INDEX).write_text(json.dumps(index))
+    refuse(sharded, INDEX, "model.norm.weight", "fetch the checkpoint again")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("name", ["model.layers.1.self_attn.k_proj.weight", "model.norm.weight"])
+def test_bad_number_in_the_weights(refuse: Refuse, copy: Path, name: str, value: float) -> None:
+    change_weights(copy, lambda held: held[name].view(-1)[3].fill_(value))
+    for method in ("magnitude", "wanda"):
+        refuse(copy, f"tensor {name} holds NaN or infinity", prune_method=method)
+
+
+def test_quantised_weights(refuse: Refuse, copy: Path) -> None:
+    change_weights(copy, lambda held: held.update({name: tensor.to(torch.int8) for name, tensor in held.items()}))
+    refuse(copy, str(copy), "I8", "prune the original")
+
+
+def test_overflowing_activations_name_the_layer(capsys: pytest.CaptureFixture[str], texts: Texts, copy: Path, tmp_path: Path) -> None:
+    """Weights are finite, but what they make of the text is not. Seen in block 0, before anything is pruned."""
+    change_weights(copy, lambda held: held["model.layers.0.post_attention_layernorm.weight"].fill_(1e30))
+    for method in ("wanda", "sparsegpt"):
+        answer = run_classic(capsys, flags(copy, texts, prune_method=method, save_model=tmp_path / "out"))
+        assert answer.status == 2
+        assert "model.layers.0.mlp.gate_proj hold NaN or infinity" in answer.err
+        assert "--dtype float32" in answer.err
+        assert "Traceback" not in answer.err
+        assert not (tmp_path / "out").exists()
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["copy"]
+
+
+def test_evaluation_of_a_model_whose_loss_is_nan(capsys: pytest.CaptureFixture[str], texts: Texts, copy: Path, tmp_path: Path) -> None:
+    change_weights(copy, lambda held: held["model.norm.weight"].fill_(float("nan")))
+    answer = run_classic(capsys, flags(copy, texts, sparsity_ratio=0, save_ppl=tmp_path / "ppl"))
+    refused(answer, "heldout.txt", "nan", "--dtype float32")
+    assert not (tmp_path / "ppl").exists()
+
+
+@pytest.mark.parametrize("files", [["tokenizer.json", "tokenizer_config.json"], ["tokenizer.json"]])
+def test_no_tokenizer(refuse: Refuse, copy: Path, files: list[str]) -> None:
+    for name in files:
+        (copy / name).unlink()
+    refuse(copy, str(copy), "no tokenizer", ".safetensors")
+
+
+def test_damaged_tokenizer(refuse: Refuse, copy: Path) -> None:
+    (copy / "tokenizer.json").write_text('{"version": "1.0"')
+    refuse(copy, str(copy), "no tokenizer can be read", ".safetensors")
+
+
+def test_too_little_of_the_model_can_be_reached(refuse: Refuse, tmp_path: Path, capsys: pytest.CaptureFixture[str], texts: Texts) -> None:
+    """A tiny mamba holds much of its parameters outside linear maps."""
+    sizes = {"state_size": 16, "time_step_rank": 4, "conv_kernel": 8, "hidden_size": 16, "expand": 2}
+    model = save_tiny(tmp_path / "mamba", tiny_model("mamba", num_hidden_layers=BLOCKS, **sizes))
+    message = refuse(model, "of the block parameters", "at least 90%", "not reached:", "--allow_partial")
+    assert "backbone.layers.*.mixer.A_log: " in message
+    assert run_classic(capsys, flags(model, texts, allow_partial=True, save_model=tmp_path / "out")).status == 0
+    assert any((tensor == 0).float().mean() == 0.5 for name, tensor in tensors(tmp_path / "out").items() if "in_proj" in name)
+
+
+def test_hub_id_without_network(refuse: Refuse) -> None:
+    """The tests run with HF_HUB_OFFLINE=1."""
+    refuse("someone/some-model", "--model someone/some-model", "can't be reached", "give its directory", "--model demo")
+
+
+def test_no_network(tmp_path: Path, texts: Texts) -> None:
+    """The hub is allowed, but nobody answers: both the model and the texts say which flag takes a local file."""
+    program = "import sys; from autoprune.cli.main import classic; sys.exit(classic(sys.argv[1:]))"
+    environment = {**os.environ, "HF_HUB_OFFLINE": "0", "HF_DATASETS_OFFLINE": "0", "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)}
+    result = subprocess.run(
+        [sys.executable, "-c", program, *flags("someone/some-model", texts)], capture_output=True, text=True, env=environment, check=False
+    )
+    assert result.returncode == 2
+    assert "--model someone/some-model" in result.stderr
+    assert "give its directory" in result.stderr
+    assert "Traceback" not in result.stderr

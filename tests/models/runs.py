@@ -1,0 +1,44 @@
+"""What the tests of this folder share: open a saved model, prune it, write it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from autoprune.core.problem import Method
+from autoprune.core.sparsity import Target, Unstructured
+from autoprune.methods.barber import Barber
+from autoprune.model.anatomy import select_layers
+from autoprune.model.events import BlockResult, silent
+from autoprune.model.pipeline import Pass, prepare_inputs, prune_blocks
+from autoprune.model.stream import Place
+from autoprune.storage.checkpoint import Checkpoint
+from autoprune.storage.skeleton import build_skeleton
+from autoprune.storage.stores import CheckpointStore, MemoryStore
+
+HALF = Unstructured(0.5)
+BARBER = Barber(prune_granularity="layer", threshold=0.2)
+
+
+def open_store(directory: Path, written: dict[str, Tensor] | None = None, *, resident: bool = False, dtype: str = "auto") -> CheckpointStore:
+    skeleton = build_skeleton(Checkpoint.open(directory), dtype, torch.device("cpu"), trust_remote_code=False)
+    store = CheckpointStore(skeleton, resident=resident)
+    if written is not None:
+        store.write_to(lambda _, tensors: written.update(tensors))
+    return store
+
+
+def prune(store: CheckpointStore | MemoryStore, methods: tuple[Method, ...], ids: Tensor, target: Target = HALF, batch: int = 4) -> list[BlockResult]:
+    inputs, stream = prepare_inputs(store, ids, batch, Place())
+    passes = [Pass(method, stream.clone() if method.statistic else None) for method in methods]
+    return list(prune_blocks(store, passes, select_layers(store.anatomy, (), target), target, inputs, silent))
+
+
+def write_checkpoint(source: Path, directory: Path, tensors: Mapping[str, Tensor]) -> None:
+    shutil.copytree(source, directory, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.safetensors"))
+    save_file(dict(tensors), directory / "model.safetensors", metadata={"format": "pt"})

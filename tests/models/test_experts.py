@@ -1,0 +1,266 @@
+"""Mixtures of experts against independent computations: who was routed where, per-sample gradients, fallbacks, files."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+import torch
+from configs import EXPERTS, tiny_ids, tiny_model
+from runs import BARBER, open_store, prune, write_checkpoint
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from autoprune.core.problem import LayerProblem, LayerSolution, Method, Scope
+from autoprune.core.selection import count_violations
+from autoprune.core.sparsity import SemiStructured, Unstructured
+from autoprune.core.statistics import GradientEnergy, InputGram, InputNorm
+from autoprune.errors import ModelError
+from autoprune.methods.magnitude import Magnitude
+from autoprune.methods.sparsegpt import SparseGPT
+from autoprune.methods.wanda import Wanda
+from autoprune.model.activations import hidden_of
+from autoprune.model.anatomy import Block, examine
+from autoprune.model.experts import eager_experts
+from autoprune.model.linear import Expert
+from autoprune.model.observe import InputObserver
+from autoprune.model.pipeline import prepare_inputs
+from autoprune.model.stream import Place
+from autoprune.storage.stores import MemoryStore
+
+
+def experts_of(block: Block) -> list[Expert]:
+    return [layer for layer in block.layers if isinstance(layer, Expert)]
+
+
+def routed_tokens(module: nn.Module, args: tuple[Tensor, ...]) -> list[Tensor]:
+    """What each expert receives, read from how the model calls its experts."""
+    count = module.num_experts
+    if len(args) == 1:  # all tokens for every expert, scaled by the router's score; 0 where the router chose another
+        return [rows[rows.abs().sum(-1) > 0] for rows in args[0].view(count, -1, args[0].shape[-1])]
+    hidden, chosen = args[:2]
+    return [hidden[(chosen == expert).any(-1)] for expert in range(count)]
+
+
+@pytest.mark.parametrize("name", EXPERTS)
+@torch.no_grad()
+def test_every_expert_is_seen_with_its_own_tokens(name: str) -> None:
+    store = MemoryStore(tiny_model(name))
+    inputs, stream = prepare_inputs(store, tiny_ids(), 6, Place())
+    block = store.anatomy.blocks[-1]
+    hidden = inputs.calls.of(0, 0)(store.anatomy.blocks[0].module, stream[0])
+    received: list[list[Tensor]] = []
+    experts = experts_of(block)
+    handle = experts[0].module.register_forward_pre_hook(lambda module, args: received.append(routed_tokens(module, args)))
+    with eager_experts(store.model), InputObserver(block.layers, InputNorm, 6 * 24) as observer:
+        inputs.calls.of(0, 1)(block.module, hidden)
+    handle.remove()
+    groups = {layer.name: group for group in observer.groups for layer in group.layers}
+    assert len(experts) == 2 * experts[0].module.num_experts
+    for expert in experts:
+        tokens = received[0][expert.index]
+        assert groups[expert.name].tokens == len(tokens) > 0
+        if expert.attribute == "gate_up_proj":
+            torch.testing.assert_close(groups[expert.name].statistic.norm, tokens.norm(dim=0))
+
+
+@torch.no_grad()
+def test_the_second_map_of_an_expert_sees_what_the_first_one_makes() -> None:
+    model = tiny_model("mixtral")
+    block = examine(model).blocks[0]
+    module = block.module.mlp.experts
+    tokens = torch.randn(40, 32)
+    with eager_experts(model), InputObserver(block.layers, InputGram, 40) as observer:
+        module(tokens, torch.full((40, 1), 2), torch.ones(40, 1))
+    gate, up = (tokens @ module.gate_up_proj[2].T).chunk(2, dim=-1)
+    middle = nn.functional.silu(gate) * up
+    grams = {layer.name: group.statistic.gram for group in observer.groups for layer in group.layers}
+    assert list(grams) == ["mlp.experts.2.gate_up_proj", "mlp.experts.2.down_proj"]
+    torch.testing.assert_close(grams["mlp.experts.2.down_proj"], middle.T @ middle)
+
+
+@dataclass(frozen=True)
+class Listener:
+    """A method that changes nothing and remembers the gradient energies that it was given."""
+
+    heard: dict[str, Tensor] = field(default_factory=dict)
+    statistic: ClassVar[type[GradientEnergy]] = GradientEnergy
+    scope: ClassVar[Scope] = Scope.SUB_BLOCK
+
+    def solve(self, problems: Sequence[LayerProblem]) -> list[LayerSolution]:
+        notes = {"compared": 0, "inverted": 0, "grown": 0, "dropped": 0}
+        self.heard.update({p.name: p.statistic.rms for p in problems})
+        return [LayerSolution(p.name, p.keep, notes=notes) for p in problems]
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+@pytest.mark.parametrize("name", EXPERTS)
+def test_gradients_are_those_of_single_samples(name: str, batch: int) -> None:
+    """Against autograd on a copy of the dense block, one sample at a time."""
+    model, ids = tiny_model(name), tiny_ids(8)
+    dense = copy.deepcopy(model)
+    listener = Listener()
+    prune(MemoryStore(model), (Wanda(), listener), ids, batch=batch)
+    index = len(examine(model).blocks) - 1
+    pruned_block, dense_block = examine(model).blocks[index], examine(dense).blocks[index]
+    child = experts_of(dense_block)[0].name.split(".")[0]
+    for expert in experts_of(dense_block):
+        expert.parameter.requires_grad_(True)
+    energy: dict[str, Tensor] = {}
+    for sample in ids.split(1):
+        inside = inputs_of(model, pruned_block, child, sample)
+        with torch.no_grad():
+            sparse = hidden_of(getattr(pruned_block.module, child)(inside))
+        loss = (hidden_of(getattr(dense_block.module, child)(inside)) - sparse).square().mean()
+        parameters = {expert.parameter_name: expert.parameter for expert in experts_of(dense_block)}
+        gradients = dict(zip(parameters, torch.autograd.grad(loss, list(parameters.values())), strict=True))
+        for expert in experts_of(dense_block):
+            energy[expert.name] = energy.get(expert.name, 0) + expert.of(gradients[expert.parameter_name]).square()
+    compared = 0
+    for expert in experts_of(dense_block):
+        if (heard := listener.heard.get(dense_block.full_name(expert))) is not None:
+            torch.testing.assert_close(heard, (energy[expert.name] / len(ids)).sqrt(), rtol=2e-3, atol=1e-7)
+            compared += 1
+    assert compared >= 4
+
+
+def inputs_of(model: PreTrainedModel, block: Block, child: str, ids: Tensor) -> Tensor:
+    """What enters the part of a block that holds the experts."""
+    caught: list[Tensor] = []
+    handle = getattr(block.module, child).register_forward_pre_hook(lambda _, args: caught.append(args[0].detach()))
+    with torch.no_grad():
+        model(input_ids=ids, use_cache=False)
+    handle.remove()
+    return caught[0]
+
+
+def lonely_expert() -> PreTrainedModel:
+    """A model whose expert 3 never gets a token."""
+    model = tiny_model("gpt_oss")
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.mlp.router.bias[3] = -1e6
+    return model
+
+
+@pytest.mark.parametrize("method", [Magnitude(), Wanda(), SparseGPT()], ids=lambda method: type(method).__name__)
+def test_an_expert_without_tokens_borrows_the_statistic_of_all(method: Method) -> None:
+    results = prune(MemoryStore(lonely_expert()), (method,), tiny_ids())
+    layers = {layer.name: layer for result in results for layer in result.layers}
+    for name, outcome in layers.items():
+        assert 2 * outcome.zeros == outcome.weights
+        lonely = ".experts.3." in name and method.statistic is not None
+        assert (outcome.notes.get("fallback"), outcome.notes.get("tokens")) == (("all tokens", 0) if lonely else (None, None))
+
+
+@torch.no_grad()
+def test_the_borrowed_statistic_is_the_sum_over_all_experts() -> None:
+    model, ids = lonely_expert(), tiny_ids()
+    before = copy.deepcopy(model).model.layers[0]
+    prune(MemoryStore(model), (Wanda(),), ids)
+    weight = before.mlp.experts.gate_up_proj[3].T
+    keep = model.model.layers[0].mlp.experts.gate_up_proj[3].T != 0
+    dense = lonely_expert()
+    tokens = inputs_of(dense, examine(dense).blocks[0], "mlp", ids).reshape(-1, 32)  # each goes to as many experts as any other
+    scores = weight.abs() * tokens.norm(dim=0)
+    assert torch.equal(keep, scores >= scores.sort(dim=1).values[:, 16:17])
+
+
+def test_barber_leaves_an_expert_without_tokens_as_it_was() -> None:
+    once, twice = lonely_expert(), lonely_expert()
+    prune(MemoryStore(once), (Wanda(),), tiny_ids())
+    results = prune(MemoryStore(twice), (Wanda(), replace(BARBER, prune_granularity="block")), tiny_ids())
+    same = [torch.equal(twice.model.layers[0].mlp.experts.down_proj[e], once.model.layers[0].mlp.experts.down_proj[e]) for e in range(4)]
+    assert same == [False, False, False, True]
+    notes = {layer.name: layer.notes for layer in results[0].layers}
+    assert notes["model.layers.0.mlp.experts.3.down_proj"] == {"fallback": "all tokens", "tokens": 0, "rebuilt": False}
+    assert sum(layer.zeros for layer in results[0].layers) * 2 == sum(layer.weights for layer in results[0].layers)
+
+
+@pytest.mark.parametrize("name", EXPERTS)
+def test_new_weights_reach_the_file_in_its_own_layout(name: str, tmp_path: Path) -> None:
+    """SparseGPT changes survivors; what is loaded again is what the pruned model held, bit for bit."""
+    saved, result = tmp_path / "dense", tmp_path / "pruned"
+    tiny_model(name).save_pretrained(saved)
+    written: dict[str, Tensor] = {}
+    store = open_store(saved, written, resident=True)
+    results = prune(store, (SparseGPT(),), tiny_ids(), SemiStructured(2, 4))
+    write_checkpoint(saved, result, {**load_file(saved / "model.safetensors"), **written})
+    loaded = AutoModelForCausalLM.from_pretrained(result)
+    here, there = store.model.state_dict(), loaded.state_dict()
+    assert here.keys() == there.keys() and all(torch.equal(here[key], there[key]) for key in here)
+    for block in examine(loaded).blocks:
+        assert all(count_violations(layer.matrix != 0, SemiStructured(2, 4)) == 0 for layer in block.layers)
+    assert {layer.notes["precision"] for outcome in results for layer in outcome.layers} <= {"float32", "float64"}
+
+
+@pytest.mark.parametrize("name", ["mixtral", "gpt_oss"])
+def test_survivors_keep_their_stored_bits_when_blocks_run_in_another_precision(name: str, tmp_path: Path) -> None:
+    tiny_model(name).to(torch.bfloat16).save_pretrained(tmp_path)
+    written: dict[str, Tensor] = {}
+    prune(open_store(tmp_path, written, dtype="float32"), (Wanda(), BARBER), tiny_ids())
+    original = load_file(tmp_path / "model.safetensors")
+    for key, tensor in written.items():
+        assert tensor.dtype == original[key].dtype and torch.equal(tensor, original[key] * (tensor != 0))
+
+
+def test_streamed_equals_resident(tmp_path: Path) -> None:
+    tiny_model("qwen3_moe").save_pretrained(tmp_path)
+    streamed: dict[str, Tensor] = {}
+    resident: dict[str, Tensor] = {}
+    prune(open_store(tmp_path, streamed), (SparseGPT(), BARBER), tiny_ids())
+    prune(open_store(tmp_path, resident, resident=True), (SparseGPT(), BARBER), tiny_ids())
+    assert streamed.keys() == resident.keys() and all(torch.equal(streamed[key], resident[key]) for key in streamed)
+
+
+@pytest.mark.parametrize(
+    ("name", "router"),
+    [
+        ("mixtral", "mlp.gate.weight"),
+        ("gpt_oss", "mlp.router.weight"),
+        ("llama4_text", "feed_forward.router.weight"),
+        ("qwen3_next", "mlp.shared_expert_gate.weight"),
+    ],
+)
+def test_routers_and_gates_are_left_alone(name: str, router: str) -> None:
+    block = examine(tiny_model(name)).blocks[-1]
+    assert router in {unreached for unreached, _ in block.unreached}
+    assert router.removesuffix(".weight") not in {layer.name for layer in block.layers}
+
+
+def test_a_router_beside_a_list_of_experts_is_left_alone() -> None:
+    """Models with code of their own may hold their experts as separate modules."""
+
+    class Mixture(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gate = nn.Linear(8, 3)
+            self.experts = nn.ModuleList(nn.Linear(8, 8) for _ in range(3))
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList(nn.ModuleDict({"mlp": Mixture()}) for _ in range(2))
+
+    assert [layer.name for layer in examine(Model()).blocks[0].layers] == ["mlp.experts.0", "mlp.experts.1", "mlp.experts.2"]
+
+
+@torch.no_grad()
+def test_weights_that_are_used_the_other_way_round_are_noticed() -> None:
+    model = tiny_model("mixtral")
+    expert = experts_of(examine(model).blocks[0])[0]
+    wrong = replace(expert, transposed=True)
+    with eager_experts(model), InputObserver([wrong], InputNorm, 8), pytest.raises(ModelError, match=r"mlp\.experts\.gate_up_proj"):
+        expert.module(torch.randn(8, 32), torch.zeros(8, 1, dtype=torch.long), torch.ones(8, 1))
+
+
+def test_the_experts_implementation_comes_back() -> None:
+    model = tiny_model("mixtral")
+    before = model.get_experts_implementation()
+    prune(MemoryStore(model), (Magnitude(),), tiny_ids(), Unstructured(0.25))
+    assert model.get_experts_implementation() == before and before[""] != "eager"

@@ -1,0 +1,93 @@
+"""What the loop promises beside numbers: replay is checked, a model in memory is left as it was but for its weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from configs import tiny_ids, tiny_model
+from runs import BARBER, open_store, prune
+from torch import Tensor, nn
+
+from autoprune.core.statistics import InputNorm
+from autoprune.errors import ModelError, NumericsError
+from autoprune.methods.magnitude import Magnitude
+from autoprune.methods.wanda import Wanda
+from autoprune.model.anatomy import examine
+from autoprune.model.observe import InputObserver
+from autoprune.model.replay import replay_check, require_replay
+from autoprune.storage.stores import MemoryStore
+
+
+@pytest.mark.parametrize("resident", [True, False])
+def test_replay_of_a_checkpoint(tmp_path: Path, resident: bool) -> None:
+    tiny_model("gemma2").save_pretrained(tmp_path)
+    found = require_replay(open_store(tmp_path, resident=resident), tiny_ids(2))
+    assert found.exact and found.difference == 0
+
+
+def test_a_model_whose_blocks_talk_behind_our_back_is_refused() -> None:
+    model = tiny_model("llama")
+    first, second = (layer.mlp for layer in model.model.layers)
+    said: list[Tensor] = []
+
+    def speak(_: nn.Module, args: Any, output: Tensor) -> None:
+        said[:] = [output]
+
+    def listen(_: nn.Module, args: Any, output: Tensor) -> Tensor:
+        return output + said[0]
+
+    first.register_forward_hook(speak)
+    second.register_forward_hook(listen)
+    store = MemoryStore(model)
+    found = replay_check(store, tiny_ids(2))
+    assert not found.exact and found.block == "model.layers.1" and found.difference > 0.01
+    with pytest.raises(ModelError, match=r"model\.layers\.1: run alone.*LlamaForCausalLM"):
+        require_replay(store, tiny_ids(2))
+
+
+@pytest.mark.parametrize("name", ["llama", "mixtral"])
+def test_a_model_in_memory_gathers_no_gradients_and_no_hooks(name: str) -> None:
+    model = tiny_model(name)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    prune(MemoryStore(model), (Wanda(), BARBER), tiny_ids())
+    assert all(p.grad is None and p.requires_grad for p in model.parameters())
+    assert not any(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module) for module in model.modules())
+    layers = {f"{block.name}.{layer.parameter_name}" for block in examine(model).blocks for layer in block.layers}
+    changed = {key for key, value in model.state_dict().items() if not torch.equal(value, before[key])}
+    assert changed == layers
+
+
+def test_in_memory_equals_from_disk(tmp_path: Path) -> None:
+    model = tiny_model("mixtral")
+    model.save_pretrained(tmp_path)
+    store = open_store(tmp_path, resident=True)
+    for target in (MemoryStore(model), store):
+        prune(target, (Wanda(), BARBER), tiny_ids())
+    assert all(torch.equal(value, store.model.state_dict()[key]) for key, value in model.state_dict().items())
+
+
+@torch.no_grad()
+def test_a_weight_that_is_multiplied_without_its_module_is_seen() -> None:
+    block = examine(tiny_model("mamba")).blocks[0]
+    layer = next(layer for layer in block.layers if layer.name == "mixer.dt_proj")
+    x = torch.randn(2, 5, 4)
+    with InputObserver([layer], InputNorm, 10) as observer:
+        layer.module.weight @ x.transpose(1, 2)
+    torch.testing.assert_close(observer.groups[0].statistic.norm, x.flatten(0, 1).norm(dim=0))
+
+
+def test_a_layer_that_never_runs_is_named() -> None:
+    model = tiny_model("llama")
+    model.model.layers[1].mlp.spare = nn.Linear(8, 8)
+    with pytest.raises(NumericsError, match=r"model\.layers\.1\.mlp\.spare saw no input.*--ignore"):
+        prune(MemoryStore(model), (Wanda(),), tiny_ids(2))
+    prune(MemoryStore(model), (Magnitude(),), tiny_ids(2))
+
+
+def test_hidden_states_of_another_layout_are_refused() -> None:
+    """Gemma 3n hands several versions of the hidden states from block to block, stacked in front of the samples."""
+    with pytest.raises(ModelError, match=r"hidden states of shape \(2, 3, 24, 32\) for 3 samples of 24 tokens"):
+        replay_check(MemoryStore(tiny_model("gemma3n_text")), tiny_ids(6))

@@ -1,0 +1,155 @@
+"""Who may import whom: the mathematics stay pure, packages look downwards only, and the front door opens without torch."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+# cli -> api -> {storage, evaluation, report, data} -> model -> methods -> core; modules beside api.py count as api.
+LEVELS = {"core": 0, "methods": 1, "model": 2, "storage": 3, "evaluation": 3, "report": 3, "data": 3, "api": 4, "cli": 5}
+FREE = {"core", "errors", "recipe", ""}  # anyone may import these; "" is the package itself, for its version
+MATHEMATICS = {"torch", "jaxtyping", "__future__"}
+UNSUITED = {"logging", "os", "io", "pathlib", "sys", "subprocess", "shutil", "tempfile", "warnings", "random", "socket", "urllib"}
+LIGHT = ["autoprune", "autoprune.recipe", "autoprune.errors", "autoprune.core.outcome", "autoprune.cli", "autoprune.cli.main"]
+HEAVY = ("torch", "transformers", "datasets", "matplotlib")
+
+
+def imported(source: str, package: str) -> Iterator[str]:
+    """Full names of all modules that a source imports, wherever in it; ``package`` resolves relative imports."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            parents = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            base = ".".join([*parents, *([node.module] if node.module else [])])
+            yield from ([f"autoprune.{alias.name}" for alias in node.names] if base == "autoprune" else [base])
+
+
+def part(module: str) -> str:
+    """``autoprune.model.linear`` -> ``model``; the package's own names (``__version__``, public functions) -> ``""``."""
+    name = module.split(".")[1] if "." in module else ""
+    return name if name in LEVELS or (PACKAGE / f"{name}.py").is_file() or (PACKAGE / name).is_dir() else ""
+
+
+def level(name: str) -> int:
+    """How high a part of the package stands; whatever is not listed stands beside the api."""
+    return LEVELS.get(name, LEVELS["api"])
+
+
+def upward(name: str, imports: Iterator[str]) -> list[str]:
+    """Imports that break the direction."""
+    return [m for m in imports if m.split(".")[0] == "autoprune" and part(m) not in FREE | {name} and level(part(m)) > level(name)]
+
+
+def impure(imports: Iterator[str]) -> list[str]:
+    """Imports that have no place in the mathematics."""
+    return [m for m in imports if not _pure(m)]
+
+
+def _pure(module: str) -> bool:
+    top = module.split(".")[0]
+    if top == "autoprune":
+        return part(module) in {"core", "methods", "recipe", "errors"}
+    return top in MATHEMATICS or (top in sys.stdlib_module_names and top not in UNSUITED)
+
+
+PACKAGE = Path(__file__).resolve().parents[2] / "src" / "autoprune"
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+PURE = [f for f in SOURCES if f.relative_to(PACKAGE).parts[0] in ("core", "methods")]
+
+
+def _name(file: Path) -> str:
+    """The part of the package that a file belongs to."""
+    return file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def _imports(file: Path) -> Iterator[str]:
+    package = ".".join(["autoprune", *file.relative_to(PACKAGE).parent.parts])
+    return imported(file.read_text(encoding="utf-8"), package)
+
+
+def _ids(file: Path) -> str:
+    return file.relative_to(PACKAGE).as_posix()
+
+
+@pytest.mark.parametrize("file", PURE, ids=_ids)
+def test_mathematics_import_only_torch_and_each_other(file: Path) -> None:
+    assert impure(_imports(file)) == []
+
+
+@pytest.mark.parametrize("file", [f for f in SOURCES if f != PACKAGE / "__init__.py"], ids=_ids)
+def test_imports_look_downwards(file: Path) -> None:
+    """The package's __init__ is the front door, and opens the api."""
+    name = _name(file)
+    if name in ("errors", "recipe"):  # everyone imports them, so they may only stand on the ground
+        assert {part(m) for m in _imports(file) if m.startswith("autoprune")} <= {"core", "errors", "recipe"}
+    else:
+        assert upward(name, _imports(file)) == []
+
+
+def test_parts_of_one_level_do_not_import_each_other_in_a_circle() -> None:
+    edges: dict[str, set[str]] = {}
+    for file in SOURCES:
+        if file != PACKAGE / "__init__.py":
+            wanted = {part(m) for m in _imports(file) if m.startswith("autoprune")}
+            edges.setdefault(_name(file), set()).update(wanted - {_name(file), ""})
+    edges["core"] = edges["core"] - FREE  # recipe reads sparsity targets; core's errors are everyone's
+    while leaves := [name for name, wanted in edges.items() if not wanted & set(edges)]:
+        for name in leaves:
+            del edges[name]
+    assert edges == {}
+
+
+@pytest.mark.parametrize("module", LIGHT)
+def test_imports_without_torch(module: str) -> None:
+    """What --help needs is quick to import: in a fresh interpreter none of the heavy packages comes along."""
+    if find_spec(module.rpartition(".")[0] or module) is None or find_spec(module) is None:
+        pytest.skip(f"{module} does not exist yet")
+    program = f"import sys, {module}; print([name for name in {HEAVY!r} if name in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+def test_the_rules_cover_something() -> None:
+    assert {"core", "methods", "model", "storage"} <= {_name(file) for file in SOURCES}
+    assert len(PURE) >= 12
+
+
+@pytest.mark.parametrize("source", ["import numpy", "from transformers import AutoConfig", "import logging", "from autoprune.model import linear"])
+def test_impure_imports_are_seen(source: str) -> None:
+    assert impure(imported(source, "autoprune.core"))
+
+
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [
+        ("core", "from autoprune.methods import passes"),
+        ("methods", "from autoprune.model.linear import Layer"),
+        ("model", "def f():\n    from autoprune.storage import stores"),
+        ("model", "from ..storage import stores"),
+        ("storage", "from autoprune import api"),
+        ("report", "import autoprune.cli.main"),
+        ("api", "from autoprune.cli import main"),
+    ],
+)
+def test_upward_imports_are_seen(name: str, source: str) -> None:
+    assert upward(name, imported(source, f"autoprune.{name}"))
+
+
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [
+        ("methods", "from autoprune.core import exchange\nfrom autoprune.recipe import Recipe"),
+        ("storage", "from autoprune.model.anatomy import Block\nfrom autoprune import __version__\nimport json"),
+        ("evaluation", "from autoprune.data.windows import Windows"),
+        ("cli", "from autoprune import api"),
+    ],
+)
+def test_downward_imports_are_allowed(name: str, source: str) -> None:
+    assert upward(name, imported(source, f"autoprune.{name}")) == []

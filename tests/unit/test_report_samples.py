@@ -1,0 +1,82 @@
+"""Made-up results that the other report tests draw and tabulate, and what is said about them in common."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from autoprune.report.results import EvaluationRow, LayerOutcome, PerplexityResult, PruningSummary, SubBlockOutcome
+from autoprune.report.views import seed_of, short_name, sparsity_before, texts_of, variants_of
+
+SHAPES = {"self_attn.q_proj": 1024, "self_attn.o_proj": 1024, "mlp.down_proj": 4096}
+
+
+def summary(*, barber: bool = False, blocks: int = 2, error: float | None = 0.2) -> PruningSummary:
+    """Half of every layer is zero; LLM-Barber moved 32 zeros from o_proj to q_proj."""
+    layers, sub_blocks = [], []
+    for block in range(blocks):
+        for name, weights in SHAPES.items():
+            moved = {"self_attn.q_proj": 32, "self_attn.o_proj": -32}.get(name, 0) if barber else 0
+            notes = {"compared": weights // 2, "inverted": 100, "grown": 40, "dropped": 40 + moved} if barber else {}
+            scaled = None if error is None else error * (1 + block)
+            layers.append(LayerOutcome(block, f"model.layers.{block}.{name}", weights, weights // 2 + moved, scaled, notes))
+        if barber:
+            sub_blocks += [SubBlockOutcome(block, sub, 2e-4, 1e-4, 1000, 100, 10) for sub in ("self_attn", "mlp")]
+    return PruningSummary(tuple(layers), tuple(sub_blocks))
+
+
+def row(
+    method: str, target: str, value: float, *, seed: int | None = 0, sparsity: float = 0.5, source: str = "wikitext2", **settings: object
+) -> EvaluationRow:
+    """One row with one text."""
+    pruning = None if method == "dense" else summary(barber=method.endswith("+barber"))
+    chosen = {**settings, **({} if seed is None else {"calibration": {"seed": seed, "nsamples": 8}})}
+    return EvaluationRow(method, target, 0.0 if method == "dense" else sparsity, (PerplexityResult(source, value, 128, 10, 1280),), chosen, pruning)
+
+
+def sample_rows() -> list[EvaluationRow]:
+    """Dense, and Wanda with and without LLM-Barber at two targets; two seeds each."""
+    rows = [row("dense", "dense", 4.2412, seed=None)]
+    for target, base in (("50 %", 18.0), ("2:4", 2403.4)):
+        for seed in (0, 1):
+            rows.append(row("wanda", target, base + seed, seed=seed))
+            rows.append(row("wanda+barber", target, 0.9 * (base + seed), seed=seed))
+    return rows
+
+
+def test_rows_that_differ_only_by_seed_are_one_variant() -> None:
+    """Dense comes first, and the spread is that of the seeds."""
+    rows = sample_rows()
+    variants = variants_of(rows[1:] + rows[:1])
+    assert [(v.name, v.target, len(v.rows)) for v in variants] == [
+        ("dense", "dense", 1), ("wanda", "50 %", 2), ("wanda+barber", "50 %", 2), ("wanda", "2:4", 2), ("wanda+barber", "2:4", 2),
+    ]  # fmt: skip
+    spread = variants[1].perplexity(texts_of(rows)[0])
+    assert spread is not None
+    assert (spread.mean, spread.count) == (18.5, 2)
+    assert spread.sd == pytest.approx(math.sqrt(0.5))
+    assert [seed_of(r) for r in rows[:2]] == [None, 0]
+
+
+def test_variants_are_told_apart_by_the_settings_that_differ() -> None:
+    """Same method and target, another granularity; where results are saved is no difference."""
+    rows = [row("wanda+barber", "50 %", 9, prune_granularity=g, threshold=0.1, save_ppl=g) for g in ("block", "layer")]
+    assert [v.name for v in variants_of(rows)] == ["wanda+barber (block)", "wanda+barber (layer)"]
+    assert len(variants_of([row("wanda", "50 %", 9, save_ppl=where) for where in "ab"])) == 1
+
+
+def test_paths_are_shortened_unless_ambiguous() -> None:
+    """A text is shown by its file name, with its window length."""
+    assert [t.label for t in texts_of([row("dense", "dense", 4, source="some/where/stories.jsonl")])] == ["stories.jsonl (128)"]
+    labels = [t.label for t in texts_of([row("dense", "dense", 4, source=s) for s in ("a/x.txt", "b/x.txt")])]
+    assert labels == ["a/x.txt (128)", "b/x.txt (128)"]
+
+
+def test_names_inside_the_block_and_sparsity_before() -> None:
+    """Block names of any family are cut off; without LLM-Barber nothing is known about a before."""
+    layer = LayerOutcome(3, "transformer.h.3.mlp.experts.3.c_fc", 100, 56, notes={"grown": 4, "dropped": 10})
+    assert short_name(layer) == "mlp.experts.3.c_fc"
+    assert short_name(LayerOutcome(0, "odd", 4, 2)) == "odd"
+    assert sparsity_before(layer) == 0.5
+    assert sparsity_before(LayerOutcome(0, "x.0.y", 4, 2)) is None

@@ -10,7 +10,7 @@ read -r -a EXTRA <<<"${EXTRA_ARGS:-}"
 run() { # run NAME FLAGS...: one row of the table; the checkpoint is deleted when it has been measured
   local name="$1"
   shift
-  python main.py --model "$MODEL" "$@" --save_model "$OUT/$name/model" --save_ppl "$OUT/$name" --save_zeroshot "$OUT/$name" --delete "${EXTRA[@]}"
+  python main.py --model "$MODEL" "$@" --save_model "$OUT/$name/model" --save_ppl "$OUT/$name" --save_zeroshot "$OUT/$name" --delete ${EXTRA[@]+"${EXTRA[@]}"}
 }
 
 run magnitude --prune_method magnitude --sparsity_ratio 0.5 --sparsity_type unstructured

@@ -1,7 +1,7 @@
 """AutoPrune: one-shot pruning of Hugging Face causal language models.
 
-``autoprune.prune(model, …)`` prunes, ``autoprune.evaluate(model, …)`` measures perplexity, ``autoprune.inspect(model)``
-describes; names are loaded when they are first used, so that importing the package is quick.
+``autoprune.prune(model, …)`` prunes, ``autoprune.evaluate(model, …)`` measures perplexity, ``autoprune.benchmark(grid)``
+compares, ``autoprune.inspect(model)`` describes; names are loaded when they are first used, so that importing the package is quick.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from autoprune.recipe import Recipe
 
 if TYPE_CHECKING:
     from autoprune.api import PruneResult, evaluate, prune
+    from autoprune.grids.bench import benchmark
     from autoprune.inspection import inspect
 
 __all__ = [
@@ -25,13 +26,20 @@ __all__ = [
     "PruneResult",
     "Recipe",
     "RecipeError",
+    "benchmark",
     "evaluate",
     "inspect",
     "prune",
 ]
 __version__ = "0.1.0"
 
-_LAZY = {"prune": "autoprune.api", "evaluate": "autoprune.api", "PruneResult": "autoprune.api", "inspect": "autoprune.inspection"}
+_LAZY = {
+    "prune": "autoprune.api",
+    "evaluate": "autoprune.api",
+    "PruneResult": "autoprune.api",
+    "inspect": "autoprune.inspection",
+    "benchmark": "autoprune.grids.bench",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -8,16 +8,17 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from autoprune.errors import DataError, ModelError
-from autoprune.evaluation.perplexity import perplexity
+from autoprune.measuring import accuracy, count_zeros, measured
 from autoprune.model.events import BlockResult, Emit, Notice, Phase, silent
 from autoprune.model.pipeline import Pass, prepare_inputs, prune_blocks
+from autoprune.model.replay import require_replay
 from autoprune.model.stages import Inputs
 from autoprune.model.stream import Place, Stream
 from autoprune.planning import (
@@ -33,13 +34,18 @@ from autoprune.planning import (
     target_label,
 )
 from autoprune.recipe import Recipe, recipe_from_flat
-from autoprune.report.results import EvaluationRow, PerplexityResult, PruningSummary, ZeroShotResult
+from autoprune.report.frames import layers_frame
+from autoprune.report.results import EvaluationRow, Perplexities, PruningSummary
 from autoprune.report.save import check_report_directory, save_row
 from autoprune.storage.manifest import manifest, model_card, provenance
 from autoprune.storage.stores import CheckpointStore
 from autoprune.storage.writer import MANIFEST, CheckpointWriter, Workplace, check_target, companions, delete_result, writing_to
 
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
 RESIDENT_SHARE = 0.5  # of the free memory: a checkpoint up to this size is evaluated in memory, a larger one block by block
+REPLAY_TOKENS = 16  # of two windows: what the replay check runs on
 NO_ERRORS = "no calibration data was read, so layer errors were not measured (--layer_errors measures them)"
 
 
@@ -62,6 +68,10 @@ class PruneResult:
         """Perplexity by evaluation text."""
         return {result.source: result.perplexity for result in self.row.perplexity}
 
+    def to_pandas(self) -> DataFrame:
+        """What became of every layer, one line each; no line where nothing was pruned."""
+        return layers_frame(self.summary or PruningSummary(()))
+
 
 def prune(model: str | Path | nn.Module, *, tokenizer: PreTrainedTokenizerBase | None = None, emit: Emit = silent, **options: Any) -> PruneResult:
     """Prunes a model: a hub id, a directory, ``"demo"``, or a model in memory, which is changed in place.
@@ -73,16 +83,18 @@ def prune(model: str | Path | nn.Module, *, tokenizer: PreTrainedTokenizerBase |
     """
     held = model if isinstance(model, nn.Module) else None
     recipe = recipe_from_flat({"model": "" if held is not None else str(model), **options})
-    return run(recipe, emit, held=held, tokenizer=tokenizer, measure="eval_data" in options or recipe.output.save_ppl is not None)
+    with _modes_kept(held):
+        return run(recipe, emit, held=held, tokenizer=tokenizer, measure="eval_data" in options or recipe.output.save_ppl is not None)
 
 
 def evaluate(
     model: str | Path | nn.Module, *, tokenizer: PreTrainedTokenizerBase | None = None, emit: Emit = silent, **options: Any
-) -> tuple[PerplexityResult, ...]:
+) -> Perplexities:
     """Perplexity of a model as it is, on every text of ``eval_data``. Raises: AutoPruneError as ``prune`` does."""
     held = model if isinstance(model, nn.Module) else None
     recipe = recipe_from_flat({"model": "" if held is not None else str(model), "sparsity_ratio": 0, **options})
-    return run(recipe, emit, held=held, tokenizer=tokenizer, measure=True).row.perplexity
+    with _modes_kept(held):
+        return Perplexities(run(recipe, emit, held=held, tokenizer=tokenizer, measure=True).row.perplexity)
 
 
 def run(
@@ -141,28 +153,6 @@ def prune_and_write(recipe: Recipe, plan: Plan, directory: Path | None, emit: Em
     return summary
 
 
-def measured(plan: Plan, subject: Subject, emit: Emit) -> tuple[PerplexityResult, ...]:
-    """Perplexity on every evaluation text of the plan."""
-    place = Place("cpu", subject.store.device)
-    return tuple(perplexity(subject.store, windows, name, batch=plan.batch, place=place, emit=emit) for name, windows in plan.evaluation.items())
-
-
-def accuracy(recipe: Recipe, plan: Plan, subject: Subject, emit: Emit) -> ZeroShotResult | None:
-    """Zero-shot accuracy, if the recipe saves it.
-
-    Raises: ModelError if the model does not fit into memory, for lm-evaluation-harness needs all of it.
-    """
-    if not recipe.output.save_zeroshot:
-        return None
-    from autoprune.evaluation.tasks import zeroshot
-
-    if not subject.store.resident:
-        raise ModelError(f"{subject.name} does not fit into memory, so lm-evaluation-harness can't run it; evaluate the saved checkpoint on a larger machine")
-    for block in subject.store.anatomy.blocks:
-        subject.store.load(block.index)
-    return zeroshot(subject.store.model, subject.load_tokenizer(), recipe.zeroshot, batch=plan.batch, emit=emit)  # type: ignore[arg-type]
-
-
 def _check_outputs(recipe: Recipe) -> None:
     """Everything about the places of output, and the tasks, that can be known before work begins."""
     output = recipe.output
@@ -176,17 +166,6 @@ def _check_outputs(recipe: Recipe) -> None:
         from autoprune.evaluation.tasks import check_tasks
 
         check_tasks(recipe.zeroshot)
-
-
-def count_zeros(store: AnyStore) -> float:
-    """Share of zeros in the layers of a model's blocks."""
-    zeros = total = 0
-    for block in store.anatomy.blocks:
-        store.load(block.index)
-        zeros += sum(layer.count - int((layer.matrix != 0).sum()) for layer in block.layers)
-        total += block.reached
-        store.release(block.index)
-    return zeros / total if total else 0.0
 
 
 def _prune_blocks(plan: Plan, emit: Emit, seconds: dict[str, float]) -> PruningSummary:
@@ -211,6 +190,8 @@ def _streams(plan: Plan, store: AnyStore, emit: Emit) -> tuple[Inputs, list[Stre
     """One stream of hidden states for every pass that looks at data."""
     if plan.calibration is None:
         return Inputs.none(), [None for _ in plan.methods]
+    emit(Phase("replay check"))
+    require_replay(store, plan.calibration.ids[:2, :REPLAY_TOKENS])
     emit(Phase("embedding"))
     inputs, first = prepare_inputs(store, plan.calibration.ids, plan.batch, Place("cpu", store.device))
     errors_wanted = plan.methods[0].statistic is not None or len(plan.methods) == 1
@@ -264,6 +245,17 @@ def _reopened(recipe: Recipe, subject: Subject, directory: Path | None) -> Subje
 def _bytes(model: nn.Module) -> int:
     tensors: list[Tensor] = [*model.parameters(), *model.buffers()]
     return sum(t.numel() * t.element_size() for t in tensors)
+
+
+@contextlib.contextmanager
+def _modes_kept(held: nn.Module | None) -> Iterator[None]:
+    """A model in memory runs in evaluation mode meanwhile; afterwards every part is in the mode in which it was."""
+    modes = [(module, module.training) for module in held.modules()] if held is not None else []
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 @contextlib.contextmanager

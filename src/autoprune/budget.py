@@ -23,7 +23,6 @@ class Shape:
 
     width: int  # of the hidden states
     widest: int  # largest input or output of a layer
-    vocabulary: int
     outside: int  # parameters outside the blocks that calibration needs (the head is not among them)
     block: int  # parameters of the largest block
     sub_block: int  # weights of the largest sub-block
@@ -33,15 +32,14 @@ class Shape:
     copies: int  # 1 if blocks run on the weights as they are stored, 2 if they are cast or moved first
 
     @classmethod
-    def of(cls, anatomy: Anatomy, *, vocabulary: int, outside: int, stored: int, running: int, moved: bool) -> Shape:
+    def of(cls, anatomy: Anatomy, *, outside: int, stored: int, running: int, moved: bool) -> Shape:
         """Reads the counts off a model, whose weights may be on the meta device."""
         largest = max(anatomy.blocks, key=lambda block: block.parameters)
         shapes = [layer.shape for block in anatomy.blocks for layer in block.layers]
-        width = min(min(shape) for shape in shapes) if not largest.layers else largest.layers[0].shape[1]
+        width = getattr(anatomy.model.config.get_text_config(), "hidden_size", 0) or largest.layers[0].shape[1]  # type: ignore[union-attr, operator]
         return cls(
             width,
             max(max(shape) for shape in shapes),
-            vocabulary,
             outside,
             largest.parameters,
             max(_sub_blocks(largest).values()),

@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from autoprune.model.anatomy import Anatomy, Block
+from autoprune.budget import Layout, Shape, need_of
+from autoprune.core.problem import Method
+from autoprune.methods import FIRST_PASSES, Barber
+from autoprune.model.anatomy import Anatomy, Block, examine
+from autoprune.model.experts import eager_experts
 from autoprune.model.observe import InputObserver
-from autoprune.model.pipeline import prepare_inputs
+from autoprune.model.pipeline import Store, prepare_inputs
+from autoprune.model.replay import replay_check
 from autoprune.model.stream import Place
-from autoprune.planning import Subject, choose_seqlen, open_model
+from autoprune.planning import batch_size, choose_device, choose_seqlen, context_of, open_model
 from autoprune.recipe import Recipe, recipe_from_flat
+from autoprune.storage.checkpoint import has_weights
+from autoprune.storage.locate import locate
+from autoprune.storage.skeleton import hollow_model
 
-PROBE = 16  # tokens run through the blocks to see which layers share an input
-PROGRAM = 0.45 * 2**30  # resident memory of the interpreter with its libraries, before any weight
+PROBE = 16  # tokens run through the blocks to see which layers share an input, and whether the blocks replay
+METHODS: Mapping[str, tuple[Method, ...]] = {name: (method(),) for name, method in FIRST_PASSES.items()} | {
+    f"{name}+barber": (method(), Barber()) for name, method in FIRST_PASSES.items()
+}
 
 
 @dataclass(frozen=True)
@@ -36,7 +46,8 @@ class Cost:
     """An estimate, not a promise: memory by counting tensors, time by a short measured product on this machine."""
 
     method: str
-    bytes: float
+    bytes: float  # resident at the peak, hidden states in memory
+    bytes_on_disk: float  # the same with hidden states in a file (--activations disk)
     time: str
 
 
@@ -52,51 +63,75 @@ class Inspection:
     layers: tuple[LayerLine, ...]
     coverage: float
     unreached: tuple[str, ...]
+    replay: str
     costs: tuple[Cost, ...]
     notes: tuple[str, ...] = field(default=())
 
 
 def inspect(model: str, **options: Any) -> Inspection:
-    """Describes a model on disk or on the hub. Raises: ModelError if it can't be read."""
+    """Describes a model on disk or on the hub; a directory with config.json alone is enough for structure and cost.
+
+    Raises: ModelError if it can't be read.
+    """
     return inspect_recipe(recipe_from_flat({"model": str(model), "sparsity_ratio": 0.5, **options}))
 
 
 def inspect_recipe(recipe: Recipe) -> Inspection:
-    """Describes the recipe's model; the blocks run once on a few tokens to see what they share."""
-    subject = open_model(recipe, resident=False)
-    anatomy = subject.store.anatomy
-    seqlen = choose_seqlen(recipe, subject.context)
-    groups = _shared_inputs(subject)
+    """Describes the recipe's model; where its weights are at hand, the blocks run on a few tokens."""
+    directory = locate(recipe.model.model, recipe.model.cache_dir)
+    if has_weights(directory):
+        store = open_model(recipe, resident=False).store
+        model, dtype = store.model, store.storage_dtype or torch.float32
+        anatomy, groups, replay = store.anatomy, _shared_inputs(store), _replay(store)
+    else:
+        dtype = _stated_dtype(directory, recipe)
+        model = hollow_model(directory, dtype, trust_remote_code=recipe.model.trust_remote_code)
+        anatomy, groups, replay = examine(model), {}, "not tried: there are no weights here, only config.json"
+    seqlen = choose_seqlen(recipe, context_of(model.config.get_text_config()))
     missed = sorted({f"{anatomy.name}.*.{name} ({count:,})" for block in anatomy.blocks for name, count in block.unreached})
-    tokens = recipe.calibration.nsamples * seqlen
     return Inspection(
-        subject.name,
+        recipe.model.model,
         anatomy.name,
         len(anatomy.blocks),
-        sum(p.numel() for p in subject.store.model.parameters()),
-        str(subject.store.storage_dtype).removeprefix("torch."),
+        sum(p.numel() for p in model.parameters()),
+        str(dtype).removeprefix("torch."),
         _layer_lines(anatomy, groups),
         anatomy.coverage,
         tuple(missed[:12]) + ((f"… {len(missed) - 12} more",) if len(missed) > 12 else ()),
-        _costs(subject, recipe, tokens, seqlen),
-        (f"estimates for {recipe.calibration.nsamples} windows of {seqlen} tokens, streamed from disk (--save_model), on {subject.store.device}",),
+        replay,
+        _costs(model, anatomy, dtype, recipe, seqlen),
+        (f"estimates for {recipe.calibration.nsamples} windows of {seqlen} tokens, streamed from disk (--save_model)",),
     )
 
 
+def _stated_dtype(directory: Any, recipe: Recipe) -> torch.dtype:
+    from autoprune.storage.skeleton import read_config
+
+    stated = getattr(read_config(directory, recipe.model.trust_remote_code), "dtype", None)
+    return stated if isinstance(stated, torch.dtype) else torch.float16
+
+
+def _replay(store: Store) -> str:
+    vocabulary = store.anatomy.model.config.get_text_config().vocab_size  # type: ignore[union-attr, operator]
+    found = replay_check(store, torch.arange(2 * PROBE).remainder(vocabulary).view(2, PROBE))
+    return "exact: block by block gives the model's own numbers, bit for bit" if found.exact else f"differs from {found.block} on, by up to {found.difference:.3g}"
+
+
 @torch.no_grad()
-def _shared_inputs(subject: Subject) -> dict[int, list[tuple[str, ...]]]:
+def _shared_inputs(store: Store) -> dict[int, list[tuple[str, ...]]]:
     """By block: the names of layers that receive one and the same tensor."""
-    store = subject.store
-    ids = torch.arange(PROBE).remainder(subject.config.vocab_size).unsqueeze(0)
+    vocabulary = store.anatomy.model.config.get_text_config().vocab_size  # type: ignore[union-attr, operator]
+    ids = torch.arange(PROBE).remainder(vocabulary).unsqueeze(0)
     inputs, stream = prepare_inputs(store, ids, 1, Place("cpu", store.device))
     groups: dict[int, list[tuple[str, ...]]] = {}
-    for block in store.anatomy.blocks:
-        store.load(block.index)
-        observer = InputObserver(block.layers, None, PROBE)
-        with observer:
-            stream[0] = inputs.calls.of(0, block.index)(block.module, stream[0])
-        store.release(block.index)
-        groups[block.index] = [tuple(layer.name for layer in group.layers) for group in observer.groups]
+    with eager_experts(store.anatomy.model):
+        for block in store.anatomy.blocks:
+            store.load(block.index)
+            observer = InputObserver(block.layers, None, PROBE)
+            with observer:
+                stream[0] = inputs.calls.of(0, block.index)(block.module, stream[0])
+            store.release(block.index)
+            groups[block.index] = [tuple(layer.name for layer in group.layers) for group in observer.groups]
     return groups
 
 
@@ -104,7 +139,7 @@ def _layer_lines(anatomy: Anatomy, groups: dict[int, list[tuple[str, ...]]]) -> 
     lines: dict[tuple[str, int, int, str], list[int]] = {}
     for block in anatomy.blocks:
         for layer in block.layers:
-            group: tuple[str, ...] = next((g for g in groups[block.index] if layer.name in g), ())
+            group: tuple[str, ...] = next((g for g in groups.get(block.index, []) if layer.name in g), ())
             others = ", ".join(name.rsplit(".", 1)[-1] for name in group if name != layer.name)
             lines.setdefault((layer.name, *layer.shape, others), []).append(block.index)
     return tuple(LayerLine(*key, _ranges(blocks)) for key, blocks in lines.items())
@@ -121,45 +156,50 @@ def _ranges(numbers: Sequence[int]) -> str:
     return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in parts)
 
 
-def _costs(subject: Subject, recipe: Recipe, tokens: int, seqlen: int) -> tuple[Cost, ...]:
-    anatomy = subject.store.anatomy
-    largest = max(anatomy.blocks, key=lambda block: block.parameters)
-    stored = subject.store.storage_dtype
-    size = stored.itemsize if stored else 4
-    width = int(getattr(subject.config, "hidden_size", 0) or largest.layers[0].shape[1])
-    outside = sum(p.numel() for p in subject.store.model.parameters()) - sum(block.parameters for block in anatomy.blocks)
-    stream = tokens * width * size
-    base = PROGRAM + outside * size + 3 * largest.parameters * size
-    widest = max(layer.shape[1] for layer in largest.layers)
-    speed = _flops_per_second(subject.store.device)
-    forward = 2.0 * sum(block.parameters for block in anatomy.blocks) * tokens
-    gram = 2.0 * tokens * sum(_grams(block) for block in anatomy.blocks)
-    sweep = sum(2.0 * layer.count * layer.shape[1] for block in anatomy.blocks for layer in block.layers)
-    barber = base + 3 * stream + 5 * 4 * largest.parameters
-    return (
-        Cost("magnitude", base, _clock(0.0)),
-        Cost("wanda", base + stream, _clock(2 * forward / speed)),
-        Cost("sparsegpt", base + stream + 3 * 4 * widest**2, _clock((2 * forward + gram + sweep) / speed)),
-        Cost("wanda+barber", barber + stream, _clock(7 * forward / speed)),
-    )
+def _costs(model: Any, anatomy: Anatomy, dtype: torch.dtype, recipe: Recipe, seqlen: int) -> tuple[Cost, ...]:
+    head = model.get_output_embeddings()
+    tied = head is not None and any(p is q for p in head.parameters() for q in model.get_input_embeddings().parameters())
+    blocks = sum(block.parameters for block in anatomy.blocks)
+    outside = sum(p.numel() for p in model.parameters()) - blocks - (0 if head is None or tied else sum(p.numel() for p in head.parameters()))
+    shape = Shape.of(anatomy, outside=outside, stored=dtype.itemsize, running=dtype.itemsize, moved=False)
+    device = choose_device(recipe.model.device)
+    samples, speed = recipe.calibration.nsamples, _flops_per_second(device)
+    batch = batch_size(recipe, seqlen)
+    costs = []
+    for name, methods in METHODS.items():
+        needs = [need_of(shape, methods, Layout(batch, place), samples=samples, tokens=seqlen).total for place in ("cpu", "disk")]
+        costs.append(Cost(name, *needs, _clock(_work(anatomy.blocks, methods, samples * seqlen) / speed)))
+    return tuple(costs)
 
 
-def _grams(block: Block) -> int:
-    """Squares of the input widths, once per distinct width: close to once per input group."""
-    return sum({layer.shape[1] ** 2 for layer in block.layers})
+def _work(blocks: Sequence[Block], methods: Sequence[Method], tokens: int) -> float:
+    """Floating-point operations, counted roughly: forward passes, Grams and sweeps, LLM-Barber's gradients."""
+    forward = 2.0 * sum(block.parameters for block in blocks) * tokens
+    total = 0.0
+    for name in (type(method).__name__ for method in methods):
+        if name in ("Wanda", "SparseGPT"):
+            total += 2 * forward
+        if name == "SparseGPT":
+            total += 2.0 * tokens * sum(sum({layer.shape[1] ** 2 for layer in block.layers}) for block in blocks)
+            total += sum(2.0 * layer.count * layer.shape[1] for block in blocks for layer in block.layers)
+        if name == "Barber":
+            total += 5 * forward
+    return total
 
 
 def _flops_per_second(device: torch.device) -> float:
     a = torch.rand(512, 512, device=device)
-    best = 0.0
+    best = 1.0
     for _ in range(4):
         start = time.perf_counter()
-        total = float((a @ a).sum())
-        best = max(best, 2 * 512**3 / (time.perf_counter() - start)) if total else best
+        float((a @ a).sum())
+        best = max(best, 2 * 512**3 / (time.perf_counter() - start))
     return best
 
 
 def _clock(seconds: float) -> str:
     if seconds < 60:
         return "under a minute"
-    return f"about {seconds / 60:.0f} min" if seconds < 5400 else f"about {seconds / 3600:.1f} h"
+    if seconds < 5400:
+        return f"about {seconds / 60:.0f} min"
+    return f"about {seconds / 3600:.1f} h" if seconds < 172800 else f"about {seconds / 86400:.0f} days"

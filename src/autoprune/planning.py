@@ -30,7 +30,7 @@ from autoprune.storage.skeleton import build_skeleton
 from autoprune.storage.stores import CheckpointStore, MemoryStore
 
 DEFAULT_SEQLEN = 2048
-TOKENS_PER_PASS = 4096  # windows are batched up to about this many tokens per forward pass
+TOKENS_PER_PASS = 2048  # windows are batched up to about this many tokens per forward pass
 CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx")
 AnyStore = CheckpointStore | MemoryStore
 
@@ -53,8 +53,7 @@ class Subject:
     @property
     def context(self) -> int | None:
         """Longest window that the model was made for, in tokens; None where its configuration says nothing."""
-        found = (getattr(self.config, name, None) for name in CONTEXT_NAMES)
-        return next((value for value in found if isinstance(value, int) and value > 0), None)
+        return context_of(self.config)
 
 
 @dataclass(frozen=True)
@@ -69,6 +68,12 @@ class Plan:
     evaluation: Mapping[str, Windows]
     seqlen: int
     batch: int
+
+
+def context_of(config: Any) -> int | None:
+    """Longest window in tokens by a text model's configuration; None where it says nothing."""
+    found = (getattr(config, name, None) for name in CONTEXT_NAMES)
+    return next((value for value in found if isinstance(value, int) and value > 0), None)
 
 
 def open_model(recipe: Recipe, *, resident: bool) -> Subject:
@@ -109,8 +114,8 @@ def choose_device(word: str) -> torch.device:
         return torch.device(accelerator.type, 0) if accelerator and accelerator.type == "cuda" else accelerator or torch.device("cpu")
     try:
         device = torch.device(word)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
+        torch.empty(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise RecipeError(f"--device {word!r} can't be used here ({str(error).splitlines()[0]}); give cpu, cuda, cuda:N or mps, or leave it out") from error
     return device
 
@@ -152,7 +157,8 @@ def make_plan(recipe: Recipe, subject: Subject, emit: Emit, *, measure: bool) ->
     vocabulary = subject.config.vocab_size
     calibration = _calibration(recipe, subject, seqlen, vocabulary, emit) if needs_data(recipe, methods) else None
     evaluation = _evaluation(recipe, subject, seqlen, vocabulary, emit) if measure else {}
-    return Plan(subject, methods, target, chosen, calibration, evaluation, seqlen, batch_size(recipe, seqlen))
+    one_by_one = subject.store.anatomy.has_experts and recipe.rebuild.prune_barber  # experts' gradients are taken sample by sample
+    return Plan(subject, methods, target, chosen, calibration, evaluation, seqlen, 1 if one_by_one else batch_size(recipe, seqlen))
 
 
 def batch_size(recipe: Recipe, seqlen: int) -> int:

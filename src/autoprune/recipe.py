@@ -20,6 +20,13 @@ GRANULARITIES = ("block", "layer", "output1", "input1")
 METRICS = ("WD", "W", "D")
 ZEROSHOT_TASKS = ("boolq", "rte", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "openbookqa")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+_WANDA = {"calibration_data": "c4", "nsamples": 128, "eval_data": ("wikitext2",)}
+# What papers fixed together; the seed is left free, because they average over several.
+PROTOCOLS: dict[str, dict[str, Any]] = {
+    "wanda-2048": {**_WANDA, "seqlen": 2048},
+    "wanda-4096": {**_WANDA, "seqlen": 4096},
+    "alps": {**_WANDA, "seqlen": 2048, "eval_data": ("wikitext2", "ptb", "c4")},
+}
 
 
 def option(default: Any = dataclasses.MISSING, help: str = "", **extra: Any) -> Any:
@@ -87,6 +94,7 @@ class CalibrationOptions:
     seqlen: int | None = option(None, "tokens per window, for calibration and perplexity (default 2048, or the model's context if it has less)", metavar="TOKENS")
     seed: int = option(0, "seed of every random choice")
     datasets_cache_dir: str | None = option(None, "where datasets from the hub are kept", metavar="DIR")
+    protocol: str | None = option(None, "calibration and evaluation as a paper did both: their data, nsamples and seqlen", choices=tuple(PROTOCOLS))
 
 
 @dataclass(frozen=True)
@@ -170,6 +178,7 @@ def recipe_from_flat(values: dict[str, Any]) -> Recipe:
     known = {f.name for group in groups(Recipe) for f in dataclasses.fields(group.type)}
     if unknown := sorted(set(values) - known):
         raise RecipeError(f"unknown option {unknown[0]!r}; known options: {', '.join(sorted(known))}")
+    values = {**PROTOCOLS.get(str(values.get("protocol")), {}), **values}
     parts = {}
     for group in groups(Recipe):
         hints = typing.get_type_hints(group.type)
@@ -224,6 +233,7 @@ def validated(recipe: Recipe) -> Recipe:
     """
     target = recipe.target
     _check_numbers(recipe)
+    _check_protocol(recipe)
     barber, rebuild = recipe.barber, recipe.rebuild
     if rebuild.prune_barber and isinstance(target, SemiStructured) and barber.prune_granularity != "output1":
         raise RecipeError(f"--prune_granularity {barber.prune_granularity} can't keep {target}: only output1 exchanges weights inside N:M groups")
@@ -237,6 +247,15 @@ def validated(recipe: Recipe) -> Recipe:
     if not recipe.evaluation.eval_data or "" in recipe.evaluation.eval_data:
         raise RecipeError("--eval_data is empty or has an empty part; give a comma list such as wikitext2,ptb")
     return recipe
+
+
+def _check_protocol(recipe: Recipe) -> None:
+    name = recipe.calibration.protocol
+    for option, fixed in PROTOCOLS[name].items() if name else ():
+        chosen = recipe.evaluation.eval_data if option == "eval_data" else getattr(recipe.calibration, option)
+        if chosen != fixed:
+            said, ours = (",".join(v) if isinstance(v, tuple) else v for v in (chosen, fixed))
+            raise RecipeError(f"--{option} {said} contradicts --protocol {name}, which fixes it at {ours}; leave out one of the two")
 
 
 def _check_numbers(recipe: Recipe) -> None:
@@ -259,7 +278,8 @@ def _check_numbers(recipe: Recipe) -> None:
         ("prune_granularity", recipe.barber.prune_granularity, GRANULARITIES),
         ("prune_metric", recipe.barber.prune_metric, METRICS),
         ("dtype", recipe.model.dtype, DTYPES),
+        ("protocol", recipe.calibration.protocol, (None, *PROTOCOLS)),
     ]
-    for name, value, allowed in choices:
-        if value not in allowed:
-            raise RecipeError(f"--{name} {value!r} is unknown; choose from {', '.join(allowed)}")
+    for name, word, allowed in choices:
+        if word not in allowed:
+            raise RecipeError(f"--{name} {word!r} is unknown; choose from {', '.join(filter(None, allowed))}")

@@ -36,7 +36,6 @@ def test_ratio(refuse: Refuse, tiny: Path, ratio: str | None, says: str) -> None
         ("2-4", "'2-4' is neither `unstructured` nor N:M; write for example 2:4"),
         ("2:", "'2:' is neither"),
         ("2:4:8", "'2:4:8' is neither"),
-        ("-2:4", "'-2:4' is neither"),
         ("5:4", "5:4: N must not be greater than M"),
         ("0:4", "0:4 would zero every weight; choose 0 < N < M"),
         ("4:4", "4:4 would prune nothing; choose 0 < N < M"),
@@ -104,7 +103,9 @@ def test_no_model(capsys: pytest.CaptureFixture[str]) -> None:
     refused(run_classic(capsys, ["--model", "", "--sparsity_ratio", "0.5"]), "--model is missing")
 
 
-@pytest.mark.parametrize("words", [[], ["prunne", "demo"], ["eval"], ["prune", "--sparsity_ratio", "0.5"], ["eval", "demo", "--sparsity_ratio", "0.5"]])
+@pytest.mark.parametrize(
+    "words", [[], ["prunne", "demo"], ["eval"], ["prune", "--sparsity_ratio", "0.5"], ["eval", "demo", "--sparsity_ratio", "0.5"]]
+)
 def test_console_script(capsys: pytest.CaptureFixture[str], words: list[str]) -> None:
     refused(Answer(main(words), *capsys.readouterr()), "--help")
 
@@ -128,12 +129,12 @@ def test_text_that_is_too_short(refuse: Refuse, tiny: Path, tmp_path: Path) -> N
 def test_text_that_is_empty(refuse: Refuse, tiny: Path, tmp_path: Path) -> None:
     for content in ("", " \n\n "):
         (tmp_path / "empty.txt").write_text(content)
-        refuse(tiny, f"--calibration_data {tmp_path / 'empty.txt'}", "give a source that holds text", calibration_data=tmp_path / "empty.txt")
+        refuse(tiny, f"--calibration_data {tmp_path / 'empty.txt'}", "holds text", calibration_data=tmp_path / "empty.txt")
 
 
 def test_text_that_is_not_utf8(refuse: Refuse, tiny: Path, tmp_path: Path) -> None:
     (tmp_path / "latin.txt").write_bytes("w1 w2 é".encode("latin-1") * 99)
-    refuse(tiny, f"--calibration_data {tmp_path / 'latin.txt'}", "not UTF-8", "save", calibration_data=tmp_path / "latin.txt")
+    refuse(tiny, f"--calibration_data {tmp_path / 'latin.txt'}", "not UTF-8", "iconv", calibration_data=tmp_path / "latin.txt")
 
 
 def test_seqlen_beyond_the_context(refuse: Refuse, tiny: Path) -> None:

@@ -5,9 +5,11 @@ The tables of flags in README are made from the recipe: ``python tests/rules/tes
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import re
 import shlex
+import sys
 from collections.abc import Iterator, Sequence
 from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
@@ -16,6 +18,7 @@ from typing import Any, NoReturn
 
 import pytest
 
+from autoprune.grids.grid import read_grid
 from autoprune.cli import main as command_line
 from autoprune.cli.flags import Parser, given
 from autoprune.recipe import Recipe, groups, recipe_from_flat
@@ -147,7 +150,7 @@ def test_readme_says_of_every_flag_what_the_recipe_says() -> None:
 @pytest.mark.parametrize("page", PAGES, ids=_page)
 def test_every_flag_in_the_text_exists(page: Path) -> None:
     """``--name`` with an underscore or alone between backticks is a flag of ours; flags of other programs have hyphens."""
-    known = {f.name for group in groups(Recipe) for f in dataclasses.fields(group.type)} | {"help", "version", "out", "jobs"}
+    known = {f.name for group in groups(Recipe) for f in dataclasses.fields(group.type)} | {"help", "version", "out", "jobs", "tables"}
     planned = set(re.findall(r"`--(\w+)", between(README.read_text(encoding="utf-8"), "not-yet")))
     named = set(re.findall(r"`--(\w+)[` ]", page.read_text(encoding="utf-8")))
     assert named - known - planned == set()
@@ -200,12 +203,38 @@ def test_source_files_named_in_the_text_exist(page: Path) -> None:
     assert [name for name in named if name not in known and not any((base / name).exists() for base in (ROOT, ROOT / "src/autoprune"))] == []
 
 
+def test_the_grid_in_the_text_can_be_read(tmp_path: Path) -> None:
+    grids = fenced((ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8"), "toml")
+    for number, code in enumerate(grids):
+        (file := tmp_path / f"{number}.toml").write_text(code, encoding="utf-8")
+        assert len(read_grid(file).cells) == 1 + 3 * 3  # dense; wanda at both targets, LLM-Barber at one; three seeds
+    assert grids
+
+
+PYTHON = [(page, code) for page in PAGES for code in fenced(page.read_text(encoding="utf-8"), "python") if page != EXAMPLE]
+
+
+@pytest.mark.parametrize(("page", "code"), PYTHON, ids=[_page(page) for page, _ in PYTHON])
+def test_python_in_the_text_calls_what_exists(page: Path, code: str) -> None:
+    """It is not run, for it would prune and measure; names and options are looked up."""
+    import autoprune
+
+    options = {f.name for group in groups(Recipe) for f in dataclasses.fields(group.type)} | {"tokenizer", "emit"}
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "autoprune":
+            assert node.attr in autoprune.__all__
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("autoprune.prune", "autoprune.evaluate", "autoprune.inspect"):
+            assert {keyword.arg for keyword in node.keywords} <= options
+
+
 @pytest.fixture(scope="module")
 def example() -> ModuleType:
     """The page's code, run from top to bottom as one module."""
     module = ModuleType("worked_example")
-    for code in fenced(EXAMPLE.read_text(encoding="utf-8"), "python"):
-        exec(compile(code, _page(EXAMPLE), "exec"), module.__dict__)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "worked_example", module)
+        for code in fenced(EXAMPLE.read_text(encoding="utf-8"), "python"):
+            exec(compile(code, _page(EXAMPLE), "exec", dont_inherit=True), module.__dict__)
     return module
 
 
@@ -219,7 +248,7 @@ def test_the_worked_example_prunes_a_model(example: ModuleType, monkeypatch: pyt
     from autoprune import methods
 
     entry = EntryPoint("ria", "worked_example:RIA", methods.ENTRY_POINT_GROUP)
-    monkeypatch.setitem(__import__("sys").modules, "worked_example", example)
+    monkeypatch.setitem(sys.modules, "worked_example", example)
     monkeypatch.setattr(methods, "entry_points", lambda group: EntryPoints([entry]).select(group=group))
     result = autoprune.prune("demo", prune_method="ria", sparsity_ratio=0.5, calibration_data="demo", nsamples=2, seqlen=32)
     assert result.summary is not None

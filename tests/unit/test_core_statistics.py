@@ -69,6 +69,14 @@ def test_samples_of_opposite_gradient_do_not_cancel() -> None:
 
 
 @pytest.mark.parametrize("dtype", HALVES)
+def test_half_precision_gradients_are_formed_in_float32(dtype: torch.dtype) -> None:
+    """The sum over 2049 tokens is a number that neither half precision has."""
+    energy = GradientEnergy.empty((1, 1))
+    energy.update(torch.ones(1, 2049, 1, dtype=dtype), torch.ones(1, 2049, 1, dtype=dtype))
+    assert energy.rms.tolist() == [[2049.0]]
+
+
+@pytest.mark.parametrize("dtype", HALVES)
 def test_half_precision_gradients_are_squared_in_float32(dtype: torch.dtype) -> None:
     """A gradient of 1e-3 squares to 1e-6, which float16 all but loses; 1e3 squares to infinity there."""
     for size in (2.0**-10, 2.0**10):

@@ -167,8 +167,8 @@ def test_one_backward_pass_gives_every_samples_gradient(batch_first: bool) -> No
     layers = [Layer("first", first), Layer("second", second)]
     energies = {layer.name: GradientEnergy.empty(layer.shape) for layer in layers}
     samples = {layer.name: InputSample.spread(12) for layer in layers}
-    with weight_gradients(energies, samples, layers, 4):
-        (run(x) - aim).square().flatten(1).mean(1).sum().backward()
+    with weight_gradients(energies, samples, layers, 4) as backward:
+        backward((run(x) - aim).square().flatten(1).mean(1))
     for energy, wanted in zip(energies.values(), rms(singly), strict=True):
         assert energy.samples == 4
         torch.testing.assert_close(energy.rms.double(), wanted, rtol=1e-4, atol=1e-7)

@@ -105,13 +105,11 @@ def _verify(directory: str, model: str | None) -> int:
 
 
 def _bench(grid: str, out: str, jobs: int) -> int:
-    if jobs < 1:
-        raise RecipeError(f"--jobs {jobs} is too small; give at least 1")
-    from autoprune.benchmark.bench import bench
     from autoprune.cli.progress import watching
+    from autoprune.grids.bench import benchmark
 
     with watching(quiet=False) as emit:
-        summary = bench(Path(grid), Path(out), jobs=jobs, emit=emit)
+        summary = benchmark(grid, out, jobs=jobs, emit=emit)
     from autoprune.cli.show import show_bench
 
     show_bench(summary)
@@ -119,7 +117,7 @@ def _bench(grid: str, out: str, jobs: int) -> int:
 
 
 def _reproduce(chosen: argparse.Namespace, overrides: dict[str, object]) -> int:
-    from autoprune.benchmark.reproduce import PUBLISHED, read_tables, reproduce
+    from autoprune.grids.reproduce import PUBLISHED, read_tables, reproduce
     from autoprune.cli.progress import watching
     from autoprune.cli.show import show_reproduction
 

@@ -22,11 +22,11 @@ def watching(*, quiet: bool) -> Iterator[Emit]:
     if quiet:
         yield silent
         return
-    console = Console(stderr=True)
+    console = Console(stderr=True, markup=False)
     if not console.is_terminal:
         yield _Lines()
         return
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"), TimeElapsedColumn(), _TimeLeft())
+    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), TextColumn("{task.fields[note]}", markup=False), TimeElapsedColumn(), _TimeLeft())
     with Progress(*columns, console=console, transient=True) as progress:
         yield _Bar(progress)
 
@@ -65,7 +65,7 @@ class _Bar:
     def _step(self, event: Step) -> None:
         if event.blocks > 1:
             note = f"block {event.block + 1}/{event.blocks} {event.phase} {event.done}/{event.total}"
-            self._progress.update(self._task, total=event.blocks, note=note)
+            self._progress.update(self._task, completed=event.block, total=event.blocks, note=note)
         else:
             self._progress.update(self._task, completed=event.done, total=event.total)
 

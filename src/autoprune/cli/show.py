@@ -13,19 +13,23 @@ from autoprune.report.zeroshot import zeroshot_grid
 
 if TYPE_CHECKING:
     from autoprune.api import PruneResult
-    from autoprune.benchmark.bench import BenchSummary
-    from autoprune.benchmark.reproduce import Reproduction
+    from autoprune.grids.bench import BenchSummary
+    from autoprune.grids.reproduce import Reproduction
     from autoprune.evaluation.audit import AuditReport
     from autoprune.inspection import Inspection
 
 WIDE = 160
 
 
+def _console() -> Console:
+    """Takes text as it is: a path may hold brackets. A file or a pipe has no width to fit tables into."""
+    console = Console(markup=False)
+    return console if console.is_terminal else Console(markup=False, width=WIDE)
+
+
 def show_result(result: PruneResult) -> None:
     """Tables per block and sub-block, the perplexities, and where the files are."""
-    console = Console()
-    if not console.is_terminal:  # a file or a pipe has no width to fit tables into
-        console = Console(width=WIDE)
+    console = _console()
     if result.summary:
         print_layers(result.summary, console)
         if result.summary.sub_blocks:
@@ -40,7 +44,7 @@ def show_result(result: PruneResult) -> None:
     output = result.recipe.output
     if result.directory:
         console.print(f"checkpoint: {result.directory}", highlight=False, soft_wrap=True)
-    elif output.save_model and output.delete:
+    elif output.save_model and output.delete and result.summary:
         console.print(f"checkpoint: deleted from {output.save_model}, as --delete asks", highlight=False, soft_wrap=True)
     if output.save_ppl:
         console.print(f"perplexity: {output.save_ppl}", highlight=False, soft_wrap=True)
@@ -50,8 +54,8 @@ def show_result(result: PruneResult) -> None:
 
 def show_inspection(inspection: Inspection) -> None:
     """The structure of a model, what of it can be pruned, and what that will cost."""
-    console = Console()
-    console.print(f"{inspection.model}: {inspection.blocks} blocks ({inspection.block_list}), {inspection.parameters:,} parameters, {inspection.dtype}", highlight=False)
+    console = _console()
+    console.print(f"{inspection.model}: {inspection.blocks} blocks ({inspection.block_list}), {inspection.parameters:,} parameters, {inspection.dtype}", highlight=False, soft_wrap=True)
     table = Table("layer", "shape", "shares its input with", "blocks", box=None, pad_edge=False, header_style="bold")
     for layer in inspection.layers:
         table.add_row(layer.name, f"{layer.out} x {layer.features}", layer.shared_with or "-", layer.blocks)
@@ -59,9 +63,10 @@ def show_inspection(inspection: Inspection) -> None:
     console.print(f"coverage: {inspection.coverage:.2%} of the block parameters are weights of these layers", highlight=False)
     if inspection.unreached:
         console.print("not reached: " + ", ".join(inspection.unreached), highlight=False)
-    costs = Table("method", "peak memory", "rough time", box=None, pad_edge=False, header_style="bold")
+    console.print(f"replay: {inspection.replay}", highlight=False)
+    costs = Table("method", "peak memory", "with --activations disk", "rough time here", box=None, pad_edge=False, header_style="bold")
     for cost in inspection.costs:
-        costs.add_row(cost.method, f"{cost.bytes / 2**30:.2f} GiB", cost.time)
+        costs.add_row(cost.method, f"{cost.bytes / 2**30:.2f} GiB", f"{cost.bytes_on_disk / 2**30:.2f} GiB", cost.time)
     console.print(costs)
     for note in inspection.notes:
         console.print(note, highlight=False)
@@ -69,7 +74,7 @@ def show_inspection(inspection: Inspection) -> None:
 
 def show_audit(report: AuditReport, hashes: bool = True) -> None:
     """What `autoprune verify` found."""
-    console = Console()
+    console = _console()
     weights, zeros = sum(layer.weights for layer in report.layers), sum(layer.zeros for layer in report.layers)
     if weights:
         console.print(f"{report.directory}: {len(report.layers)} pruned layers, {zeros:,} of {weights:,} weights are zero ({zeros / weights:.2%})", highlight=False, soft_wrap=True)
@@ -82,9 +87,7 @@ def show_audit(report: AuditReport, hashes: bool = True) -> None:
 
 def show_bench(summary: BenchSummary) -> None:
     """The comparison of all cells, those that failed, and where the reports are."""
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=WIDE)
+    console = _console()
     if summary.rows:
         print_comparison(summary.rows, console)
     for result in summary.failed:
@@ -95,9 +98,7 @@ def show_bench(summary: BenchSummary) -> None:
 
 def show_reproduction(result: Reproduction) -> None:
     """The published table beside what came out here."""
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=WIDE)
+    console = _console()
     console.print(f"{result.name}: {result.source}", highlight=False, soft_wrap=True)
     console.print(grid_to_rich(result.grid))
     for comparison in result.comparisons:

@@ -63,11 +63,19 @@ def count_inverted(scores: Float[Tensor, "sets size"], keep: Bool[Tensor, "sets 
     that many kept weights lie below them.
     """
     kept = keep.sum(-1)
-    by_score = scores.sort(-1, descending=True).values
-    cut = by_score.gather(-1, (kept - 1).clamp(min=0).unsqueeze(-1))
+    cut = _highest(scores, kept)
     above, tied = scores > cut, scores == cut
     room = kept - above.sum(-1) - (tied & keep).sum(-1)  # places among the highest that pruned weights tied at the cut take
     return (above & ~keep).sum(-1) + room.clamp(min=0)
+
+
+def _highest(scores: Float[Tensor, "sets size"], places: Int[Tensor, " sets"]) -> Float[Tensor, "sets 1"]:
+    """Every set's score of that place, counted from the highest; sorts only where places differ between sets."""
+    first = int(places.max())
+    if first and bool((places == first).all()):
+        return scores.kthvalue(scores.shape[-1] - first + 1, dim=-1, keepdim=True).values
+    by_score = scores.sort(-1, descending=True).values
+    return by_score.gather(-1, (places - 1).clamp(min=0).unsqueeze(-1))
 
 
 def _mark_highest(marks: Bool[Tensor, "sets size"], scores: Float[Tensor, "sets size"], counts: Int[Tensor, " sets"], most: int) -> None:

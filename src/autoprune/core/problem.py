@@ -25,8 +25,8 @@ class Scope(Enum):
 class LayerProblem:
     """One layer to prune.
 
-    ``weight`` is the current value ``[out, in]`` in float32; ``dense`` and ``keep`` are given to methods that
-    rebuild an already pruned model: the dense value and the present keep pattern.
+    ``weight`` is the current value ``[out, in]`` in the model's dtype; ``dense`` and ``keep`` are given to methods that
+    rebuild an already pruned model: the dense value and the present keep pattern. Methods compute in float32.
     """
 
     name: str

@@ -46,14 +46,17 @@ def parse_target(sparsity_type: str, ratio: float | None) -> Target | None:
     check_ratio(ratio)
     if sparsity_type == "unstructured":
         if ratio is None:
-            raise RecipeError("--sparsity_ratio is needed with --sparsity_type unstructured: 0.5 zeroes half of the weights, 0 only evaluates the dense model")
+            raise RecipeError(
+                "--sparsity_ratio is needed with --sparsity_type unstructured: 0.5 zeroes half of the weights, 0 only evaluates the dense model"
+            )
         return Unstructured(float(ratio)) if ratio > 0 else None
     target = _parse_n_m(sparsity_type)
     if ratio is not None and ratio == 0:
         return None
     if ratio is not None and not math.isclose(ratio, target.ratio, abs_tol=1e-6):
         raise RecipeError(
-            f"--sparsity_type {sparsity_type} makes {target.ratio:g} of the weights zero, but --sparsity_ratio says {ratio:g}; drop --sparsity_ratio or make them agree"
+            f"--sparsity_type {sparsity_type} makes {target.ratio:g} of the weights zero, but --sparsity_ratio says {ratio:g}; "
+            "drop --sparsity_ratio or make them agree"
         )
     return target
 

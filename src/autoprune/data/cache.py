@@ -1,36 +1,72 @@
-"""Windows that were cut once are kept for the other cells of a benchmark, in a folder that the benchmark names."""
+"""What was cut or measured once is kept for later runs, in a folder that a benchmark or the user names.
+
+The folder is ``$AUTOPRUNE_CACHE``; without that variable nothing is kept.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from autoprune.data.windows import Windows
 
-VARIABLE = "AUTOPRUNE_WINDOWS_CACHE"
+VARIABLE = "AUTOPRUNE_CACHE"
 
 
-def cached_windows(key: dict[str, object], make: Callable[[], Windows]) -> Windows:
-    """The windows that ``key`` describes: from the folder named by the environment, else made, and kept there.
-
-    Without that variable nothing is kept. The key must hold all that the windows depend on.
-    """
+def cache_folder() -> Path | None:
+    """Where things are kept; None if nowhere."""
     folder = os.environ.get(VARIABLE)
-    if not folder:
+    return Path(folder) if folder else None
+
+
+def cached_windows(key: Mapping[str, object], make: Callable[[], Windows]) -> Windows:
+    """The windows that ``key`` describes: from the folder, else made, and kept there.
+
+    The key must hold all that the windows depend on. What can't be read is made anew.
+    """
+    path = _path("windows", key, "safetensors")
+    if path is None:
         return make()
-    name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:20]
-    path = Path(folder) / f"{name}.safetensors"
-    if path.is_file():
+    try:
         with safe_open(path, framework="pt") as file:
             return Windows(file.get_tensor("input_ids"), json.loads(file.metadata()["provenance"]))
-    windows = make()
-    draft = path.with_suffix(f".{os.getpid()}.writing")
+    except (OSError, SafetensorError, KeyError, ValueError):
+        windows = make()
+    draft = _draft(path)
     save_file({"input_ids": windows.ids}, draft, metadata={"provenance": json.dumps(windows.provenance)})
     draft.replace(path)
     return windows
+
+
+def cached_json(kind: str, key: Mapping[str, object], make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """The same for plain values."""
+    path = _path(kind, key, "json")
+    if path is None:
+        return make()
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        return dict(kept["value"])
+    except (OSError, ValueError, KeyError, TypeError):
+        value = make()
+    draft = _draft(path)
+    draft.write_text(json.dumps({"key": key, "value": value}, indent=2), encoding="utf-8")
+    draft.replace(path)
+    return value
+
+
+def _path(kind: str, key: Mapping[str, object], ending: str) -> Path | None:
+    folder = cache_folder()
+    name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:20]
+    return folder / f"{kind}-{name}.{ending}" if folder else None
+
+
+def _draft(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path.with_suffix(f".{os.getpid()}.writing")

@@ -13,13 +13,15 @@ from torch import Tensor
 
 from autoprune.core.selection import count_violations
 from autoprune.core.sparsity import SemiStructured, Target, parse_target
-from autoprune.errors import ModelError, OutputError
+from autoprune.errors import ModelError, OutputError, RecipeError
 from autoprune.model.events import Emit, Notice, Phase, Step, silent
-from autoprune.storage.checkpoint import Checkpoint, read_shard_names
+from autoprune.storage.checkpoint import Checkpoint
 from autoprune.storage.locate import locate
 from autoprune.storage.skeleton import build_skeleton
 from autoprune.storage.stores import CheckpointStore
 from autoprune.storage.writer import MANIFEST, file_sha256
+
+MISSING = "is missing"
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,18 @@ class LayerAudit:
     weights: int
     zeros: int
     violations: int | None
+
+
+@dataclass(frozen=True)
+class Promise:
+    """What the manifest says that the directory holds."""
+
+    shards: Mapping[str, str]  # file name -> SHA-256
+    zeros: Mapping[str, int]  # layer -> zeros
+    target: Target | None  # None: a pattern that was given from outside
+    written: tuple[str, ...]  # all files
+    model: str
+    in_memory: bool  # the model was pruned in memory, so that no file holds its dense weights
 
 
 @dataclass(frozen=True)
@@ -60,21 +74,27 @@ def audit(directory: Path, dense: Path | None = None, emit: Emit = silent, *, tr
 
     Raises: OutputError if there is no manifest to say what was promised; ModelError if the dense model can't be read.
     """
-    promised = _read_manifest(directory)
-    faults, hashes = _check_shards(directory, promised)
-    if any(fault.what.startswith(("is missing", "can't be read")) for fault in faults):
-        return AuditReport(directory, (), tuple(faults), hashes)
-    checkpoint = Checkpoint.open(directory)
-    store = CheckpointStore(build_skeleton(checkpoint, "auto", torch.device("cpu"), trust_remote_code=trust_remote_code), resident=False)
-    layers = tuple(_audit_layers(store, promised, faults, emit))
-    pruned = {f"{block.name}.{layer.parameter_name}" for block in store.anatomy.blocks for layer in block.layers if _promised_layer(promised, block.full_name(layer))}
+    promise = read_promise(directory)
     original = Checkpoint.open(dense) if dense else None
-    for name in sorted(checkpoint.shards):
+    faults, hashes = _check_files(directory, promise)
+    try:
+        checkpoint = Checkpoint.open(directory)
+        store = CheckpointStore(build_skeleton(checkpoint, "auto", torch.device("cpu"), trust_remote_code=trust_remote_code), resident=False)
+        layers = tuple(_audit_layers(store, promise, faults, emit))
+    except ModelError as error:  # what can't be loaded can't be looked into any further
+        known = any(fault.what == MISSING for fault in faults)
+        return AuditReport(directory, (), (*faults, *(() if known else (Fault(directory.name, f"can't be loaded: {error}"),))), hashes)
+    parameters = {block.full_name(layer): f"{block.name}.{layer.parameter_name}" for block in store.anatomy.blocks for layer in block.layers}
+    faults += [Fault(name, "is in the manifest, but the model has no such layer") for name in promise.zeros if name not in parameters]
+    pruned = {parameters[name] for name in promise.zeros if name in parameters}
+    emit(Phase("comparing" if original else "reading", total=len(checkpoint.shards)))
+    for done, name in enumerate(sorted(checkpoint.shards)):
         tensor = checkpoint.read([name])[name]
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        if not _finite(tensor):
             faults.append(Fault(name, "holds NaN or infinity"))
         if original is not None and store.skeleton.owners[name] not in pruned:
             _compare(name, tensor, original, faults)
+        emit(Step(0, 1, "reading", done + 1, len(checkpoint.shards)))
     if original is not None:
         faults += [Fault(name, "of the dense model is absent") for name in sorted(set(original.shards) - set(checkpoint.shards))]
     return AuditReport(directory, layers, tuple(faults), hashes)
@@ -87,71 +107,78 @@ def find_dense(directory: Path, model: str | None, emit: Emit = silent) -> Path 
     """
     if model is not None:
         return locate(model)
-    name = _read_manifest(directory)["model"]["name"]
-    if name == "demo" or Path(name).is_dir():
-        return locate(name)
-    emit(Notice(f"the dense model {name!r} is not at hand, so unpruned tensors are only checked by their hashes; --model names it"))
+    promise = read_promise(directory)
+    if not promise.in_memory and (promise.model == "demo" or Path(promise.model).is_dir()):
+        return locate(promise.model)
+    emit(Notice(f"the dense model {promise.model!r} is not at hand, so unpruned tensors are only checked by their files' hashes; --model names it"))
     return None
 
 
-def _audit_layers(store: CheckpointStore, promised: dict[str, Any], faults: list[Fault], emit: Emit) -> Iterator[LayerAudit]:
-    target, blocks = _target(promised), store.anatomy.blocks
+def read_promise(directory: Path) -> Promise:
+    """What ``autoprune.json`` promises. Raises: OutputError if it is missing, damaged or of another form."""
+    try:
+        raw = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
+        return Promise(
+            {entry["name"]: entry["sha256"] for entry in raw["shards"]},
+            {entry["name"]: int(entry["zeros"]) for entry in raw["layers"]},
+            _target(raw["recipe"]["pruning"]),
+            tuple(raw["written"]),
+            str(raw["model"]["name"]),
+            raw["model"].get("fingerprint") == "in memory",
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecipeError) as error:
+        reason = f"no readable {MANIFEST}, so nothing says what this directory should hold ({type(error).__name__}: {error})"
+        raise OutputError(f"{directory}: {reason}; give a directory that --save_model wrote") from error
+
+
+def _target(pruning: Mapping[str, Any]) -> Target | None:
+    if pruning["sparsity_type"] == "unstructured" and pruning["sparsity_ratio"] is None:
+        return None
+    return parse_target(pruning["sparsity_type"], pruning["sparsity_ratio"])
+
+
+def _check_files(directory: Path, promise: Promise) -> tuple[list[Fault], dict[str, str]]:
+    faults = [Fault(name, MISSING) for name in (*promise.shards, *promise.written) if not (directory / name).is_file()]
+    faults = list(dict.fromkeys(faults))
+    hashes = {name: file_sha256(directory / name) for name in promise.shards if (directory / name).is_file()}
+    for name, digest in hashes.items():
+        if digest != promise.shards[name]:
+            faults.append(Fault(name, "has another SHA-256 than the manifest says: it was changed after it was written"))
+    faults += [Fault(path.name, "is not in the manifest") for path in sorted(directory.glob("*.safetensors")) if path.name not in promise.shards]
+    return faults, hashes
+
+
+def _audit_layers(store: CheckpointStore, promise: Promise, faults: list[Fault], emit: Emit) -> Iterator[LayerAudit]:
+    blocks = store.anatomy.blocks
     emit(Phase("verifying", total=len(blocks)))
     for block in blocks:
         store.load(block.index)
         for layer in block.layers:
-            entry = _promised_layer(promised, block.full_name(layer))
-            if entry:
-                yield _layer(block.full_name(layer), layer.matrix, entry, target, faults)
+            name = block.full_name(layer)
+            if name in promise.zeros:
+                yield _layer(name, layer.matrix, promise.zeros[name], promise.target, faults)
         store.release(block.index)
         emit(Step(block.index, len(blocks), "verifying", 1, 1))
 
 
-def _promised_layer(promised: dict[str, Any], name: str) -> dict[str, Any] | None:
-    return next((entry for entry in promised["layers"] if entry["name"] == name), None)
-
-
-def _read_manifest(directory: Path) -> dict[str, Any]:
-    try:
-        return json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise OutputError(f"{directory}: no readable {MANIFEST}, so nothing says what this directory should hold ({error})") from error
-
-
-def _check_shards(directory: Path, promised: dict[str, Any]) -> tuple[list[Fault], dict[str, str]]:
-    faults, hashes = [], {}
-    for entry in promised["shards"]:
-        path = directory / entry["name"]
-        if not path.is_file():
-            faults.append(Fault(entry["name"], "is missing"))
-            continue
-        hashes[path.name] = file_sha256(path)
-        if hashes[path.name] != entry["sha256"]:
-            faults.append(Fault(path.name, "has another SHA-256 than the manifest says: it was changed after it was written"))
-        try:
-            read_shard_names(path)
-        except ModelError as error:
-            faults.append(Fault(path.name, f"can't be read: {error}"))
-    return faults, hashes
-
-
-def _target(promised: dict[str, Any]) -> Target | None:
-    pruning = promised["recipe"]["pruning"]
-    if pruning["sparsity_type"] == "unstructured" and pruning["sparsity_ratio"] is None:
-        return None  # a pattern that was given from outside
-    return parse_target(pruning["sparsity_type"], pruning["sparsity_ratio"])
-
-
-def _layer(name: str, tensor: Tensor, entry: dict[str, Any], target: Target | None, faults: list[Fault]) -> LayerAudit:
+def _layer(name: str, tensor: Tensor, promised: int, target: Target | None, faults: list[Fault]) -> LayerAudit:
     zeros = tensor.numel() - int(torch.count_nonzero(tensor))
     violations = None
     if isinstance(target, SemiStructured):
         violations = count_violations(tensor != 0, target)
         if violations:
-            faults.append(Fault(name, f"has {violations} groups of {target.m} with more than {target.n} non-zeros"))
-    if zeros != entry["zeros"]:
-        faults.append(Fault(name, f"has {zeros:,} zeros, the manifest says {entry['zeros']:,}"))
+            groups = "1 group" if violations == 1 else f"{violations:,} groups"
+            faults.append(Fault(name, f"has {groups} of {target.m} with more than {target.n} non-zeros"))
+    if zeros != promised:
+        faults.append(Fault(name, f"has {zeros:,} zeros, the manifest says {promised:,}"))
     return LayerAudit(name, tensor.numel(), zeros, violations)
+
+
+def _finite(tensor: Tensor) -> bool:
+    if not tensor.is_floating_point() or not tensor.numel():
+        return True
+    low, high = (tensor.float() if tensor.dtype.itemsize < 2 else tensor).aminmax()  # NaN carries through
+    return bool(torch.isfinite(low) & torch.isfinite(high))
 
 
 def _compare(name: str, tensor: Tensor, original: Checkpoint, faults: list[Fault]) -> None:

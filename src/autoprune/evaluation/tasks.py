@@ -2,31 +2,39 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from autoprune.errors import DataError, RecipeError
+from autoprune.errors import AutoPruneError, DataError, RecipeError
 from autoprune.model.events import Emit, Notice, Phase
 from autoprune.recipe import ZeroShotOptions
 from autoprune.report.results import TaskResult, ZeroShotResult
 
-METRICS = ("acc", "acc_norm")
-
 
 def check_tasks(options: ZeroShotOptions) -> None:
-    """Finds every task before long work begins.
+    """Finds every task and fetches its data before long work begins.
 
-    Raises: RecipeError if the harness is not installed; DataError naming a task or folder that does not exist.
+    Raises: RecipeError if the harness is not installed; DataError naming a task, folder or data set that can't be had.
     """
     if options.tasks_path and not Path(options.tasks_path).is_dir():
         raise DataError(f"--tasks_path {options.tasks_path}: there is no such directory; give the folder that holds the tasks' YAML files")
-    known = set(_task_manager(options).all_tasks)
-    if missing := [task for task in options.tasks if task not in known]:
+    _harness()
+    manager = _task_manager(options)
+    if missing := [task for task in options.tasks if task not in manager.all_tasks]:
         where = f" nor in --tasks_path {options.tasks_path}" if options.tasks_path else "; a task of your own needs --tasks_path FOLDER"
         raise DataError(f"--tasks {missing[0]}: lm-evaluation-harness knows no task of that name{where}")
+    if hasattr(manager, "load"):  # older harnesses load when they evaluate
+        for task in options.tasks:
+            try:
+                manager.load([task])
+            except Exception as error:  # whatever the harness, the datasets library or the task's own code may raise
+                raise _no_data(task, error) from error
 
 
 def zeroshot(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, options: ZeroShotOptions, *, batch: int, emit: Emit) -> ZeroShotResult:
@@ -38,7 +46,7 @@ def zeroshot(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, options
     from lm_eval.models.huggingface import HFLM
 
     emit(Phase(f"zero-shot: {', '.join(options.tasks)}"))
-    held = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch)
+    held = HFLM(pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=batch)  # a copy, because it may get a padding token
     try:
         raw = lm_eval.simple_evaluate(
             model=held,
@@ -46,37 +54,100 @@ def zeroshot(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, options
             num_fewshot=options.num_fewshot,
             limit=options.limit,
             task_manager=_task_manager(options),
-            log_samples=False,
+            log_samples=True,
         )
-    except (OSError, ConnectionError) as error:
-        raise DataError(f"the data of {', '.join(options.tasks)} can't be fetched ({error}); without network give local tasks by --tasks_path") from error
+    except OSError as error:  # ConnectionError is one
+        raise _no_data(", ".join(options.tasks), error) from error
     if options.limit:
         emit(Notice(f"only the first {options.limit} samples of every task were used (--limit): fit for a trial, not for a paper"))
-    return ZeroShotResult(
-        tuple(_task(raw, name) for name in raw["results"]),
-        {"harness": raw["lm_eval_version"], "num_fewshot": options.num_fewshot, "limit": options.limit, "batch_size": batch, "max_length": raw.get("max_length")},
-    )
+    asked = {"num_fewshot": options.num_fewshot, "limit": options.limit, "batch_size": batch}
+    settings = {"harness": raw["lm_eval_version"], **asked, "max_length": held.max_length}
+    return ZeroShotResult(tuple(_task(raw, name) for name in _shown(raw, options.tasks)), settings)
+
+
+def _shown(raw: dict[str, Any], tasks: Iterable[str]) -> list[str]:
+    """The tasks in the order they were asked for; one that stands for several without a mean of its own gives way to them."""
+    asked = list(dict.fromkeys(tasks))
+    members = raw.get("group_subtasks", {})
+    covered = {member for name in asked if _metrics(raw, name) for member in members.get(name, ())}
+    rest = [name for name in raw["configs"] if name not in asked and name not in covered]
+    return [name for name in [*asked, *rest] if _metrics(raw, name)]
 
 
 def _task(raw: dict[str, Any], name: str) -> TaskResult:
-    numbers = raw["results"][name]
-    values = {metric: float(numbers[f"{metric},none"]) for metric in METRICS if isinstance(numbers.get(f"{metric},none"), (int, float))}
-    errors = {metric: float(numbers[f"{metric}_stderr,none"]) for metric in values if isinstance(numbers.get(f"{metric}_stderr,none"), (int, float))}
+    numbers, values = raw["results"][name], _metrics(raw, name)
+    errors = {metric: _number(numbers, _stderr(key)) for metric, key in values.items()}
     count = raw.get("n-samples", {}).get(name, {}).get("effective")
-    return TaskResult(name, str(raw["versions"].get(name, "")), raw["n-shot"].get(name), count, values, errors)
+    return TaskResult(
+        name,
+        str(raw["versions"].get(name, "")),
+        raw["n-shot"].get(name),
+        count,
+        {metric: float(numbers[key]) for metric, key in values.items()},
+        {metric: error for metric, error in errors.items() if error is not None},
+        _correct(raw.get("samples", {}).get(name, []), values),
+    )
+
+
+def _metrics(raw: dict[str, Any], name: str) -> dict[str, str]:
+    """Our name of every metric of a task -> the harness's: ``acc`` -> ``acc,none``; a filter that does something is named."""
+    numbers = raw["results"].get(name, {})
+    keys = [key for key in numbers if "," in key and "_stderr," not in key and _number(numbers, key) is not None]
+    return {key.removesuffix(",none"): key for key in keys}
+
+
+def _stderr(key: str) -> str:
+    metric, _, kind = key.partition(",")
+    return f"{metric}_stderr,{kind}"
+
+
+def _number(numbers: dict[str, Any], key: str) -> float | None:
+    value = numbers.get(key)
+    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+
+
+def _correct(samples: list[dict[str, Any]], metrics: dict[str, str]) -> dict[str, str]:
+    """Right or wrong, sample by sample, as a word of 1 and 0; only for metrics that are nothing else."""
+    found: dict[str, str] = {}
+    for metric, key in metrics.items():
+        name, _, kind = key.partition(",")
+        own = sorted((s for s in samples if s.get("filter", "none") == kind), key=lambda s: s["doc_id"])
+        values = [sample.get(name) for sample in own]
+        if values and all(value in (0, 1) for value in values):
+            found[metric] = "".join("1" if value else "0" for value in values)
+    return found
+
+
+def _no_data(task: str, error: Exception) -> AutoPruneError:
+    """What to say when a task can't be loaded."""
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    return DataError(f"--tasks {task}: its data can't be had ({reason}); without a network give tasks of your own by --tasks_path FOLDER")
 
 
 def _harness() -> Any:
     try:
         import lm_eval
     except ImportError as error:
-        raise RecipeError("zero-shot evaluation needs lm-evaluation-harness: pip install 'autoprune[zeroshot]'") from error
+        raise RecipeError("zero-shot evaluation needs lm-evaluation-harness, which is not installed: pip install lm-eval") from error
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     return lm_eval
 
 
 def _task_manager(options: ZeroShotOptions) -> Any:
+    """The harness's list of tasks. Reading its own takes seconds: done once, and not at all if all tasks are the user's."""
+    if not options.tasks_path:
+        return _listed(None, (), defaults=True)
+    files = sorted(path for path in Path(options.tasks_path).rglob("*") if path.suffix in (".yaml", ".py"))
+    stamp = tuple((str(path), path.stat().st_mtime_ns, path.stat().st_size) for path in files)
+    own = _listed(options.tasks_path, stamp, defaults=False)
+    plain = all(task in own.all_subtasks for task in options.tasks)  # a group may have members from the harness's list
+    return own if plain else _listed(options.tasks_path, stamp, defaults=True)
+
+
+@functools.lru_cache(maxsize=2)
+def _listed(folder: str | None, stamp: tuple[object, ...], *, defaults: bool) -> Any:
+    """``stamp`` changes when a file in the folder does."""
     _harness()
     from lm_eval.tasks import TaskManager
 
-    return TaskManager(include_path=options.tasks_path)
+    return TaskManager(include_path=folder, include_defaults=defaults)

@@ -26,6 +26,12 @@ class Barber(BarberOptions):
 
     def solve(self, problems: Sequence[LayerProblem]) -> list[LayerSolution]:
         """Exchanges pruned for kept weights; all layers of the sub-block come together, for `block` compares them."""
+        if self.prune_granularity == "block":
+            return self._solve_together(problems)
+        return [solution for problem in problems for solution in self._solve_together([problem])]
+
+    def _solve_together(self, problems: Sequence[LayerProblem]) -> list[LayerSolution]:
+        """The layers whose scores may be compared with each other."""
         values = [self.values(p) for p in problems]
         scores = [self.score(p, value) for p, value in zip(problems, values, strict=True)]
         patterns = [p.keep for p in problems if p.keep is not None]
@@ -47,7 +53,7 @@ class Barber(BarberOptions):
         """Importance of every weight, by ``prune_metric``."""
         assert isinstance(problem.statistic, GradientEnergy)
         if self.prune_metric == "W":
-            return value.abs()
+            return value.float().abs()
         if self.prune_metric == "D":
             return problem.statistic.rms
         return value.abs() * problem.statistic.rms

@@ -19,4 +19,4 @@ class Magnitude:
 
     def solve(self, problems: Sequence[LayerProblem]) -> list[LayerSolution]:
         """Reads no data."""
-        return [LayerSolution(p.name, keep_for(p.weight.abs(), p.target, per_row=False)) for p in problems if p.target]
+        return [LayerSolution(p.name, keep_for(p.weight.float().abs(), p.target, per_row=False)) for p in problems if p.target]

@@ -28,7 +28,8 @@ class SparseGPT(SparseGPTOptions):
         assert isinstance(first.statistic, InputGram) and first.target is not None
         curvature = inverse_factor(first.statistic.gram, self.damping)
         rows = [p.weight.shape[0] for p in problems]
-        weight, keep = sweep(torch.cat([p.weight for p in problems]), curvature, first.target, self.column_block, rows)
-        notes = {"damping": curvature.damping, "precision": curvature.precision, "attempts": curvature.attempts, "dead_inputs": int(curvature.dead.sum())}
+        weight, keep = sweep(torch.cat([p.weight.float() for p in problems]), curvature, first.target, self.column_block, rows)
+        took = {"damping": curvature.damping, "precision": curvature.precision, "attempts": curvature.attempts}
+        notes = {**took, "dead_inputs": int(curvature.dead.sum())}
         parts = zip(problems, weight.split(rows), keep.split(rows), strict=True)
         return [LayerSolution(p.name, k, w, dict(notes)) for p, w, k in parts]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -15,7 +15,7 @@ from autoprune.core.statistics import GradientEnergy
 from autoprune.errors import NumericsError
 from autoprune.model.activations import Calls, Mirror
 from autoprune.model.anatomy import Block
-from autoprune.model.events import Emit, Step
+from autoprune.model.events import Emit, Notice, Step
 from autoprune.model.linear import Expert, Layer, hold_originals
 from autoprune.model.observe import FEW_TOKENS, InputGroup, InputObserver, InputSample, check_finite, settle_experts
 from autoprune.model.rebuild import SubBlock, SubBlockRunner, find_sub_blocks, weight_gradients
@@ -76,10 +76,10 @@ class Work:
         before = self.solutions.get(layer.name)
         return LayerProblem(
             self.block.full_name(layer),
-            layer.matrix.float(),
+            layer.matrix,
             self.target,
             statistic,  # type: ignore[arg-type]
-            self.dense[layer.name].float() if before else None,
+            self.dense[layer.name] if before else None,
             before.keep if before else None,
         )
 
@@ -113,6 +113,9 @@ def prune_by_inputs(work: Work, method: Method, stream: Stream | None) -> None:
             work.assign(layer, solution)
             error = group.sample.relative_error(work.dense[layer.name], layer.matrix) if group.sample else None
             work.record(layer, replace(solution, notes=group.notes | solution.notes), error)
+            if solution.notes.get("attempts", 1) > 1:
+                how = f"damping {solution.notes['damping']:g}, {solution.notes['precision']}, attempt {solution.notes['attempts']}"
+                work.emit(Notice(f"{solution.name}: the Hessian could only be factorised with {how}"))
 
 
 @torch.no_grad()
@@ -179,7 +182,7 @@ def _observe_gradients(
     parameters = {layer.parameter_name: layer.parameter for layer in sub.layers}
     pruned = {name: parameter.data for name, parameter in parameters.items()}
     total = torch.zeros((), dtype=torch.float64, device=work.inputs.place.device)
-    with _precision(work.block):
+    with _precision(work.block, leave=parameters):
         sparse = {name: data.to(COMPUTE) for name, data in pruned.items()}
         dense = {name: work.originals[name].to(COMPUTE) for name in parameters}
         for i in work.batches(f"gradients {sub.name}"):
@@ -197,6 +200,8 @@ def _observe_gradients(
             outputs[index][i] = dense_output
     _put(parameters, pruned)
     for layer in sub.layers:
+        if not samples[layer.name].seen and not isinstance(layer, Expert):
+            raise NumericsError(f"{work.block.full_name(layer)} saw no input while its sub-block ran; leave it out with --ignore")
         energies[layer.name].samples = work.inputs.samples  # samples that sent an expert nothing count as well
         if not bool(torch.isfinite(energies[layer.name].squares).all()):
             raise NumericsError(f"{work.block.full_name(layer)}: its gradients are not finite; check the model and the calibration data")
@@ -225,10 +230,14 @@ def _run_rebuilt(work: Work, runner: SubBlockRunner, index: int, stream: Stream,
 
 
 class _precision:
-    """While it lasts, the block's parameters are in float32 and gather no gradients; afterwards they are what they were, bit for bit."""
+    """While it lasts, the block's parameters, but those that the caller replaces, are in float32 and gather no gradients.
 
-    def __init__(self, block: Block) -> None:
-        self._saved = [(p, p.data) for p in block.module.parameters() if p.is_floating_point() and p.dtype != COMPUTE]
+    Afterwards they are what they were, bit for bit.
+    """
+
+    def __init__(self, block: Block, leave: Collection[str]) -> None:
+        named = list(block.module.named_parameters())
+        self._saved = [(p, p.data) for n, p in named if n not in leave and p.is_floating_point() and p.dtype != COMPUTE]
         self._trainable = [p for p in block.module.parameters() if p.requires_grad]
 
     def __enter__(self) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any
 
-from autoprune.report import numbers, plots
+from autoprune.report import costs, numbers, plots, zeroshot
 from autoprune.report.grid import Grid
 from autoprune.report.results import EvaluationRow
 from autoprune.report.svg import Drawing
@@ -53,6 +53,8 @@ def render_html(rows: Sequence[EvaluationRow], *, title: str, subtitle: str = ""
     sections = [
         _results(rows, variants, texts),
         _curves(variants, texts),
+        _costs(variants, texts),
+        _zeroshot(variants),
         _errors(variants),
         _barber(variants),
         _warnings(variants),
@@ -106,6 +108,31 @@ def _curves(variants: Sequence[Variant], texts: Sequence[Text]) -> Section:
     if any(len(v.rows) > 1 for v in variants):
         caption += " Whiskers: standard deviation over seeds."
     return Section("Perplexity against sparsity", figures=(Figure(pictures, caption),) if pictures else ())
+
+
+def _costs(variants: Sequence[Variant], texts: Sequence[Text]) -> Section:
+    pictures = tuple(picture for text in texts for picture in costs.pareto(variants, text))
+    caption = "Perplexity against the time that pruning took: to the left is quicker, below is better. Rings are first passes, dots were rebuilt by LLM-Barber."
+    caption += " The line joins what no other method beats in both."
+    if any(len(v.rows) > 1 for v in variants):
+        caption += " Whiskers: standard deviation over seeds."
+    lead = "Pruning: reading and checking the weights, embedding the calibration samples, and the work on all blocks."
+    grid = costs.cost_grid(variants)
+    if "whole run, s" in grid.header:
+        lead += " Every run was a process of its own; the whole run also holds imports, texts and evaluation. Peak memory is the largest over the seeds."
+    return Section("Time and memory" if len(grid.header) > 3 else "Time", lead, grid, (Figure(pictures, caption),) if pictures else ())
+
+
+def _zeroshot(variants: Sequence[Variant]) -> Section:
+    metrics, folds = zeroshot.metrics_of(variants), []
+    for metric in metrics[1:]:
+        folds.append(Fold(f"{metric} of every task", zeroshot.accuracy_grid(variants, metric)))
+    for metric in metrics:
+        if (differences := zeroshot.difference_grid(variants, metric)).rows:
+            folds.append(Fold(f"Paired differences in {metric}, in percentage points", differences))
+    lead = "Accuracy in percent by lm-evaluation-harness, higher is better; ± is the standard error over a task’s samples, not over seeds."
+    lead += " Differences are taken sample by sample, which leaves out what all methods find hard; those beyond 1.96 standard errors are bold."
+    return Section("Zero-shot accuracy", lead, zeroshot.accuracy_grid(variants, metrics[0]) if metrics else None, folds=tuple(folds))
 
 
 def _errors(variants: Sequence[Variant]) -> Section:

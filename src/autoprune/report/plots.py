@@ -49,7 +49,7 @@ def perplexity_bars(variants: Sequence[Variant], text: Text) -> list[Drawing]:
             axes.set(xlim=limits, xscale="log" if log else "linear", xlabel=f"perplexity on {text.label}" + (", log scale" if log else ""))
             _bars(axes, group, text, colours, dense if log and dense is not None else limits[0])
             _dense_line(axes, dense)
-            _plain_ticks(axes, log)
+            plain_ticks(axes, log)
             drawings.append(finish(figure, f"Perplexity on {text.label} per method at {target}"))
     return drawings
 
@@ -74,7 +74,7 @@ def perplexity_curves(variants: Sequence[Variant], text: Text) -> list[Drawing]:
         dense = next((s.mean for v, s in points if is_dense(v.rows[0])), None)
         if dense is not None:
             axes.axhline(dense, color=MUTED, linestyle=(0, (4, 3)), linewidth=1.2, label="Dense")
-        _plain_ticks(axes, log, vertical=True)
+        plain_ticks(axes, log, vertical=True)
         figure.legend(loc="outside lower center", ncols=2)
         return [finish(figure, f"Perplexity on {text.label} against sparsity")]
 
@@ -250,7 +250,7 @@ def _dumbbells(pairs: Sequence[tuple[int, str, float, float]], title: str, words
         axes.set(yscale="log", xlabel="block", ylabel=ylabel)
         axes.grid(axis="y", color=LINES)
         axes.xaxis.set_major_locator(MaxNLocator(8, integer=True, min_n_ticks=1))
-        _plain_ticks(axes, True, vertical=True)
+        plain_ticks(axes, True, vertical=True)
         figure.legend(loc="outside lower center", ncols=2 if len(kinds) == 2 else 3)
         return finish(figure, title)
 
@@ -264,7 +264,7 @@ def _marker(blocks: int) -> float:
     return 6.0 if blocks <= 16 else 4.0
 
 
-def _plain_ticks(axes: Axes, log: bool, vertical: bool = False) -> None:
+def plain_ticks(axes: Axes, log: bool, vertical: bool = False) -> None:
     """Few ticks, written out: 20, 50, 100, 1e+06."""
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 

@@ -6,9 +6,12 @@ import dataclasses
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from autoprune.core.outcome import LayerOutcome, SubBlockOutcome
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,11 @@ class PerplexityResult:
 
 @dataclass(frozen=True)
 class TaskResult:
-    """Accuracy on one task of lm-evaluation-harness. ``metrics`` and ``errors`` (standard errors) are keyed acc, acc_norm."""
+    """Accuracy on one task of lm-evaluation-harness. ``metrics``, ``errors`` (standard errors) and ``correct`` are keyed acc, acc_norm.
+
+    ``correct`` says of every sample, in the task's order, whether it was right: a word of 1 and 0, from which methods
+    are compared sample by sample.
+    """
 
     task: str
     version: str
@@ -49,6 +56,7 @@ class TaskResult:
     samples: int | None
     metrics: dict[str, float]
     errors: dict[str, float]
+    correct: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -65,6 +73,16 @@ class ZeroShotResult:
 
 
 @dataclass(frozen=True)
+class Cost:
+    """What a cell of a benchmark took, in a process of its own: wall seconds, by phase too, and peak memory."""
+
+    seconds: float
+    peak_bytes: int
+    device_bytes: int = 0
+    phases: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class EvaluationRow:
     """One line of the results table: a way of pruning and what it costs."""
 
@@ -75,6 +93,17 @@ class EvaluationRow:
     settings: dict[str, Any] = field(default_factory=dict)
     pruning: PruningSummary | None = None
     zeroshot: ZeroShotResult | None = None
+    cost: Cost | None = None
+
+
+class Perplexities(tuple[PerplexityResult, ...]):
+    """Perplexities of one model, one for each text."""
+
+    def to_pandas(self) -> DataFrame:
+        """One line for each text."""
+        from autoprune.report.frames import perplexity_frame
+
+        return perplexity_frame(self)
 
 
 def to_jsonable(value: Any) -> Any:
@@ -104,7 +133,7 @@ def row_from_json(raw: dict[str, Any]) -> EvaluationRow:
             pruning["seconds"],
             tuple(pruning["warnings"]),
         )
-    zeroshot = raw.get("zeroshot")
+    zeroshot, cost = raw.get("zeroshot"), raw.get("cost")
     return EvaluationRow(
         raw["method"],
         raw["target"],
@@ -113,4 +142,5 @@ def row_from_json(raw: dict[str, Any]) -> EvaluationRow:
         raw["settings"],
         summary,
         ZeroShotResult(tuple(TaskResult(**task) for task in zeroshot["tasks"]), zeroshot["settings"]) if zeroshot else None,
+        Cost(**cost) if cost else None,
     )

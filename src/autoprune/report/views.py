@@ -130,6 +130,11 @@ def seed_of(row: EvaluationRow) -> Any:
     return _flat(row.settings).get("seed")
 
 
+def prune_seconds(row: EvaluationRow) -> float | None:
+    """Wall seconds of the pruning alone: checking the weights, embedding the samples, the loop over blocks; None for the dense model."""
+    return sum(row.pruning.seconds.values()) if row.pruning and row.pruning.seconds else None
+
+
 def short_name(layer: LayerOutcome) -> str:
     """The layer's name inside its block: ``self_attn.q_proj``."""
     inside = f".{layer.name}".partition(f".{layer.block}.")[2]

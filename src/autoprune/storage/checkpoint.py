@@ -121,6 +121,11 @@ class Checkpoint:
         return digest.hexdigest()
 
 
+def has_weights(directory: Path) -> bool:
+    """Whether any weights are here, readable or not; without them a directory only describes a model."""
+    return any(directory.glob("*.safetensors")) or any(directory.glob("*.bin")) or (directory / INDEX).is_file()
+
+
 def _finite(tensor: Tensor) -> bool:
     if tensor.dtype.itemsize < 2:  # float8: torch has no isfinite for it
         tensor = tensor.float()

@@ -110,15 +110,8 @@ def build_skeleton(checkpoint: Checkpoint, dtype: str, device: torch.device, *, 
 
     Raises: ModelError if config.json can't be understood or describes no causal language model.
     """
-    config = read_config(checkpoint.directory, trust_remote_code)
     stored = storage_dtype(checkpoint)
-    run_dtype = stored if dtype == "auto" else getattr(torch, dtype)
-    try:
-        with init_empty_weights(include_buffers=False):
-            model = AutoModelForCausalLM.from_config(config, dtype=run_dtype, trust_remote_code=trust_remote_code)
-    except (ValueError, TypeError, AttributeError) as error:
-        raise ModelError(f"{checkpoint.directory}: transformers can't build a causal language model from config.json: {error}") from error
-    model.eval().requires_grad_(False)
+    model = hollow_model(checkpoint.directory, stored if dtype == "auto" else getattr(torch, dtype), trust_remote_code=trust_remote_code)
     for module in model.modules():
         for name, buffer in module._buffers.items():
             if buffer is not None:
@@ -127,6 +120,20 @@ def build_skeleton(checkpoint: Checkpoint, dtype: str, device: torch.device, *, 
     owners, converted = _owners(model, checkpoint, mapping)
     model._weight_conversions = [entry for entry in mapping if entry.was_used()]
     return Skeleton(model, checkpoint, stored, device, owners, converted, mapping)
+
+
+def hollow_model(directory: Path, dtype: torch.dtype, *, trust_remote_code: bool = False) -> PreTrainedModel:
+    """The model that config.json describes, its parameters on the meta device, its buffers real.
+
+    Raises: ModelError if config.json can't be understood or describes no causal language model.
+    """
+    config = read_config(directory, trust_remote_code)
+    try:
+        with init_empty_weights(include_buffers=False):
+            model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ModelError(f"{directory}: transformers can't build a causal language model from config.json: {error}") from error
+    return model.eval().requires_grad_(False)
 
 
 def read_config(directory: Path, trust_remote_code: bool = False) -> PreTrainedConfig:

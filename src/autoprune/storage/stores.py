@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from autoprune.core.problem import LayerSolution
 from autoprune.model.anatomy import Anatomy, Block, examine
+from autoprune.storage.memory import return_large_blocks
 from autoprune.storage.skeleton import Skeleton
 
 Writer = Callable[[int, dict[str, Tensor]], None]  # block index, stored tensors
@@ -57,6 +58,8 @@ class CheckpointStore:
         self._write: Writer | None = None
         self._loaded: set[int] = set()
         self._stored: dict[str, Tensor] = {}
+        if not resident:
+            return_large_blocks()
         self._load_outside(with_head=resident)
 
     def write_to(self, write: Writer) -> None:
@@ -65,8 +68,9 @@ class CheckpointStore:
 
     @property
     def outside(self) -> list[str]:
-        """Stored tensors that belong to no block: embeddings, norms, head."""
-        return [name for name, owner in self.skeleton.owners.items() if not owner.startswith(self.anatomy.name + ".")]
+        """Stored tensors that belong to no block: embeddings, norms, head, and whatever the model has no place for."""
+        inside = tuple(f"{block.name}." for block in self.anatomy.blocks)
+        return [name for name, owner in self.skeleton.owners.items() if not owner.startswith(inside)]
 
     def embed(self, ids: Tensor) -> object:
         """Runs ids through the model without its head."""

@@ -61,7 +61,6 @@ class Workplace:
         """Writes one safetensors file, whole or not at all."""
         draft = self.path / f"{name}.writing"
         with writing_to(self.target):
-            draft.touch()  # with the user's permissions: safetensors would make a file that only its owner can read
             save_file(tensors, draft, metadata={"format": "pt"})
             _sync(draft)
             draft.replace(self.path / name)
@@ -89,9 +88,13 @@ class Workplace:
         """Puts everything in place, in one step where the file system allows. Returns the files of the result."""
         names = self.names()
         with writing_to(self.target):
-            for name in names:
-                _sync(self.path / name)
             (self.path / LOCK).unlink(missing_ok=True)
+            (self.path / LOCK).touch()
+            usual = (self.path / LOCK).stat().st_mode  # as the user's umask wants it: safetensors makes files that only their owner can read
+            (self.path / LOCK).unlink()
+            for name in names:
+                (self.path / name).chmod(usual)
+                _sync(self.path / name)
             _put_in_place(self.path, self._place, names, self._overwrite)
         self._lock.release()
         return [self.target / name for name in names]

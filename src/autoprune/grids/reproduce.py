@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from autoprune.benchmark.grid import Cell, Grid
-from autoprune.benchmark.runner import CellResult, run_grid
+from autoprune.grids.grid import Cell, Grid
+from autoprune.grids.runner import CellResult, run_grid
 from autoprune.errors import RecipeError
 from autoprune.model.events import Emit, silent
 from autoprune.report.grid import Grid as TextGrid
@@ -65,29 +65,48 @@ class Reproduction:
 
 
 def read_tables(path: Path = PUBLISHED) -> dict[str, dict[str, Any]]:
-    """All published tables by name. Raises: RecipeError if the file can't be read."""
+    """All published tables by name. Raises: RecipeError naming the file, and the table and key that can't be used."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise RecipeError(f"{path}: no readable table of published values ({error})") from error
+    for name, table in tables.items():
+        _check_table(f"{path}: table {name}", table)
+    return tables
 
 
-def reproduce(name: str, directory: Path, *, jobs: int = 1, tables: Path = PUBLISHED, overrides: Mapping[str, Any] | None = None, emit: Emit = silent) -> Reproduction:
+def reproduce(
+    name: str, directory: Path, *, jobs: int = 1, tables: Path = PUBLISHED, overrides: Mapping[str, Any] | None = None, emit: Emit = silent
+) -> Reproduction:
     """Runs table ``name``; ``overrides`` replace its options, such as a local ``model`` or ``calibration_data``.
 
-    Raises: RecipeError naming the tables that exist if there is none of that name.
+    Raises: RecipeError naming the tables that exist if there is none of that name; OutputError as ``run_grid`` does.
     """
     known = read_tables(tables)
     if name not in known:
         raise RecipeError(f"there is no published table {name!r}; tables: {', '.join(sorted(known))}")
+    if jobs < 1:
+        raise RecipeError(f"--jobs {jobs} is too small; give at least 1")
     table = known[name]
-    cells = [_cell(name, table, row, overrides or {}) for row in table["rows"]]
+    cells = [_cell(table, row, overrides or {}) for row in table["rows"]]
+    for cell in cells:
+        _ = cell.recipe
     results = run_grid(Grid(name, tuple(cells)), directory, jobs=jobs, emit=emit)
     compared = tuple(_compare(row, result, table["tolerance"]) for row, result in zip(table["rows"], results, strict=True))
     return Reproduction(name, table["source"], compared)
 
 
-def _cell(name: str, table: dict[str, Any], row: dict[str, Any], overrides: Mapping[str, Any]) -> Cell:
+def _check_table(where: str, table: Any) -> None:
+    if not isinstance(table, dict) or not {"source", "tolerance", "rows", "options"} <= set(table):
+        raise RecipeError(f"{where} must have source, tolerance, rows and options")
+    for row in table["rows"]:
+        if not isinstance(row, dict) or not isinstance(row.get("value"), (int, float)) or row["value"] <= 0 or not isinstance(row.get("method"), str):
+            raise RecipeError(f"{where}: every row needs a method and a positive value, unlike {row}")
+        if row["method"] != "dense" and "target" not in row:
+            raise RecipeError(f"{where}: row {row['method']} needs a target, such as 0.5 or \"2:4\"")
+
+
+def _cell(table: dict[str, Any], row: dict[str, Any], overrides: Mapping[str, Any]) -> Cell:
     options = {**table["options"], **overrides}
     target = row.get("target")
     if row["method"] == "dense":

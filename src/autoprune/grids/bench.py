@@ -1,0 +1,72 @@
+"""`autoprune bench GRID.toml` and ``autoprune.benchmark``: read the grid, run its cells, write the reports."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from autoprune.errors import RecipeError
+from autoprune.grids.grid import make_grid, read_grid
+from autoprune.grids.runner import CellResult, run_grid
+from autoprune.model.events import Emit, silent
+from autoprune.report.frames import rows_frame
+from autoprune.report.html import render_html
+from autoprune.report.results import EvaluationRow, dump_json
+from autoprune.report.tables import to_csv, to_latex, to_markdown
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+
+@dataclass(frozen=True)
+class BenchSummary:
+    """All cells of a grid and the reports that were written."""
+
+    title: str
+    results: tuple[CellResult, ...]
+    reports: tuple[Path, ...]
+    seconds: float
+
+    @property
+    def rows(self) -> list[EvaluationRow]:
+        """The rows of the cells that succeeded."""
+        return [result.row for result in self.results if result.row]
+
+    @property
+    def failed(self) -> list[CellResult]:
+        """The cells that did not."""
+        return [result for result in self.results if result.error]
+
+    def to_pandas(self) -> DataFrame:
+        """One line for each cell that succeeded: what it was, perplexities, accuracies, seconds and peak memory."""
+        return rows_frame(self.rows)
+
+
+def benchmark(grid: str | Path | Mapping[str, Any], directory: str | Path = "out/bench", *, jobs: int = 1, emit: Emit = silent) -> BenchSummary:
+    """Runs a grid and writes ``results.json``, ``.csv``, ``.md``, ``.tex`` and ``report.html`` into ``directory``.
+
+    ``grid`` is a file, or the same keys as a dictionary: ``{"models": ["demo"], "methods": ["wanda"], "targets": [0.5]}``.
+    Every cell is a process of its own; those that are finished in ``directory`` are taken over.
+    Raises: RecipeError if the grid can't be read; OutputError if another run is at work in the directory.
+    """
+    if jobs < 1:
+        raise RecipeError(f"--jobs {jobs} is too small; give at least 1")
+    start, directory = time.monotonic(), Path(directory)
+    chosen = make_grid(grid) if isinstance(grid, Mapping) else read_grid(Path(grid))
+    results = tuple(run_grid(chosen, directory, jobs=jobs, emit=emit))
+    rows = [result.row for result in results if result.row]
+    reports = {"results.json": dump_json([_entry(result) for result in results])}
+    if rows:
+        command = None if isinstance(grid, Mapping) else f"autoprune bench {Path(grid).name}"
+        page = render_html(rows, title=chosen.title, command=command)
+        reports |= {"results.csv": to_csv(rows), "results.md": to_markdown(rows), "results.tex": to_latex(rows), "report.html": page}
+    for name, text in reports.items():
+        (directory / name).write_text(text, encoding="utf-8")
+    return BenchSummary(chosen.title, results, tuple(directory / name for name in reports), time.monotonic() - start)
+
+
+def _entry(result: CellResult) -> dict[str, object]:
+    return {"cell": result.cell.name, "error": result.error, "cost": result.cost, "row": result.row}

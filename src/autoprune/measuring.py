@@ -1,0 +1,59 @@
+"""What a model is worth, measured as the plan says: zeros, perplexities, accuracies."""
+
+from __future__ import annotations
+
+import functools
+
+from autoprune.data.cache import cache_folder
+from autoprune.errors import ModelError
+from autoprune.evaluation.perplexity import perplexity
+from autoprune.evaluation.remember import remembered
+from autoprune.model.events import Emit
+from autoprune.model.stream import Place
+from autoprune.planning import AnyStore, Plan, Subject, check_values
+from autoprune.recipe import Recipe
+from autoprune.report.results import PerplexityResult, ZeroShotResult
+from autoprune.storage.manifest import versions
+from autoprune.storage.writer import file_sha256
+
+
+def measured(plan: Plan, subject: Subject, emit: Emit) -> tuple[PerplexityResult, ...]:
+    """Perplexity on every evaluation text of the plan."""
+    store, place = subject.store, Place("cpu", subject.store.device)
+    identity: dict[str, object] = {}
+    if not plan.methods and plan.evaluation and cache_folder() and subject.checkpoint:
+        config = file_sha256(subject.checkpoint.directory / "config.json")
+        run_as = {"config": config, "dtype": str(store.model.dtype), "device": store.device.type, "batch": plan.batch}
+        identity = {"model": check_values(subject, emit), **run_as, **versions()}
+    results = []
+    for name, windows in plan.evaluation.items():
+        measure = functools.partial(perplexity, store, windows, name, batch=plan.batch, place=place, emit=emit)
+        results.append(remembered(identity, windows, name, measure) if identity else measure())
+    return tuple(results)
+
+
+def accuracy(recipe: Recipe, plan: Plan, subject: Subject, emit: Emit) -> ZeroShotResult | None:
+    """Zero-shot accuracy, if the recipe saves it.
+
+    Raises: ModelError if the model does not fit into memory, for lm-evaluation-harness needs all of it.
+    """
+    if not recipe.output.save_zeroshot:
+        return None
+    from autoprune.evaluation.tasks import zeroshot
+
+    if not subject.store.resident:
+        raise ModelError(f"{subject.name} does not fit into memory, so lm-evaluation-harness can't run it; evaluate the saved checkpoint on a larger machine")
+    for block in subject.store.anatomy.blocks:
+        subject.store.load(block.index)
+    return zeroshot(subject.store.model, subject.load_tokenizer(), recipe.zeroshot, batch=plan.batch, emit=emit)  # type: ignore[arg-type]
+
+
+def count_zeros(store: AnyStore) -> float:
+    """Share of zeros in the layers of a model's blocks."""
+    zeros = total = 0
+    for block in store.anatomy.blocks:
+        store.load(block.index)
+        zeros += sum(layer.count - int((layer.matrix != 0).sum()) for layer in block.layers)
+        total += block.reached
+        store.release(block.index)
+    return zeros / total if total else 0.0

@@ -1,0 +1,59 @@
+"""Results as pandas data frames, for notebooks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from autoprune.report.results import EvaluationRow, PerplexityResult, PruningSummary
+from autoprune.report.views import prune_seconds, seed_of, settings_of, short_name, texts_of
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+
+def perplexity_frame(results: Iterable[PerplexityResult]) -> DataFrame:
+    """One line for each text."""
+    from pandas import DataFrame
+
+    lines = [
+        {
+            "text": r.source,
+            "perplexity": r.perplexity,
+            "bits_per_byte": r.provenance.get("bits_per_byte"),
+            "loss": r.provenance.get("loss"),
+            "seqlen": r.seqlen,
+            "windows": r.windows,
+            "tokens": r.tokens,
+        }
+        for r in results
+    ]
+    return DataFrame(lines)
+
+
+def rows_frame(rows: Sequence[EvaluationRow]) -> DataFrame:
+    """One line a row; a column for each text's perplexity, headed as in the tables, and for each task's accuracies."""
+    from pandas import DataFrame
+
+    labels = {(text.source, text.seqlen): text.label for text in texts_of(rows)}
+    lines = []
+    for row in rows:
+        line: dict[str, Any] = {"model": settings_of(row).get("model"), "method": row.method, "target": row.target}
+        line |= {"seed": seed_of(row), "sparsity": row.sparsity}
+        line |= {labels[p.source, p.seqlen]: p.perplexity for p in row.perplexity}
+        line |= {f"{task.task} {metric}": value for task in (row.zeroshot.tasks if row.zeroshot else ()) for metric, value in task.metrics.items()}
+        line |= {"prune_seconds": prune_seconds(row)}
+        line |= {"seconds": row.cost.seconds, "peak_bytes": row.cost.peak_bytes} if row.cost else {}
+        lines.append(line)
+    return DataFrame(lines)
+
+
+def layers_frame(summary: PruningSummary) -> DataFrame:
+    """One line a layer, with what its method noted."""
+    from pandas import DataFrame
+
+    lines = [
+        {"block": la.block, "layer": short_name(la), "weights": la.weights, "zeros": la.zeros, "sparsity": la.sparsity, "error": la.error, **la.notes}
+        for la in summary.layers
+    ]
+    return DataFrame(lines)

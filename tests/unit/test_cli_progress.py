@@ -1,0 +1,89 @@
+"""Events become a bar on a terminal, plain lines elsewhere, and nothing if asked for; all on stderr."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator
+
+import pytest
+from rich.console import Console
+
+from autoprune.cli import progress
+from autoprune.cli.progress import watching
+from autoprune.core.outcome import LayerOutcome
+from autoprune.model.events import BlockResult, Event, Notice, Phase, Step
+
+LAYERS = tuple(LayerOutcome(0, f"layer{i}", 4, 2) for i in range(7))
+
+
+def story() -> Iterator[Event]:
+    """What a run over two blocks emits."""
+    yield Phase("pruning", 2)
+    for block in range(2):
+        for step in range(3):
+            yield Step(block, 2, "observe", step + 1, 3)
+        yield BlockResult(block, 2, f"model.layers.{block}", LAYERS)
+    yield Notice("1:4: at most 1 of every 4 weights stay non-zero [bold]")
+    yield Phase("perplexity [x].txt", 2)
+    yield Step(0, 1, "perplexity [x].txt", 1, 2)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Sets the time."""
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    return lambda value: now.__setitem__(0, value)
+
+
+def test_quiet(capsys: pytest.CaptureFixture[str]) -> None:
+    with watching(quiet=True) as emit:
+        for event in story():
+            emit(event)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_plain_lines(capsys: pytest.CaptureFixture[str], clock: Callable[[float], None]) -> None:
+    with watching(quiet=False) as emit:
+        for i, event in enumerate(story()):
+            clock(i)
+            emit(event)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.splitlines() == [
+        "pruning",
+        "block 1/2: 7 layers pruned, 4 s, about 4 s left",
+        "block 2/2: 7 layers pruned, 8 s, about 0 s left",
+        "1:4: at most 1 of every 4 weights stay non-zero [bold]",
+        "perplexity [x].txt",
+    ]
+
+
+def test_plain_lines_inside_a_long_block(capsys: pytest.CaptureFixture[str], clock: Callable[[float], None]) -> None:
+    """Nobody waits for minutes without a sign, and nobody gets a line for every batch."""
+    with watching(quiet=False) as emit:
+        emit(Phase("pruning", 2))
+        for i in range(100):
+            clock(float(i))
+            emit(Step(0, 2, "observe", i + 1, 100))
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[:2] == ["pruning", "  observe 12/100, block 1/2"]
+    assert 5 <= len(lines) <= 11
+
+
+def test_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = io.StringIO()
+
+    def terminal(**options: object) -> Console:
+        assert options.pop("stderr"), "progress belongs on stderr: stdout is for results"
+        return Console(file=screen, force_terminal=True, width=120, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(progress, "Console", terminal)
+    with watching(quiet=False) as emit:
+        for event in story():
+            emit(event)
+            if isinstance(event, (BlockResult, Phase, Step)):
+                emit._progress.refresh()  # type: ignore[attr-defined]
+    shown = screen.getvalue()
+    for part in ("pruning", "block 2/2 observe 3/3", "block 2/2, 7 layers", "left ", "stay non-zero [bold]", "perplexity [x].txt"):
+        assert part in shown, part

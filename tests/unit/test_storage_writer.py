@@ -1,0 +1,246 @@
+"""Results are made beside their place and put there whole; what others wrote is not touched."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from autoprune.errors import OutputError
+from autoprune.storage import writer
+from autoprune.storage.checkpoint import INDEX, SINGLE, Checkpoint
+from autoprune.storage.writer import MANIFEST, CheckpointWriter, Workplace, check_target, companions, delete_result, file_sha256, written_files
+
+ONE = {"w": torch.ones(2)}
+
+
+def result(directory: Path, names: list[object]) -> Path:
+    """A directory whose manifest claims these files."""
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / MANIFEST).write_text(json.dumps({"written": names}))
+    return directory
+
+
+def test_nothing_shows_before_it_is_published(tmp_path: Path) -> None:
+    place = Workplace(tmp_path / "deep/er/out", overwrite=False)
+    place.begin(100)
+    place.save("model.safetensors", ONE)
+    place.write("notes.txt", "grüße")
+    assert not place.target.exists()
+    assert place.names() == ["model.safetensors", "notes.txt"]
+    assert sorted(place.publish()) == [place.target / "model.safetensors", place.target / "notes.txt"]
+    assert sorted(path.name for path in place.target.iterdir()) == ["model.safetensors", "notes.txt"]
+    assert [path.name for path in place.target.parent.iterdir()] == ["out"]
+    assert (place.target / "notes.txt").read_text(encoding="utf-8") == "grüße"
+    assert torch.equal(load_file(place.target / "model.safetensors")["w"], ONE["w"])
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o027, 0o002])
+def test_files_can_be_read_by_those_who_may_read_the_users_files(tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    place = Workplace(tmp_path / "out", overwrite=False)
+    place.begin(0)
+    place.save("model.safetensors", ONE)
+    place.publish()
+    os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "out").iterdir()} == {0o666 & ~umask}
+
+
+def test_abandoning_leaves_nothing(tmp_path: Path) -> None:
+    place = Workplace(tmp_path / "out", overwrite=False)
+    place.begin(0)
+    place.save("model.safetensors", ONE)
+    place.abandon()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_second_run_is_refused_while_the_first_is_at_work(tmp_path: Path) -> None:
+    first, second = Workplace(tmp_path / "out", overwrite=False), Workplace(tmp_path / "out", overwrite=True)
+    first.begin(0)
+    first.save("model.safetensors", ONE)
+    with pytest.raises(OutputError, match="another autoprune run is writing there"):
+        second.begin(0)
+    assert first.names() == ["model.safetensors"], "the second run tidied up under the first"
+    first.publish()
+    with pytest.raises(OutputError, match="not empty"):
+        Workplace(tmp_path / "out", overwrite=False).begin(0)
+
+
+def test_one_run_after_another(tmp_path: Path) -> None:
+    first, second = Workplace(tmp_path / "out", overwrite=False), Workplace(tmp_path / "out", overwrite=False)
+    first.begin(0)
+    first.abandon()
+    second.begin(0)
+    second.abandon()
+
+
+def test_a_target_that_was_filled_meanwhile_is_not_overwritten(tmp_path: Path) -> None:
+    place = Workplace(tmp_path / "out", overwrite=False)
+    place.begin(0)
+    place.write("notes.txt", "new")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/notes.txt").write_text("old")
+    with pytest.raises(OutputError, match="not empty"):
+        place.publish()
+    assert (tmp_path / "out/notes.txt").read_text() == "old"
+    place.abandon()
+
+
+def test_a_file_of_the_user_that_appeared_meanwhile_is_not_overwritten(tmp_path: Path) -> None:
+    out = result(tmp_path / "out", [])
+    place = Workplace(out, overwrite=True)
+    place.begin(0)
+    place.write("notes.txt", "new")
+    (out / "notes.txt").write_text("mine")
+    with pytest.raises(OutputError, match=r"notes\.txt there was not written by autoprune"):
+        place.publish()
+    assert (out / "notes.txt").read_text() == "mine"
+    place.abandon()
+
+
+def test_overwriting_puts_the_manifest_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whenever it is interrupted, the manifest that is there names files that autoprune wrote."""
+    out = result(tmp_path / "out", ["a.txt", "z.txt"])
+    (out / "z.txt").write_text("old")
+    place = Workplace(out, overwrite=True)
+    place.begin(0)
+    place.write("a.txt", "new")
+    place.write(MANIFEST, json.dumps({"written": ["a.txt"]}))
+    moved: list[str] = []
+    real = Path.replace
+    monkeypatch.setattr(Path, "replace", lambda self, target: (moved.append(self.name), real(self, target))[1])
+    place.publish()
+    assert moved == ["a.txt", MANIFEST]
+    assert sorted(path.name for path in out.iterdir()) == ["a.txt", MANIFEST]
+
+
+@pytest.mark.parametrize("need", [10**18, 10**24])
+def test_room_is_asked_for_at_the_start(tmp_path: Path, need: int) -> None:
+    with pytest.raises(OutputError, match=r"the result needs [\d,.]+ MiB, but only [\d,.]+ MiB are free"):
+        Workplace(tmp_path / "out", overwrite=False).begin(need)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device"), writer.SafetensorError("I/O error: No space left on device (os error 28)")]
+)
+def test_full_disk_by_either_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise error
+
+    place = Workplace(tmp_path / "out", overwrite=False)
+    place.begin(0)
+    monkeypatch.setattr(writer, "save_file", full)
+    with pytest.raises(OutputError, match=r"out: the disk is full; what was there before is unchanged\. Free some space"):
+        place.save("model.safetensors", ONE)
+    assert place.shards() == []
+    place.abandon()
+
+
+def test_written_files_never_leave_the_directory(tmp_path: Path) -> None:
+    (tmp_path / "precious.txt").write_text("mine")
+    (tmp_path / "out/sub").mkdir(parents=True)
+    (tmp_path / "out/sub/precious.txt").write_text("mine")
+    names: list[object] = [
+        "../precious.txt",
+        str(tmp_path / "precious.txt"),
+        "sub/precious.txt",
+        "sub",
+        "..",
+        ".",
+        "",
+        "gone.txt",
+        "./sub/../ours.txt",
+    ]
+    out = result(tmp_path / "out", [*names, "ours.txt"])
+    (out / "ours.txt").write_text("ours")
+    assert written_files(out) == [out / "ours.txt", out / MANIFEST]
+    delete_result(out)
+    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.txt")) == ["out/sub/precious.txt", "precious.txt"]
+
+
+def test_deleting_removes_the_directory_if_nothing_else_is_in_it(tmp_path: Path) -> None:
+    out = result(tmp_path / "out", ["a.txt"])
+    (out / "a.txt").touch()
+    delete_result(out)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_targets(tmp_path: Path) -> None:
+    check_target(tmp_path / "new", overwrite=False)
+    (tmp_path / "empty").mkdir()
+    check_target(tmp_path / "empty", overwrite=False)
+    out = result(tmp_path / "out", [])
+    check_target(out, overwrite=True)
+    with pytest.raises(OutputError, match="replace an earlier autoprune result with --overwrite"):
+        check_target(out, overwrite=False)
+    (out / MANIFEST).rename(out / "other.json")
+    with pytest.raises(OutputError, match=r"was not written by autoprune \(no autoprune\.json\)"):
+        check_target(out, overwrite=True)
+
+
+def test_companions_are_all_but_weights_and_our_own_files(tmp_path: Path) -> None:
+    copied = ["chat_template.jinja", "config.json", "modeling_custom.py", "spiece.model", "tokenizer.json", "vocab.txt"]
+    left = [
+        SINGLE,
+        INDEX,
+        "pytorch_model.bin",
+        "pytorch_model.bin.index.json",
+        "model.gguf",
+        "consolidated.00.pth",
+        MANIFEST,
+        "README.md",
+        ".gitattributes",
+    ]
+    for name in [*copied, *left]:
+        (tmp_path / name).write_text("x")
+    (tmp_path / "original").mkdir()
+    assert [path.name for path in companions(tmp_path)] == copied
+
+
+def test_hash(tmp_path: Path) -> None:
+    (tmp_path / "abc").write_bytes(b"abc")
+    assert file_sha256(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Checkpoint:
+    """Two blocks and two tensors outside them."""
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source/config.json").write_text('{"torch_dtype": "float32"}  ')
+    held = {"block.0": torch.ones(2), "block.1": torch.full((2,), 2.0), "head": torch.full((30,), 3.0), "embedding": torch.full((30,), 4.0)}
+    save_file(held, tmp_path / "source" / SINGLE)
+    return Checkpoint.open(tmp_path / "source")
+
+
+def test_checkpoint_is_written_block_by_block(tmp_path: Path, source: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer, "OUTSIDE_SHARD", 100)  # bytes: a tensor larger than a piece gets one of its own
+    place = Workplace(tmp_path / "out", overwrite=False)
+    place.begin(source.bytes)
+    made = CheckpointWriter(place, source, ["head", "embedding"], 2)
+    made.write_block(0, {"block.0": torch.zeros(2)})
+    made.write_block(1, {"block.1": torch.zeros(2)})
+    made.finish()
+    place.publish()
+    written = Checkpoint.open(tmp_path / "out")
+    assert written.shards == {name: f"model-{i + 1:05d}-of-00004.safetensors" for i, name in enumerate(["embedding", "head", "block.0", "block.1"])}
+    values = {name: float(tensor[0]) for name, tensor in written.read(written.shards).items()}
+    assert values == {"block.0": 0, "block.1": 0, "head": 3, "embedding": 4}
+    assert (tmp_path / "out/config.json").read_bytes() == (source.directory / "config.json").read_bytes()
+    assert json.loads((tmp_path / "out" / INDEX).read_text())["metadata"] == {"total_size": 4 * 64}
+    assert place.target == tmp_path / "out"
+
+
+def test_a_block_that_was_not_written_is_noticed(tmp_path: Path, source: Checkpoint) -> None:
+    place = Workplace(tmp_path / "out", overwrite=False)
+    place.begin(source.bytes)
+    made = CheckpointWriter(place, source, ["head", "embedding"], 2)
+    made.write_block(0, {"block.0": torch.zeros(2)})
+    with pytest.raises(OutputError, match=r"tensor block\.1 of the original was not written; nothing was put in place"):
+        made.finish()
+    place.abandon()
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,190 @@
+"""Zero-shot accuracy is the harness's own, on the model in memory as on the directory; what is missing is said beforehand."""
+
+from __future__ import annotations
+
+import builtins
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from end_to_end.tiny import run_classic, save_tiny, tiny_model, tiny_tokenizer
+
+from autoprune.api import prune
+from autoprune.cli.main import classic
+from autoprune.errors import DataError, RecipeError
+from autoprune.evaluation.tasks import check_tasks
+from autoprune.model.events import Event, Notice
+from autoprune.recipe import ZeroShotOptions
+from autoprune.report.results import TaskResult, ZeroShotResult, row_from_json
+from autoprune.report.zeroshot import zeroshot_grid
+
+lm_eval = pytest.importorskip("lm_eval")
+pytestmark = pytest.mark.filterwarnings("ignore")  # the harness and the datasets library warn about themselves
+
+SAMPLES = 24
+TASK = """
+task: {name}
+dataset_path: json
+dataset_kwargs:
+  data_files: {{validation: {data}}}
+  cache_dir: {cache}
+output_type: multiple_choice
+validation_split: validation
+doc_to_text: "{{{{question}}}}"
+doc_to_target: answer
+doc_to_choice: choices
+metric_list: [{metrics}]
+metadata: {{version: {version}}}
+"""
+
+
+def write_task(folder: Path, name: str, metrics: tuple[str, ...], version: float) -> None:
+    """A task of made-up words; answers of several lengths, so that acc_norm differs from acc."""
+    rng = random.Random(name)
+
+    def words(count: int) -> str:
+        return " ".join(f"w{rng.randrange(120)}" for _ in range(count))
+
+    samples = [
+        {"question": words(rng.randrange(3, 9)), "choices": [words(rng.randrange(1, 4)) for _ in range(3)], "answer": rng.randrange(3)} for _ in range(SAMPLES)
+    ]
+    data = folder / f"{name}.jsonl"
+    data.write_text("".join(json.dumps(sample) + "\n" for sample in samples), encoding="utf-8")
+    listed = ", ".join(f"{{metric: {metric}, aggregation: mean, higher_is_better: true}}" for metric in metrics)
+    (folder / f"{name}.yaml").write_text(TASK.format(name=name, data=data, cache=folder / "cache", metrics=listed, version=version), encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two tasks: one with acc alone, one with both accuracies."""
+    folder = tmp_path_factory.mktemp("tasks")
+    write_task(folder, "plain_words", ("acc",), 1.0)
+    write_task(folder, "long_words", ("acc", "acc_norm"), 2.0)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pruned(tmp_path_factory: pytest.TempPathFactory, folder: Path) -> tuple[Path, ZeroShotResult]:
+    """A pruned checkpoint, and what was measured right after it was written."""
+    place = tmp_path_factory.mktemp("zeroshot")
+    dense = save_tiny(place / "dense")
+    options = {"save_model": place / "pruned", "save_zeroshot": place / "results", "tasks": "plain_words,long_words", "tasks_path": folder}
+    row = prune(dense, prune_method="magnitude", sparsity_ratio=0.5, **options).row
+    assert row.zeroshot is not None
+    return place, row.zeroshot
+
+
+def directly(directory: Path, folder: Path, **options: Any) -> dict[str, Any]:
+    """The harness itself on a directory."""
+    from lm_eval.tasks import TaskManager
+
+    manager = TaskManager(include_path=str(folder), include_defaults=False)
+    raw = lm_eval.simple_evaluate(
+        model="hf", model_args=f"pretrained={directory}", tasks=["plain_words", "long_words"], task_manager=manager, device="cpu", **options
+    )
+    return dict(raw["results"])
+
+
+def same(result: ZeroShotResult, raw: dict[str, Any]) -> None:
+    """To the last digit."""
+    assert [task.task for task in result.tasks] == ["plain_words", "long_words"]
+    for task in result.tasks:
+        for metric, value in task.metrics.items():
+            assert value == raw[task.task][f"{metric},none"]
+            assert task.errors[metric] == raw[task.task][f"{metric}_stderr,none"]
+    assert [sorted(task.metrics) for task in result.tasks] == [["acc"], ["acc", "acc_norm"]]
+
+
+def test_same_accuracy_as_the_harness_on_the_directory(pruned: tuple[Path, ZeroShotResult], folder: Path) -> None:
+    place, result = pruned
+    same(result, directly(place / "pruned", folder))
+    assert [(t.version, t.num_fewshot, t.samples) for t in result.tasks] == [("1.0", 0, SAMPLES), ("2.0", 0, SAMPLES)]
+    assert result.settings["harness"] == lm_eval.__version__
+
+
+def test_right_and_wrong_are_kept_sample_by_sample(pruned: tuple[Path, ZeroShotResult]) -> None:
+    for task in pruned[1].tasks:
+        assert set(task.correct) == set(task.metrics)
+        for metric, word in task.correct.items():
+            assert len(word) == SAMPLES
+            assert word.count("1") / SAMPLES == pytest.approx(task.metrics[metric])
+
+
+def test_same_accuracy_from_a_model_in_memory(folder: Path, tmp_path: Path) -> None:
+    """Few samples, and the tokenizer of the user stays as it was."""
+    tokenizer = tiny_tokenizer()
+    said: list[Event] = []
+    options = {"tasks": ["plain_words", "long_words"], "tasks_path": folder, "limit": 7, "save_zeroshot": tmp_path / "results", "save_model": tmp_path / "m"}
+    row = prune(tiny_model(), tokenizer=tokenizer, prune_method="magnitude", sparsity_type="2:4", emit=said.append, **options).row
+    assert row.zeroshot is not None
+    same(row.zeroshot, directly(tmp_path / "m", folder, limit=7))
+    assert tokenizer.pad_token is None
+    assert any(isinstance(event, Notice) and "--limit" in event.text for event in said)
+
+
+def test_files(pruned: tuple[Path, ZeroShotResult]) -> None:
+    """An aligned table whose means say what they average, and JSON with everything."""
+    place, result = pruned
+    row = row_from_json(json.loads((place / "results/zeroshot_magnitude_0.01.json").read_text()))
+    assert row.zeroshot == result
+    assert row.settings["zeroshot"]["tasks"] == ["plain_words", "long_words"]
+    text = (place / "results/zeroshot_magnitude_0.01.txt").read_text()
+    header = next(line for line in text.splitlines() if line.startswith("task"))
+    mean = next(line for line in text.splitlines() if line.startswith("mean of the column"))
+    assert header.split() == ["task", "version", "shots", "samples", "acc", "acc_norm"]
+    assert "(of 2)" in mean
+    assert "(of 1)" in mean
+    assert f"harness {lm_eval.__version__}" in text
+
+
+def test_table_of_other_metrics() -> None:
+    """Each has its own column; what is no share is not shown in percent and has no mean."""
+    tasks = (
+        TaskResult("reading", "1", 0, 9, {"acc": 0.5, "perplexity": 12.5}, {"acc": 0.1}),
+        TaskResult("sums", "3", 5, 9, {"exact_match,strict-match": 0.25}, {}),
+    )
+    grid = zeroshot_grid(ZeroShotResult(tasks))
+    assert grid.header[4:] == ("acc", "acc_norm", "perplexity", "exact_match,strict-match")
+    assert grid.rows[0][4:] == ("50.00 ± 10.00", "-", "12.50", "-")
+    assert grid.rows[2][4:] == ("50.00 (of 1)", "-", "-", "25.00 (of 1)")
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"tasks": ("plain_words", "no_such_task")}, "--tasks no_such_task: lm-evaluation-harness knows no task of that name nor in --tasks_path"),
+        ({"tasks_path": "nowhere"}, "--tasks_path nowhere: there is no such directory"),
+    ],
+)
+def test_unknown_task_or_folder(folder: Path, options: dict[str, Any], expected: str) -> None:
+    with pytest.raises(DataError, match=expected):
+        check_tasks(ZeroShotOptions(**{"tasks": ("plain_words",), "tasks_path": str(folder), **options}))
+
+
+def test_data_that_can_not_be_had_is_said_before_work_begins(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_task(tmp_path, "gone_words", ("acc",), 1.0)
+    (tmp_path / "gone_words.jsonl").unlink()
+    save_tiny(tmp_path / "dense")
+    flags = ["--model", str(tmp_path / "dense"), "--prune_method", "magnitude", "--sparsity_ratio", "0.5", "--save_zeroshot", str(tmp_path / "out")]
+    answer = run_classic(capsys, [*flags, "--tasks", "gone_words", "--tasks_path", str(tmp_path)])
+    assert answer.status == 2
+    assert "error: --tasks gone_words: its data can't be had" in answer.err
+    assert "pruning" not in answer.err
+
+
+def test_missing_harness(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    original: Callable[..., Any] = builtins.__import__
+
+    def without(name: str, *rest: Any, **more: Any) -> Any:
+        if name.partition(".")[0] == "lm_eval":
+            raise ImportError(name)
+        return original(name, *rest, **more)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(RecipeError, match="pip install lm-eval"):
+        check_tasks(ZeroShotOptions(tasks=("plain_words",), tasks_path=str(folder)))
+    assert classic(["--model", "demo", "--sparsity_ratio", "0", "--save_zeroshot", "unused"]) == 2
+    assert "pip install lm-eval" in capsys.readouterr().err

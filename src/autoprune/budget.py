@@ -6,6 +6,9 @@ import dataclasses
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
+
+import torch
 
 from autoprune.core.problem import Method, Scope
 from autoprune.core.statistics import InputGram
@@ -48,6 +51,15 @@ class Shape:
             running,
             2 if moved or running != stored else 1,
         )
+
+
+def shape_of(model: Any, anatomy: Anatomy, stored: torch.dtype, *, moved: bool) -> Shape:
+    """The shape of a model whose weights may be on the meta device; the head counts only where it is the embedding."""
+    head = model.get_output_embeddings()
+    tied = head is not None and any(p is q for p in head.parameters() for q in model.get_input_embeddings().parameters())
+    outside = sum(p.numel() for p in model.parameters()) - sum(block.parameters for block in anatomy.blocks)
+    outside -= 0 if head is None or tied else sum(p.numel() for p in head.parameters())
+    return Shape.of(anatomy, outside=outside, stored=stored.itemsize, running=model.dtype.itemsize, moved=moved)
 
 
 @dataclass(frozen=True)

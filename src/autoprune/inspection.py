@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from autoprune.budget import Layout, Shape, need_of
+from autoprune.budget import Layout, need_of, shape_of
 from autoprune.core.problem import Method
 from autoprune.methods import FIRST_PASSES, Barber
 from autoprune.model.anatomy import Anatomy, Block, examine
@@ -114,7 +114,9 @@ def _stated_dtype(directory: Any, recipe: Recipe) -> torch.dtype:
 def _replay(store: Store) -> str:
     vocabulary = store.anatomy.model.config.get_text_config().vocab_size  # type: ignore[union-attr, operator]
     found = replay_check(store, torch.arange(2 * PROBE).remainder(vocabulary).view(2, PROBE))
-    return "exact: block by block gives the model's own numbers, bit for bit" if found.exact else f"differs from {found.block} on, by up to {found.difference:.3g}"
+    if found.exact:
+        return "exact: block by block gives the model's own numbers, bit for bit"
+    return f"differs from {found.block} on, by up to {found.difference:.3g}"
 
 
 @torch.no_grad()
@@ -157,11 +159,7 @@ def _ranges(numbers: Sequence[int]) -> str:
 
 
 def _costs(model: Any, anatomy: Anatomy, dtype: torch.dtype, recipe: Recipe, seqlen: int) -> tuple[Cost, ...]:
-    head = model.get_output_embeddings()
-    tied = head is not None and any(p is q for p in head.parameters() for q in model.get_input_embeddings().parameters())
-    blocks = sum(block.parameters for block in anatomy.blocks)
-    outside = sum(p.numel() for p in model.parameters()) - blocks - (0 if head is None or tied else sum(p.numel() for p in head.parameters()))
-    shape = Shape.of(anatomy, outside=outside, stored=dtype.itemsize, running=dtype.itemsize, moved=False)
+    shape = shape_of(model, anatomy, dtype, moved=False)
     device = choose_device(recipe.model.device)
     samples, speed = recipe.calibration.nsamples, _flops_per_second(device)
     batch = batch_size(recipe, seqlen)

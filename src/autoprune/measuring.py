@@ -23,11 +23,11 @@ def measured(plan: Plan, subject: Subject, emit: Emit) -> tuple[PerplexityResult
     identity: dict[str, object] = {}
     if not plan.methods and plan.evaluation and cache_folder() and subject.checkpoint:
         config = file_sha256(subject.checkpoint.directory / "config.json")
-        run_as = {"config": config, "dtype": str(store.model.dtype), "device": store.device.type, "batch": plan.batch}
+        run_as = {"config": config, "dtype": str(store.model.dtype), "device": store.device.type, "batch": plan.layout.batch}
         identity = {"model": check_values(subject, emit), **run_as, **versions()}
     results = []
     for name, windows in plan.evaluation.items():
-        measure = functools.partial(perplexity, store, windows, name, batch=plan.batch, place=place, emit=emit)
+        measure = functools.partial(perplexity, store, windows, name, batch=plan.layout.batch, place=place, emit=emit)
         results.append(remembered(identity, windows, name, measure) if identity else measure())
     return tuple(results)
 
@@ -42,10 +42,12 @@ def accuracy(recipe: Recipe, plan: Plan, subject: Subject, emit: Emit) -> ZeroSh
     from autoprune.evaluation.tasks import zeroshot
 
     if not subject.store.resident:
-        raise ModelError(f"{subject.name} does not fit into memory, so lm-evaluation-harness can't run it; evaluate the saved checkpoint on a larger machine")
+        raise ModelError(
+            f"{subject.name} does not fit into memory, so lm-evaluation-harness can't run it; evaluate the saved checkpoint on a larger machine"
+        )
     for block in subject.store.anatomy.blocks:
         subject.store.load(block.index)
-    return zeroshot(subject.store.model, subject.load_tokenizer(), recipe.zeroshot, batch=plan.batch, emit=emit)  # type: ignore[arg-type]
+    return zeroshot(subject.store.model, subject.load_tokenizer(), recipe.zeroshot, batch=plan.layout.batch, emit=emit)  # type: ignore[arg-type]
 
 
 def count_zeros(store: AnyStore) -> float:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from autoprune.budget import Layout, choose_layout, human, parse_memory, shape_of
 from autoprune.core.problem import Method
 from autoprune.core.sparsity import SemiStructured, Target, Unstructured, reading
 from autoprune.data.cache import cached_windows
@@ -67,7 +68,7 @@ class Plan:
     calibration: Windows | None
     evaluation: Mapping[str, Windows]
     seqlen: int
-    batch: int
+    layout: Layout
 
 
 def context_of(config: Any) -> int | None:
@@ -116,7 +117,9 @@ def choose_device(word: str) -> torch.device:
         device = torch.device(word)
         torch.empty(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise RecipeError(f"--device {word!r} can't be used here ({str(error).splitlines()[0]}); give cpu, cuda, cuda:N or mps, or leave it out") from error
+        raise RecipeError(
+            f"--device {word!r} can't be used here ({str(error).splitlines()[0]}); give cpu, cuda, cuda:N or mps, or leave it out"
+        ) from error
     return device
 
 
@@ -157,8 +160,29 @@ def make_plan(recipe: Recipe, subject: Subject, emit: Emit, *, measure: bool) ->
     vocabulary = subject.config.vocab_size
     calibration = _calibration(recipe, subject, seqlen, vocabulary, emit) if needs_data(recipe, methods) else None
     evaluation = _evaluation(recipe, subject, seqlen, vocabulary, emit) if measure else {}
-    one_by_one = subject.store.anatomy.has_experts and recipe.rebuild.prune_barber  # experts' gradients are taken sample by sample
-    return Plan(subject, methods, target, chosen, calibration, evaluation, seqlen, 1 if one_by_one else batch_size(recipe, seqlen))
+    layout = _layout(recipe, subject, methods, calibration, emit, batch_size(recipe, seqlen))
+    return Plan(subject, methods, target, chosen, calibration, evaluation, seqlen, layout)
+
+
+def _layout(recipe: Recipe, subject: Subject, methods: tuple[Method, ...], calibration: Windows | None, emit: Emit, batch: int) -> Layout:
+    """Windows per pass and the place of hidden states; with a budget, the nearest to what was asked for that fits.
+
+    Raises: RecipeError if nothing fits.
+    """
+    anatomy = subject.store.anatomy
+    if anatomy.has_experts and recipe.rebuild.prune_barber:
+        batch = 1  # experts' gradients are taken sample by sample
+    wanted = Layout(batch, recipe.run.activations)
+    budget = parse_memory(recipe.run.memory) if recipe.run.memory else None
+    if budget is None or not methods or not isinstance(subject.store, CheckpointStore):
+        return wanted
+    shape = shape_of(subject.store.model, anatomy, subject.store.skeleton.storage_dtype, moved=subject.store.device.type != "cpu")
+    samples, tokens = calibration.ids.shape if calibration else (0, 1)
+    fixed = recipe.run.activations != "cpu"  # the default place may be changed to fit, one that was asked for may not
+    whole = subject.checkpoint.bytes if subject.store.resident and subject.checkpoint else 0
+    layout, need = choose_layout(shape, methods, samples=samples, tokens=tokens, wanted=wanted, fixed_place=fixed, budget=budget - whole)
+    emit(Notice(f"plan for {human(budget)}: {layout.batch} windows per pass, hidden states on {layout.activations}, about {human(need.total + whole)} at the peak"))
+    return layout
 
 
 def batch_size(recipe: Recipe, seqlen: int) -> int:
@@ -256,4 +280,3 @@ def target_label(target: Target | None) -> str:
     if isinstance(target, SemiStructured):
         return str(target)
     return f"{100 * target.ratio:g} %" if isinstance(target, Unstructured) else "given"
-

@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
-from autoprune.errors import RecipeError
 from autoprune.core.sparsity import SemiStructured, Target, check_ratio, parse_target
+from autoprune.errors import RecipeError
 
 METHOD_NAMES = ("magnitude", "wanda", "sparsegpt")
 GRANULARITIES = ("block", "layer", "output1", "input1")
 METRICS = ("WD", "W", "D")
 ZEROSHOT_TASKS = ("boolq", "rte", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "openbookqa")
+PLACES = ("device", "cpu", "disk")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 _WANDA = {"calibration_data": "c4", "nsamples": 128, "eval_data": ("wikitext2",)}
 # What papers fixed together; the seed is left free, because they average over several.
@@ -50,7 +51,9 @@ class PruningOptions:
     """What is pruned, how much, and by which first pass."""
 
     prune_method: str = option("wanda", "first pass: magnitude, wanda or sparsegpt (or one from an installed plugin)", metavar="METHOD")
-    sparsity_ratio: float | None = option(None, "fraction of weights to zero in [0, 1); 0 = only evaluate the dense model; follows from N:M when omitted")
+    sparsity_ratio: float | None = option(
+        None, "fraction of weights to zero in [0, 1); 0 = only evaluate the dense model; follows from N:M when omitted"
+    )
     sparsity_type: str = option("unstructured", "unstructured, or N:M such as 2:4 and 4:8: at most N non-zero in every M", metavar="TYPE")
     ignore: tuple[str, ...] = option((), "layers left dense: a glob against names like model.layers.0.mlp.up_proj; repeatable", metavar="PATTERN")
     allow_partial: bool = option(False, "prune even when less than 90 %% of the block parameters can be reached")
@@ -91,7 +94,9 @@ class CalibrationOptions:
         "c4", "c4, wikitext2, ptb, demo, a hub dataset, or a local .txt, .jsonl, .json.gz, .parquet; or .safetensors with input_ids", metavar="SOURCE"
     )
     nsamples: int = option(128, "calibration windows", metavar="N")
-    seqlen: int | None = option(None, "tokens per window, for calibration and perplexity (default 2048, or the model's context if it has less)", metavar="TOKENS")
+    seqlen: int | None = option(
+        None, "tokens per window, for calibration and perplexity (default 2048, or the model's context if it has less)", metavar="TOKENS"
+    )
     seed: int = option(0, "seed of every random choice")
     datasets_cache_dir: str | None = option(None, "where datasets from the hub are kept", metavar="DIR")
     protocol: str | None = option(None, "calibration and evaluation as a paper did both: their data, nsamples and seqlen", choices=tuple(PROTOCOLS))
@@ -124,6 +129,7 @@ class OutputOptions:
     save_ppl: str | None = option(None, "measure perplexity and write its table and JSON here", metavar="DIR")
     save_zeroshot: str | None = option(None, "measure zero-shot accuracy and write its table and JSON here", metavar="DIR")
     delete: bool = option(False, "remove the checkpoint that this run wrote, after the evaluations")
+    resume: bool = option(False, "go on with an unfinished run of the same command at its last finished block")
     overwrite: bool = option(False, "replace an earlier autoprune result in --save_model")
 
 
@@ -132,6 +138,8 @@ class RunOptions:
     """How the run behaves."""
 
     batch_size: int = option(0, "windows per forward pass; 0 = chosen from seqlen", metavar="N")
+    activations: str = option("cpu", "where hidden states live between blocks: on the device, in memory, or in a file on disk", choices=PLACES)
+    memory: str | None = option(None, "budget such as 8GiB: windows per pass and the place of hidden states are chosen to fit it", metavar="SIZE")
     quiet: bool = option(False, "no progress, no tables; errors only")
 
 
@@ -278,6 +286,7 @@ def _check_numbers(recipe: Recipe) -> None:
         ("prune_granularity", recipe.barber.prune_granularity, GRANULARITIES),
         ("prune_metric", recipe.barber.prune_metric, METRICS),
         ("dtype", recipe.model.dtype, DTYPES),
+        ("activations", recipe.run.activations, PLACES),
         ("protocol", recipe.calibration.protocol, (None, *PROTOCOLS)),
     ]
     for name, word, allowed in choices:

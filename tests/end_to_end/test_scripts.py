@@ -63,7 +63,9 @@ def test_one_script_for_each_model_of_the_paper() -> None:
 def test_every_command_is_a_recipe_of_the_authors(script: Path, tmp_path: Path) -> None:
     recipes = [recipe_of(arguments) for arguments in commands(script, tmp_path)]
     assert {recipe.model.model for recipe in recipes} == {MODELS[script.stem]}
-    rebuilt = Counter((r.pruning.prune_method, r.barber.prune_granularity, r.barber.threshold, str(r.target)) for r in recipes if r.rebuild.prune_barber)
+    rebuilt = Counter(
+        (r.pruning.prune_method, r.barber.prune_granularity, r.barber.threshold, str(r.target)) for r in recipes if r.rebuild.prune_barber
+    )
     first = Counter((r.pruning.prune_method, str(r.target)) for r in recipes if not r.rebuild.prune_barber)
     targets = ["unstructured 0.5"] if script.parent.name == "unstructured_sparsity" else ["2:4", "4:8"]
     expected = AT_HALF[script.stem] if len(targets) == 1 else AT_N_M
@@ -94,7 +96,9 @@ def test_first_failure_ends_the_script(tmp_path: Path) -> None:
     stub = tmp_path / "bin/python"
     stub.write_text("#!/bin/sh\necho called\nexit 3\n")
     stub.chmod(0o755)
-    ended = subprocess.run(["bash", str(SCRIPTS[0])], env={"PATH": f"{stub.parent}{os.pathsep}{os.environ['PATH']}"}, capture_output=True, text=True, check=False)
+    ended = subprocess.run(
+        ["bash", str(SCRIPTS[0])], env={"PATH": f"{stub.parent}{os.pathsep}{os.environ['PATH']}"}, capture_output=True, text=True, check=False
+    )
     assert (ended.returncode, ended.stdout) == (3, "called\n")
 
 
@@ -107,11 +111,10 @@ def test_one_script_from_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     task = tmp_path / "tasks"
     task.mkdir()
     (task / "verse.jsonl").write_text('{"q": "And God said, Let there be", "c": ["light", "cheese"], "a": 0}\n' * 4, encoding="utf-8")
-    (task / "verse.yaml").write_text(
-        f"task: verse\ndataset_path: json\ndataset_kwargs: {{data_files: {{validation: {task / 'verse.jsonl'}}}, cache_dir: {task / 'cache'}}}\n"
-        'output_type: multiple_choice\nvalidation_split: validation\ndoc_to_text: "{{q}}"\ndoc_to_target: a\ndoc_to_choice: c\nmetric_list: [{metric: acc}]\n',
-        encoding="utf-8",
-    )
+    data = f"dataset_kwargs: {{data_files: {{validation: {task / 'verse.jsonl'}}}, cache_dir: {task / 'cache'}}}"
+    form = 'doc_to_text: "{{q}}"\ndoc_to_target: a\ndoc_to_choice: c\nmetric_list: [{metric: acc}]'
+    head = "task: verse\ndataset_path: json\noutput_type: multiple_choice\nvalidation_split: validation"
+    (task / "verse.yaml").write_text(f"{head}\n{data}\n{form}\n", encoding="utf-8")
     extra = f"--calibration_data demo --eval_data heldout.txt --nsamples 8 --seqlen 64 --tasks verse --tasks_path {task} --quiet"
     monkeypatch.chdir(tmp_path)
     calls = commands(ROOT / "scripts/unstructured_sparsity/llama2_7b.sh", tmp_path, MODEL="demo", EXTRA_ARGS=extra)

@@ -58,7 +58,9 @@ def test_what_is_wrong_is_said(change: dict[str, Any], expected: str) -> None:
         make_grid({**SMALL, **change})
 
 
-@pytest.mark.parametrize(("text", "expected"), [(None, "there is no such grid file"), ("models = [", "is no readable TOML"), ("models = []", "models is missing")])
+@pytest.mark.parametrize(
+    ("text", "expected"), [(None, "there is no such grid file"), ("models = [", "is no readable TOML"), ("models = []", "models is missing")]
+)
 def test_file_that_is_no_grid(tmp_path: Path, text: str | None, expected: str) -> None:
     file = tmp_path / "grid.toml"
     if text is not None:

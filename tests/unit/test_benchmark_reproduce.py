@@ -101,7 +101,10 @@ def test_names_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     [
         ("[demo", "no readable table"),
         ("demo = 1", "table demo must have source"),
-        ('[demo]\nsource = "x"\ntolerance = 0.1\nrows = [{method = "wanda", target = 0.5}]\n[demo.options]', "every row needs a method and a positive value"),
+        (
+            '[demo]\nsource = "x"\ntolerance = 0.1\nrows = [{method = "wanda", target = 0.5}]\n[demo.options]',
+            "every row needs a method and a positive value",
+        ),
         ('[demo]\nsource = "x"\ntolerance = 0.1\nrows = [{method = "wanda", value = 3}]\n[demo.options]', "row wanda needs a target"),
         ('[other]\nsource = "x"\ntolerance = 0.1\nrows = []\n[other.options]', "there is no published table 'demo'; tables: other"),
     ],

@@ -49,7 +49,8 @@ def write_task(folder: Path, name: str, metrics: tuple[str, ...], version: float
         return " ".join(f"w{rng.randrange(120)}" for _ in range(count))
 
     samples = [
-        {"question": words(rng.randrange(3, 9)), "choices": [words(rng.randrange(1, 4)) for _ in range(3)], "answer": rng.randrange(3)} for _ in range(SAMPLES)
+        {"question": words(rng.randrange(3, 9)), "choices": [words(rng.randrange(1, 4)) for _ in range(3)], "answer": rng.randrange(3)}
+        for _ in range(SAMPLES)
     ]
     data = folder / f"{name}.jsonl"
     data.write_text("".join(json.dumps(sample) + "\n" for sample in samples), encoding="utf-8")
@@ -117,7 +118,13 @@ def test_same_accuracy_from_a_model_in_memory(folder: Path, tmp_path: Path) -> N
     """Few samples, and the tokenizer of the user stays as it was."""
     tokenizer = tiny_tokenizer()
     said: list[Event] = []
-    options = {"tasks": ["plain_words", "long_words"], "tasks_path": folder, "limit": 7, "save_zeroshot": tmp_path / "results", "save_model": tmp_path / "m"}
+    options = {
+        "tasks": ["plain_words", "long_words"],
+        "tasks_path": folder,
+        "limit": 7,
+        "save_zeroshot": tmp_path / "results",
+        "save_model": tmp_path / "m",
+    }
     row = prune(tiny_model(), tokenizer=tokenizer, prune_method="magnitude", sparsity_type="2:4", emit=said.append, **options).row
     assert row.zeroshot is not None
     same(row.zeroshot, directly(tmp_path / "m", folder, limit=7))

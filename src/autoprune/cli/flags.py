@@ -22,7 +22,9 @@ class Parser(argparse.ArgumentParser):
         raise RecipeError(f"{message}; `{self.prog} --help` lists the flags")
 
 
-def add_flags(parser: argparse.ArgumentParser, chosen: Sequence[str] | None = None, positional: str | None = None, optional_model: bool = False) -> None:
+def add_flags(
+    parser: argparse.ArgumentParser, chosen: Sequence[str] | None = None, positional: str | None = None, optional_model: bool = False
+) -> None:
     """Adds a flag for every field of the recipe's option groups (all, or the ``chosen`` ones).
 
     ``positional`` names a field that is given without a flag.

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 from collections.abc import Sequence
+from pathlib import Path
 
 import autoprune
 from autoprune.cli.flags import Parser, add_flags, given
-from autoprune.errors import AutoPruneError, RecipeError
+from autoprune.errors import AutoPruneError
 from autoprune.recipe import recipe_from_flat
 
 INTRODUCTION = "Prunes Hugging Face causal language models in one shot: magnitude, Wanda, SparseGPT and LLM-Barber."
@@ -39,7 +39,11 @@ def _console(arguments: list[str]) -> int:
     parser = Parser(prog="autoprune", description=INTRODUCTION, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"autoprune {autoprune.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
-    for name, about in (("prune", "prune a model"), ("eval", "measure a model as it is"), ("inspect", "describe a model: blocks, layers, coverage, cost")):
+    for name, about in (
+        ("prune", "prune a model"),
+        ("eval", "measure a model as it is"),
+        ("inspect", "describe a model: blocks, layers, coverage, cost"),
+    ):
         command = commands.add_parser(name, help=about, description=about.capitalize() + ".", allow_abbrev=False)
         add_flags(command, None if name != "eval" else EVALUATION_GROUPS, positional=None if name == "prune" else "model")
     verify = commands.add_parser("verify", help="audit a pruned checkpoint, trusting only its files", description=VERIFY, allow_abbrev=False)
@@ -47,11 +51,15 @@ def _console(arguments: list[str]) -> int:
     verify.add_argument("--model", metavar="MODEL", help="the dense model; default: the one that the manifest names, if it is at hand")
     bench = commands.add_parser("bench", help="run a grid of recipes and compare", description=BENCH, allow_abbrev=False)
     bench.add_argument("grid", metavar="GRID.toml")
-    bench.add_argument("--out", metavar="DIR", default="out/bench", help="where cells and reports go; a second run takes up what is there (default %(default)s)")
+    bench.add_argument(
+        "--out", metavar="DIR", default="out/bench", help="where cells and reports go; a second run takes up what is there (default %(default)s)"
+    )
     bench.add_argument("--jobs", metavar="N", type=int, default=1, help="cells at the same time (default %(default)s)")
     reproduce = commands.add_parser("reproduce", help="run a published table again and compare", description=REPRODUCE, allow_abbrev=False)
     reproduce.add_argument("name", metavar="NAME", nargs="?", help="a table of published values; without it the names are listed")
-    reproduce.add_argument("--out", metavar="DIR", default="out/reproduce", help="where cells go; a second run takes up what is there (default %(default)s)")
+    reproduce.add_argument(
+        "--out", metavar="DIR", default="out/reproduce", help="where cells go; a second run takes up what is there (default %(default)s)"
+    )
     reproduce.add_argument("--jobs", metavar="N", type=int, default=1, help="cells at the same time (default %(default)s)")
     reproduce.add_argument("--tables", metavar="FILE.toml", help="tables of your own instead of the published ones")
     add_flags(reproduce, ("model", "calibration", "evaluation"), optional_model=True)
@@ -117,9 +125,9 @@ def _bench(grid: str, out: str, jobs: int) -> int:
 
 
 def _reproduce(chosen: argparse.Namespace, overrides: dict[str, object]) -> int:
-    from autoprune.grids.reproduce import PUBLISHED, read_tables, reproduce
     from autoprune.cli.progress import watching
     from autoprune.cli.show import show_reproduction
+    from autoprune.grids.reproduce import PUBLISHED, read_tables, reproduce
 
     tables = Path(chosen.tables) if chosen.tables else PUBLISHED
     if chosen.name is None:

@@ -26,7 +26,8 @@ def watching(*, quiet: bool) -> Iterator[Emit]:
     if not console.is_terminal:
         yield _Lines()
         return
-    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), TextColumn("{task.fields[note]}", markup=False), TimeElapsedColumn(), _TimeLeft())
+    name, note = TextColumn("{task.description}", markup=False), TextColumn("{task.fields[note]}", markup=False)
+    columns = (SpinnerColumn(), name, BarColumn(), note, TimeElapsedColumn(), _TimeLeft())
     with Progress(*columns, console=console, transient=True) as progress:
         yield _Bar(progress)
 
@@ -38,7 +39,8 @@ class _TimeLeft(ProgressColumn):
         if not task.total or not task.completed or not task.elapsed:
             return Text("left -:--", style="progress.remaining")
         left = int(task.elapsed * (task.total - task.completed) / task.completed)
-        return Text(f"left {left // 3600}:{left // 60 % 60:02d}:{left % 60:02d}" if left >= 3600 else f"left {left // 60}:{left % 60:02d}", style="progress.remaining")
+        clock = f"{left // 3600}:{left // 60 % 60:02d}:{left % 60:02d}" if left >= 3600 else f"{left // 60}:{left % 60:02d}"
+        return Text(f"left {clock}", style="progress.remaining")
 
 
 class _Bar:

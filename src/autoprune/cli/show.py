@@ -13,9 +13,9 @@ from autoprune.report.zeroshot import zeroshot_grid
 
 if TYPE_CHECKING:
     from autoprune.api import PruneResult
+    from autoprune.evaluation.audit import AuditReport
     from autoprune.grids.bench import BenchSummary
     from autoprune.grids.reproduce import Reproduction
-    from autoprune.evaluation.audit import AuditReport
     from autoprune.inspection import Inspection
 
 WIDE = 160
@@ -55,7 +55,8 @@ def show_result(result: PruneResult) -> None:
 def show_inspection(inspection: Inspection) -> None:
     """The structure of a model, what of it can be pruned, and what that will cost."""
     console = _console()
-    console.print(f"{inspection.model}: {inspection.blocks} blocks ({inspection.block_list}), {inspection.parameters:,} parameters, {inspection.dtype}", highlight=False, soft_wrap=True)
+    size = f"{inspection.blocks} blocks ({inspection.block_list}), {inspection.parameters:,} parameters, {inspection.dtype}"
+    console.print(f"{inspection.model}: {size}", highlight=False, soft_wrap=True)
     table = Table("layer", "shape", "shares its input with", "blocks", box=None, pad_edge=False, header_style="bold")
     for layer in inspection.layers:
         table.add_row(layer.name, f"{layer.out} x {layer.features}", layer.shared_with or "-", layer.blocks)
@@ -77,7 +78,8 @@ def show_audit(report: AuditReport, hashes: bool = True) -> None:
     console = _console()
     weights, zeros = sum(layer.weights for layer in report.layers), sum(layer.zeros for layer in report.layers)
     if weights:
-        console.print(f"{report.directory}: {len(report.layers)} pruned layers, {zeros:,} of {weights:,} weights are zero ({zeros / weights:.2%})", highlight=False, soft_wrap=True)
+        found = f"{len(report.layers)} pruned layers, {zeros:,} of {weights:,} weights are zero ({zeros / weights:.2%})"
+        console.print(f"{report.directory}: {found}", highlight=False, soft_wrap=True)
     for name, digest in report.hashes.items() if hashes else ():
         console.print(f"{digest}  {name}", highlight=False, soft_wrap=True)
     for fault in report.faults:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from autoprune.errors import RecipeError
 from autoprune.grids.grid import Cell, Grid
 from autoprune.grids.runner import CellResult, run_grid
-from autoprune.errors import RecipeError
 from autoprune.model.events import Emit, silent
 from autoprune.report.grid import Grid as TextGrid
 
@@ -60,7 +60,9 @@ class Reproduction:
         for c in self.comparisons:
             here = "-" if c.measured is None else f"{c.measured:.4g}"
             apart = "-" if c.measured is None else f"{c.measured / c.published - 1:+.2%}"
-            lines.append((c.row, f"{c.published:.4g}", here, apart, f"±{c.tolerance:.0%}" if c.tolerance >= 0.01 else f"±{c.tolerance:.2%}", c.verdict))
+            lines.append(
+                (c.row, f"{c.published:.4g}", here, apart, f"±{c.tolerance:.0%}" if c.tolerance >= 0.01 else f"±{c.tolerance:.2%}", c.verdict)
+            )
         return TextGrid(("row", "published", "here", "apart", "tolerance", "verdict"), tuple(lines), words=1)
 
 
@@ -103,7 +105,7 @@ def _check_table(where: str, table: Any) -> None:
         if not isinstance(row, dict) or not isinstance(row.get("value"), (int, float)) or row["value"] <= 0 or not isinstance(row.get("method"), str):
             raise RecipeError(f"{where}: every row needs a method and a positive value, unlike {row}")
         if row["method"] != "dense" and "target" not in row:
-            raise RecipeError(f"{where}: row {row['method']} needs a target, such as 0.5 or \"2:4\"")
+            raise RecipeError(f'{where}: row {row["method"]} needs a target, such as 0.5 or "2:4"')
 
 
 def _cell(table: dict[str, Any], row: dict[str, Any], overrides: Mapping[str, Any]) -> Cell:

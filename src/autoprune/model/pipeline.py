@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -47,6 +47,14 @@ class Store(Protocol):
         """The block's weights are on the device from now on."""
         ...
 
+    def load_stored(self, index: int, stored: Mapping[str, Tensor]) -> None:
+        """The block's weights are these, by their stored names."""
+        ...
+
+    def passed(self, number: int, block: Block, solutions: Mapping[str, LayerSolution]) -> None:
+        """An earlier pass is done with the block; a later one follows on hidden states of its own."""
+        ...
+
     def finish(self, block: Block, solutions: Mapping[str, LayerSolution]) -> None:
         """The block's weights are final: write them where they belong."""
         ...
@@ -79,23 +87,40 @@ def prepare_inputs(store: Store, ids: Int[Tensor, "samples tokens"], batch: int,
 
 
 def prune_blocks(
-    store: Store, passes: Sequence[Pass], chosen: Mapping[int, tuple[Layer, ...]], target: Target | None, inputs: Inputs, emit: Emit
+    store: Store, passes: Sequence[Pass], chosen: Mapping[int, tuple[Layer, ...]], target: Target | None, inputs: Inputs, emit: Emit, start: int = 0
 ) -> Iterator[BlockResult]:
-    """Prunes block after block and yields what became of each.
+    """Prunes block after block, from block ``start`` on, and yields what became of each.
 
     All passes work on a block before the next one is loaded, each on its own stream of hidden states: so that
     LLM-Barber finds the dense and the pruned weights of this block at hand, and of no other.
     """
     blocks = store.anatomy.blocks
     with eager_experts(store.anatomy.model):
-        for block in blocks:
+        for block in blocks[start:]:
             store.load(block.index)
             work = Work(block, chosen[block.index], target, inputs, emit, len(blocks), storage_dtype=store.storage_dtype)
-            for step in passes:
+            for number, step in enumerate(passes):
                 _apply(work, step, last=block is blocks[-1])
+                if step.stream is not None and step is not passes[-1]:
+                    store.passed(number, block, work.solutions)
             store.finish(block, work.solutions)
             store.release(block.index)
             yield BlockResult(block.index, len(blocks), block.name, tuple(work.outcomes.values()), tuple(work.sub_blocks))
+
+
+def replay_finished(store: Store, passes: Sequence[Pass], inputs: Inputs, emit: Emit, finished: int, stored: Callable[[int, int], dict[str, Tensor]]) -> None:
+    """Runs every pass's hidden states through the first ``finished`` blocks as that pass left them.
+
+    ``stored(pass number, block index)`` gives those blocks' tensors. Nothing is observed or solved again.
+    """
+    blocks = store.anatomy.blocks
+    with eager_experts(store.anatomy.model):
+        for block in blocks[:finished]:
+            for number, step in enumerate(passes):
+                if step.stream is not None:
+                    store.load_stored(block.index, stored(number, block.index))
+                    advance(Work(block, (), None, inputs, emit, len(blocks)), step.stream)
+                    store.release(block.index)
 
 
 def _apply(work: Work, step: Pass, *, last: bool) -> None:

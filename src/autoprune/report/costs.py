@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from autoprune.report import numbers
 from autoprune.report.grid import Grid
@@ -91,10 +91,10 @@ def _pareto(points: Sequence[Point], text: Text, target: str, dense: float | Non
 def _dot(axes: Axes, point: Point, colours: dict[str, str]) -> None:
     variant, seconds, value = point
     colour = colours[variant.family]
+    look: dict[str, Any] = {"marker": "o", "markersize": 8, "markeredgewidth": 1.8, "markerfacecolor": colour if variant.rebuilt else PAPER}
     axes.errorbar(
-        seconds.mean, value.mean, xerr=seconds.sd, yerr=value.sd, color=colour, linestyle="none", linewidth=1.2, marker="o", markersize=8, markeredgewidth=1.8,
-        markerfacecolor=colour if variant.rebuilt else PAPER, label=variant.title, zorder=3,
-    )  # fmt: skip
+        seconds.mean, value.mean, xerr=seconds.sd, yerr=value.sd, color=colour, linestyle="none", linewidth=1.2, label=variant.title, zorder=3, **look
+    )
 
 
 def _spread(values: Sequence[float]) -> Spread | None:

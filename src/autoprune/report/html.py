@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from typing import Any
 
@@ -49,17 +49,9 @@ def render_html(rows: Sequence[EvaluationRow], *, title: str, subtitle: str = ""
     """The page as text; the same rows give the same bytes. Sections without data are left out."""
     from jinja2 import Environment, StrictUndefined
 
-    variants, texts = variants_of(rows), texts_of(rows)
-    sections = [
-        _results(rows, variants, texts),
-        _curves(variants, texts),
-        _costs(variants, texts),
-        _zeroshot(variants),
-        _errors(variants),
-        _barber(variants),
-        _warnings(variants),
-        _protocol(rows, variants),
-    ]
+    models = list(dict.fromkeys(str(settings_of(row).get("model", "")) for row in rows))
+    sections = [section for model in models for section in _of_one_model(rows, model, named=len(models) > 1)]
+    sections.append(_protocol(rows, variants_of(rows)))
     shown = [s for s in sections if (s.table and s.table.rows) or s.figures or s.folds or s.notes]
     source = resources.files("autoprune.report").joinpath("templates/report.html.j2").read_text(encoding="utf-8")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
@@ -70,6 +62,22 @@ def render_html(rows: Sequence[EvaluationRow], *, title: str, subtitle: str = ""
         return picture.inline(f"p{next(counter)}")
 
     return environment.from_string(source).render(title=title, subtitle=subtitle, command=command, sections=shown, inline=inline)
+
+
+def _of_one_model(rows: Sequence[EvaluationRow], model: str, *, named: bool) -> list[Section]:
+    """The sections of one model's rows; ``named`` puts the model's name before each title."""
+    own = [row for row in rows if str(settings_of(row).get("model", "")) == model]
+    variants, texts = variants_of(own), texts_of(own)
+    sections = [
+        _results(own, variants, texts),
+        _curves(variants, texts),
+        _costs(variants, texts),
+        _zeroshot(variants),
+        _errors(variants),
+        _barber(variants),
+        _warnings(variants),
+    ]
+    return [replace(section, title=f"{model}: {section.title}") for section in sections] if named else sections
 
 
 def _results(rows: Sequence[EvaluationRow], variants: Sequence[Variant], texts: Sequence[Text]) -> Section:
@@ -112,14 +120,15 @@ def _curves(variants: Sequence[Variant], texts: Sequence[Text]) -> Section:
 
 def _costs(variants: Sequence[Variant], texts: Sequence[Text]) -> Section:
     pictures = tuple(picture for text in texts for picture in costs.pareto(variants, text))
-    caption = "Perplexity against the time that pruning took: to the left is quicker, below is better. Rings are first passes, dots were rebuilt by LLM-Barber."
-    caption += " The line joins what no other method beats in both."
+    caption = "Perplexity against the time that pruning took: to the left is quicker, below is better."
+    caption += " Rings are first passes, dots were rebuilt by LLM-Barber. The line joins what no other method beats in both."
     if any(len(v.rows) > 1 for v in variants):
         caption += " Whiskers: standard deviation over seeds."
     lead = "Pruning: reading and checking the weights, embedding the calibration samples, and the work on all blocks."
     grid = costs.cost_grid(variants)
     if "whole run, s" in grid.header:
-        lead += " Every run was a process of its own; the whole run also holds imports, texts and evaluation. Peak memory is the largest over the seeds."
+        lead += " Every run was a process of its own; the whole run also holds imports, texts and evaluation."
+        lead += " Peak memory is the largest over the seeds."
     return Section("Time and memory" if len(grid.header) > 3 else "Time", lead, grid, (Figure(pictures, caption),) if pictures else ())
 
 

@@ -12,6 +12,7 @@ from autoprune.report.results import EvaluationRow, LayerOutcome, PruningSummary
 from autoprune.report.views import (
     Text,
     Variant,
+    first_pass_of,
     perplexity_of,
     seed_of,
     short_name,
@@ -144,10 +145,8 @@ def _best(variants: Sequence[Variant], texts: Sequence[Text]) -> frozenset[tuple
 
 def _barber_effect(variant: Variant, variants: Sequence[Variant], texts: Sequence[Text]) -> float | None:
     """Perplexity after LLM-Barber over before, geometric mean over the texts; None without a first pass beside it."""
-    if not variant.method.endswith("+barber"):
-        return None
-    first = [v for v in variants if (v.method, v.target) == (variant.method.removesuffix("+barber"), variant.target)]
-    pairs = [(variant.perplexity(text), first[0].perplexity(text)) for text in texts] if len(first) == 1 else []
+    first = first_pass_of(variant, variants)
+    pairs = [(variant.perplexity(text), first.perplexity(text)) for text in texts] if first else []
     ratios = [after.mean / before.mean for after, before in pairs if after and before and before.mean > 0]
     if not ratios or any(not math.isfinite(r) or r <= 0 for r in ratios):
         return None

@@ -90,6 +90,21 @@ class Variant:
         return Spread(mean, statistics.stdev(values) if several else None, len(values))
 
 
+def dense_of(variant: Variant, variants: Sequence[Variant]) -> Variant | None:
+    """The dense model that a variant was pruned from; None if it is not among them, or not alone."""
+    found = [v for v in variants if is_dense(v.rows[0]) and _model(v) == _model(variant)]
+    return found[0] if len(found) == 1 else None
+
+
+def first_pass_of(variant: Variant, variants: Sequence[Variant]) -> Variant | None:
+    """What LLM-Barber rebuilt: the same model, first pass and target; None if it is not among them, or not alone."""
+    if not variant.rebuilt:
+        return None
+    wanted = (variant.method.removesuffix("+barber"), variant.target, _model(variant))
+    found = [v for v in variants if (v.method, v.target, _model(v)) == wanted]
+    return found[0] if len(found) == 1 else None
+
+
 def is_dense(row: EvaluationRow) -> bool:
     """Whether the row is the unpruned model."""
     return "dense" in (row.method, row.target)
@@ -151,6 +166,10 @@ def sparsity_before(layer: LayerOutcome) -> float | None:
 def sparsity_moved(summary: PruningSummary) -> bool:
     """Whether the exchange carried sparsity from one layer to another (granularity ``block``)."""
     return any(layer.notes.get("grown") != layer.notes.get("dropped") for layer in summary.layers)
+
+
+def _model(variant: Variant) -> Any:
+    return settings_of(variant.rows[0]).get("model")
 
 
 def _flat(settings: dict[str, Any]) -> dict[str, Any]:

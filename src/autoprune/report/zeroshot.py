@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from autoprune.report import numbers
 from autoprune.report.grid import Grid, to_text
 from autoprune.report.results import EvaluationRow, TaskResult, ZeroShotResult
-from autoprune.report.views import Variant, is_dense
+from autoprune.report.views import Variant, dense_of, first_pass_of
 
 METRICS = ("acc", "acc_norm")
 SHARES = (*METRICS, "exact_match", "f1", "mcc", "em", "acc_mutual_info", "acc_bytes")  # shown in percent; others are no shares
@@ -32,7 +32,7 @@ class Difference:
     @property
     def text(self) -> str:
         """In percentage points."""
-        return f"{100 * self.mean:+.2f} ± {100 * self.error:.2f}"
+        return f"{100 * self.mean:+.1f} ± {100 * self.error:.1f}"
 
 
 def zeroshot_table(row: EvaluationRow) -> str:
@@ -63,7 +63,7 @@ def tasks_of(variants: Sequence[Variant]) -> list[str]:
 
 
 def accuracy_grid(variants: Sequence[Variant], metric: str) -> Grid:
-    """One line a variant, one column a task that has the metric, and the mean of these columns."""
+    """One line a variant, one column a task that has the metric, and before them the mean of these columns."""
     tasks = [task for task in tasks_of(variants) if any(metric in r.metrics for v in variants for r in _results(v, task))]
     lines = []
     for variant in variants:
@@ -71,9 +71,10 @@ def accuracy_grid(variants: Sequence[Variant], metric: str) -> Grid:
         if not any(found):
             continue
         means = [statistics.fmean(r.metrics[metric] for r in results) for results in found if results]
-        mean = f"{100 * statistics.fmean(means):.2f}" if len(means) == len(tasks) else "-"
-        lines.append((variant.name, variant.target, *(_averaged(results, metric) for results in found), mean))
-    return Grid(("method", "target", *tasks, f"mean {metric} of {len(tasks)}"), tuple(lines), title=f"{metric} in percent, higher is better")
+        mean = f"{100 * statistics.fmean(means):.1f}" if len(means) == len(tasks) else "-"
+        lines.append((variant.name, variant.target, mean, *(_averaged(results, metric) for results in found)))
+    head = ("method", "target", f"mean {metric} of {len(tasks)}", *tasks)
+    return Grid(head, tuple(lines), breaks=_between_targets(lines), title=f"{metric} in percent, higher is better")
 
 
 def difference_grid(variants: Sequence[Variant], metric: str) -> Grid:
@@ -86,20 +87,24 @@ def difference_grid(variants: Sequence[Variant], metric: str) -> Grid:
         if not any(found):
             continue
         whole = _whole([d for d in found if d], len(tasks))
-        strong |= {(len(lines), 3 + j) for j, d in enumerate([*found, whole]) if d and d.clear}
-        lines.append((variant.name, variant.target, base.name, *(d.text if d else "-" for d in [*found, whole])))
-    header = ("method", "target", "against", *tasks, f"mean of {len(tasks)}")
-    return Grid(header, tuple(lines), words=3, strong=frozenset(strong), title=f"{metric}, difference in percentage points")
+        strong |= {(len(lines), 3 + j) for j, d in enumerate([whole, *found]) if d and d.clear}
+        lines.append((variant.name, variant.target, base.name, *(d.text if d else "-" for d in [whole, *found])))
+    header = ("method", "target", "against", f"mean of {len(tasks)}", *tasks)
+    title = f"{metric}, difference in percentage points"
+    return Grid(header, tuple(lines), words=3, strong=frozenset(strong), breaks=_between_targets(lines), title=title)
+
+
+def _between_targets(lines: Sequence[tuple[str, ...]]) -> frozenset[int]:
+    return frozenset(i for i in range(len(lines) - 1) if lines[i][1] != lines[i + 1][1])
 
 
 def _comparisons(variants: Sequence[Variant]) -> Iterator[tuple[Variant, Variant]]:
-    dense = [v for v in variants if is_dense(v.rows[0])]
     for variant in variants:
-        if not is_dense(variant.rows[0]) and len(dense) == 1:
-            yield variant, dense[0]
-        first = [v for v in variants if (v.method, v.target) == (variant.method.removesuffix("+barber"), variant.target)]
-        if variant.rebuilt and len(first) == 1:
-            yield variant, first[0]
+        dense, first = dense_of(variant, variants), first_pass_of(variant, variants)
+        if dense and dense is not variant:
+            yield variant, dense
+        if first:
+            yield variant, first
 
 
 def _difference(variant: Variant, base: Variant, task: str, metric: str) -> Difference | None:
@@ -135,8 +140,8 @@ def _averaged(results: Sequence[TaskResult], metric: str) -> str:
     if not results:
         return "-"
     errors = [r.errors[metric] for r in results if metric in r.errors]
-    error = f" ± {100 * statistics.fmean(errors):.2f}" if errors else ""
-    return f"{100 * statistics.fmean(r.metrics[metric] for r in results):.2f}{error}"
+    error = f" ± {100 * statistics.fmean(errors):.1f}" if errors else ""
+    return f"{100 * statistics.fmean(r.metrics[metric] for r in results):.1f}{error}"
 
 
 def _cell(task: TaskResult, metric: str) -> str:

@@ -36,7 +36,9 @@ class Checkpoint:
         if not directory.is_dir() or not os.access(directory, os.R_OK | os.X_OK):
             raise ModelError(f"{directory} is no directory that can be read; check the path and its permissions")
         if not (directory / "config.json").is_file():
-            raise ModelError(f"{directory}: no config.json here, so this is no Hugging Face checkpoint; give the directory that holds config.json and the weights")
+            raise ModelError(
+                f"{directory}: no config.json here, so this is no Hugging Face checkpoint; give the directory that holds config.json and the weights"
+            )
         shards: dict[str, str] = {}
         for name in _shard_names(directory):
             for tensor in read_shard_names(directory / name):
@@ -47,9 +49,15 @@ class Checkpoint:
         return cls(directory, shards)
 
     @classmethod
-    def scan(cls, directory: Path) -> Checkpoint:
-        """The tensors of all safetensors files in a directory, index or not."""
-        return cls(directory, {tensor: path.name for path in sorted(directory.glob("*.safetensors")) for tensor in read_shard_names(path)})
+    def scan(cls, directory: Path, names: Iterable[str]) -> Checkpoint:
+        """The tensors of some safetensors files in a directory, index or not."""
+        return cls(directory, {tensor: name for name in names for tensor in read_shard_names(directory / name)})
+
+    @classmethod
+    def one(cls, path: Path) -> dict[str, Tensor]:
+        """All tensors of one safetensors file. Raises: ModelError if it can't be read."""
+        found = cls.scan(path.parent, [path.name])
+        return found.read(found.shards)
 
     @property
     def files(self) -> list[Path]:
@@ -113,7 +121,9 @@ class Checkpoint:
         for done, name in enumerate(names):
             tensor = self.read([name])[name]
             if tensor.is_floating_point() and tensor.numel() and not _finite(tensor):
-                raise ModelError(f"{self.directory / self.shards[name]}: tensor {name} holds NaN or infinity; the checkpoint is damaged or its training diverged")
+                raise ModelError(
+                    f"{self.directory / self.shards[name]}: tensor {name} holds NaN or infinity; the checkpoint is damaged or its training diverged"
+                )
             digest.update(name.encode() + str(tuple(tensor.shape)).encode())
             digest.update(tensor.contiguous().view(torch.uint8).numpy().data if tensor.dim() else bytes(tensor.view(1).view(torch.uint8).tolist()))
             if tick:
@@ -137,7 +147,9 @@ def _shard_names(directory: Path) -> list[str]:
     if _is_sharded(directory):
         names = sorted(set(_read_index(directory).values()))
         if missing := [name for name in names if not (directory / name).is_file()]:
-            raise ModelError(f"{directory}: shard {missing[0]} is missing ({len(missing)} of {len(names)}); the download was not finished, fetch it again")
+            raise ModelError(
+                f"{directory}: shard {missing[0]} is missing ({len(missing)} of {len(names)}); the download was not finished, fetch it again"
+            )
         return names
     if (directory / SINGLE).is_file():
         return [SINGLE]

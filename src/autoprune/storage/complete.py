@@ -27,7 +27,9 @@ def check_complete(skeleton: Skeleton) -> None:
     held = {id(parameters[owner]) for owner in owners.values() if owner in parameters}
     held |= {id(head) for head in _tied_head(skeleton)}
     if missing := [name for name, parameter in parameters.items() if id(parameter) not in held]:
-        raise ModelError(f"{where}: the weights hold nothing for {missing[0]} ({len(missing)} such); the checkpoint is incomplete or of another model")
+        raise ModelError(
+            f"{where}: the weights hold nothing for {missing[0]} ({len(missing)} such); the checkpoint is incomplete or of another model"
+        )
 
 
 def _tied_head(skeleton: Skeleton) -> Iterable[object]:

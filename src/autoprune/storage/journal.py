@@ -14,16 +14,15 @@ from autoprune.errors import OutputError
 from autoprune.model.events import BlockResult
 from autoprune.report.results import dump_json, to_jsonable
 from autoprune.storage.checkpoint import Checkpoint
-from autoprune.storage.writer import CheckpointWriter, Workplace
+from autoprune.storage.writer import JOURNAL, STATE, CheckpointWriter, Workplace
 
-STATE = "state.json"
 
 
 @dataclass
 class Journal:
     """The record of one run in its workplace: what it depends on, and every block's outcome.
 
-    Earlier passes' blocks are kept too (``pass-0-block-00003.safetensors``) when a later pass follows on hidden
+    Earlier passes' blocks are kept too (``journal-pass-0-block-00003.safetensors``) when a later pass follows on hidden
     states of its own: to resume, every stream runs again through the blocks that it saw.
     """
 
@@ -66,14 +65,7 @@ class Journal:
 
     def pass_block(self, number: int, index: int) -> dict[str, Tensor]:
         """A block as an earlier pass left it, by stored names."""
-        name = _pass(number, index)
-        return Checkpoint.one(self.workplace.path / name)
-
-    def clean(self) -> None:
-        """Removes the journal, when the result is whole."""
-        for path in self.workplace.path.iterdir():
-            if path.name == STATE or path.name.startswith(("block-", "pass-")):
-                path.unlink()
+        return Checkpoint.one(self.workplace.path / _pass(number, index))
 
     def _read(self, index: int) -> BlockResult | None:
         try:
@@ -98,8 +90,8 @@ def first_difference(before: Mapping[str, Any], now: Mapping[str, Any], path: st
 
 
 def _record(index: int) -> str:
-    return f"block-{index:05d}.json"
+    return f"{JOURNAL}block-{index:05d}.json"
 
 
 def _pass(number: int, index: int) -> str:
-    return f"pass-{number}-block-{index:05d}.safetensors"
+    return f"{JOURNAL}pass-{number}-block-{index:05d}.safetensors"

@@ -44,5 +44,6 @@ def _download(repo: str, cache_dir: str | None) -> Path:
         raise ModelError(f"{advice} can't have a model of that name; give an id such as huggyllama/llama-7b") from error
     except Exception as error:  # LocalEntryNotFoundError, or one of the HTTP library's own, which changes between its versions
         raise ModelError(
-            f"{advice} can't be reached ({type(error).__name__}); download the model elsewhere and give its directory, or use the model shipped here: --model demo"
+            f"{advice} can't be reached ({type(error).__name__}); download the model elsewhere and give its directory, "
+            "or use the model shipped here: --model demo"
         ) from error

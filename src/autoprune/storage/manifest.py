@@ -46,7 +46,9 @@ def model_card(about: dict[str, Any], summary: PruningSummary, label: str, targe
     model, recipe = about["model"], about["recipe"]
     base = f"base_model: {model['name']}\n" if "/" in model["name"] and not model["local"] else ""
     calibration = about["calibration"]
-    data = f"{calibration['source']} ({recipe['calibration']['nsamples']} windows of {calibration['seqlen']} tokens, seed {about['seed']})" if calibration else "none"
+    data = "none"
+    if calibration:
+        data = f"{calibration['source']} ({recipe['calibration']['nsamples']} windows of {calibration['seqlen']} tokens, seed {about['seed']})"
     return f"""---
 library_name: transformers
 pipeline_tag: text-generation
@@ -56,15 +58,15 @@ pipeline_tag: text-generation
 - autoprune
 ---
 
-# {model['name'].rsplit('/', 1)[-1]}, pruned by {label} ({target})
+# {model["name"].rsplit("/", 1)[-1]}, pruned by {label} ({target})
 
 {summary.sparsity:.2%} of the weights in the {len(summary.layers)} linear layers of its blocks are exactly zero. Embeddings, norms, biases
 and the head are those of the original, byte for byte. It was pruned in one shot, without training, by AutoPrune
-{about['versions']['autoprune']}.
+{about["versions"]["autoprune"]}.
 
 | | |
 |---|---|
-| original | {model['name']} |
+| original | {model["name"]} |
 | method | {label} |
 | target | {target} |
 | calibration | {data} |

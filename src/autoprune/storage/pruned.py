@@ -60,13 +60,17 @@ def check_pattern(pruned: CheckpointStore, chosen: Mapping[int, Sequence[Layer]]
             if not bool(torch.isfinite(weight).all()):
                 raise ModelError(f"{where}: {name} holds NaN or infinity; the checkpoint is damaged")
             if bool((weight != 0).all()):
-                raise ModelError(f"{where}: {name} has no zeros, so there is no pattern to rebuild; was this model pruned? --ignore {name!r} leaves the layer out")
+                raise ModelError(
+                    f"{where}: {name} has no zeros, so there is no pattern to rebuild; was this model pruned? --ignore {name!r} leaves the layer out"
+                )
             if isinstance(target, SemiStructured) and count_violations(weight != 0, target):
                 raise ModelError(f"{where}: {name} is not {target} sparse; drop --sparsity_type, or give the pattern that it has")
             zeros, total = zeros + int((weight == 0).sum()), total + layer.count
         pruned.release(block.index)
     if target is None and ratio and total and abs(zeros / total - ratio) > RATIO_TOLERANCE:
-        raise RecipeError(f"{where} has {zeros / total:.1%} zeros, but --sparsity_ratio says {ratio:g}; drop --sparsity_ratio, the pattern is taken as it is")
+        raise RecipeError(
+            f"{where} has {zeros / total:.1%} zeros, but --sparsity_ratio says {ratio:g}; drop --sparsity_ratio, the pattern is taken as it is"
+        )
 
 
 def check_ancestry(dense: CheckpointStore, pruned: CheckpointStore) -> None:
@@ -77,7 +81,10 @@ def check_ancestry(dense: CheckpointStore, pruned: CheckpointStore) -> None:
     theirs = {name: tuple(p.shape) for name, p in there.model.state_dict().items()}
     if mine != theirs:
         odd = next(name for name in sorted({*mine, *theirs}) if mine.get(name) != theirs.get(name))
-        raise ModelError(f"{where} does not fit the dense model: {odd} is {theirs.get(odd, 'absent')} there and {mine.get(odd, 'absent')} in --model {here.checkpoint.directory}")
+        raise ModelError(
+            f"{where} does not fit the dense model: {odd} is {theirs.get(odd, 'absent')} there and {mine.get(odd, 'absent')} in "
+            f"--model {here.checkpoint.directory}"
+        )
     layers = {f"{block.name}.{layer.parameter_name}" for block in dense.anatomy.blocks for layer in block.layers}
     for name in sorted(set(here.owners) & set(there.owners)):
         if here.owners[name] in layers:

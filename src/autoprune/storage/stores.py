@@ -14,6 +14,7 @@ from autoprune.storage.memory import return_large_blocks
 from autoprune.storage.skeleton import Skeleton
 
 Writer = Callable[[int, dict[str, Tensor]], None]  # block index, stored tensors
+PassWriter = Callable[[int, int, dict[str, Tensor]], None]  # pass number, block index, stored tensors
 
 
 class MemoryStore:
@@ -37,6 +38,12 @@ class MemoryStore:
     def load(self, index: int) -> None:
         """Nothing to do: the weights are there."""
 
+    def load_stored(self, index: int, stored: Mapping[str, Tensor]) -> None:
+        """Never asked for: only runs that write to disk are resumed."""
+
+    def passed(self, number: int, block: Block, solutions: Mapping[str, LayerSolution]) -> None:
+        """Nothing to do: a model in memory is not resumed."""
+
     def finish(self, block: Block, solutions: Mapping[str, LayerSolution]) -> None:
         """Nothing to do: the weights were changed in place."""
 
@@ -56,15 +63,16 @@ class CheckpointStore:
         self.device, self.storage_dtype = skeleton.device, skeleton.storage_dtype
         self.resident = resident
         self._write: Writer | None = None
+        self._keep_pass: PassWriter | None = None
         self._loaded: set[int] = set()
         self._stored: dict[str, Tensor] = {}
         if not resident:
             return_large_blocks()
         self._load_outside(with_head=resident)
 
-    def write_to(self, write: Writer) -> None:
-        """From now on finished blocks are handed to ``write``."""
-        self._write = write
+    def write_to(self, write: Writer, keep_pass: PassWriter) -> None:
+        """From now on finished blocks are handed to ``write``, and blocks between two passes to ``keep_pass``."""
+        self._write, self._keep_pass = write, keep_pass
 
     @property
     def outside(self) -> list[str]:
@@ -90,11 +98,20 @@ class CheckpointStore:
         """
         if index in self._loaded:
             return
+        self._stored = self.skeleton.checkpoint.read(self.skeleton.stored_under(self.anatomy.blocks[index].name))
+        self.load_stored(index, self._stored)
+
+    def load_stored(self, index: int, stored: Mapping[str, Tensor]) -> None:
+        """The block's weights are these, by their stored names."""
         block = self.anatomy.blocks[index]
-        self._stored = self.skeleton.checkpoint.read(self.skeleton.stored_under(block.name))
-        self.skeleton.fill(self._stored)
+        self.skeleton.fill(dict(stored))
         self.skeleton.check_filled(block.module, block.name)
         self._loaded.add(index)
+
+    def passed(self, number: int, block: Block, solutions: Mapping[str, LayerSolution]) -> None:
+        """Keeps the block as an earlier pass leaves it, so that the run can be resumed."""
+        if self._keep_pass is not None:
+            self._keep_pass(number, block.index, apply_solutions(self.skeleton, block, self._stored, solutions))
 
     def finish(self, block: Block, solutions: Mapping[str, LayerSolution]) -> None:
         """Writes the block as it is stored, with the solutions in it."""

@@ -21,6 +21,9 @@ from autoprune.storage.checkpoint import INDEX, SINGLE, Checkpoint
 
 MANIFEST = "autoprune.json"
 LOCK = "in-use.lock"
+STATE = "state.json"  # what an unfinished run depends on; see journal.py
+JOURNAL = "journal-"  # files that only serve to resume start with this
+DRAFT = ".writing"
 OUTSIDE_SHARD = 256 * 2**20  # bytes: tensors outside the blocks are copied in pieces of about this size
 NOT_COPIED = (".safetensors", ".bin", ".index.json", ".pt", ".pth", ".h5", ".msgpack", ".gguf", ".onnx")
 
@@ -28,8 +31,8 @@ NOT_COPIED = (".safetensors", ".bin", ".index.json", ".pt", ".pth", ".h5", ".msg
 class Workplace:
     """A hidden neighbour of ``target`` in which the result is made: ``target`` stays as it was until all is there."""
 
-    def __init__(self, target: Path, *, overwrite: bool) -> None:
-        self.target, self._overwrite = target, overwrite
+    def __init__(self, target: Path, *, overwrite: bool, resume: bool = False) -> None:
+        self.target, self._overwrite, self._resume = target, overwrite, resume
         self._place = target.resolve()  # through links, so that the result lands where the user's word leads
         self.path = self._place.parent / f".{self._place.name}.autoprune-partial"
         self._lock = FileLock(self.path / LOCK, timeout=0)
@@ -46,20 +49,39 @@ class Workplace:
         try:
             self._lock.acquire()
         except Timeout as error:
-            raise OutputError(f"--save_model {self.target}: another autoprune run is writing there; wait for it or choose another directory") from error
-        for left_over in self.path.iterdir():
-            if left_over.is_dir():
-                shutil.rmtree(left_over)
-            elif left_over.name != LOCK:
-                left_over.unlink()
-        free = shutil.disk_usage(self.path).free
+            raise OutputError(
+                f"--save_model {self.target}: another autoprune run is writing there; wait for it or choose another directory"
+            ) from error
+        self._clear()
+        there = sum(path.stat().st_size for path in self.path.iterdir() if path.is_file())
+        free = shutil.disk_usage(self.path).free + there
         if free < need * 1.01:
             self.abandon()
-            raise OutputError(f"--save_model {self.target}: the result needs {need / 2**20:,.1f} MiB, but only {free / 2**20:,.1f} MiB are free on that disk")
+            raise OutputError(
+                f"--save_model {self.target}: the result needs {need / 2**20:,.1f} MiB, but only {free / 2**20:,.1f} MiB are free on that disk"
+            )
+
+    def _clear(self) -> None:
+        """Removes what an earlier run left behind: all of it, or when it is to be resumed only drafts."""
+        if self.unfinished and not self._resume and not self._overwrite:
+            self._lock.release()
+            raise OutputError(
+                f"--save_model {self.target}: an unfinished run lies beside it; --resume goes on with it, --overwrite starts again (it is in {self.path})"
+            )
+        for path in self.path.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name != LOCK and (not self._resume or path.name.endswith(DRAFT)):
+                path.unlink()
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether there is anything to go on with: a run's state, or a result that was only not put in place."""
+        return (self.path / STATE).is_file() or (self.path / MANIFEST).is_file()
 
     def save(self, name: str, tensors: dict[str, Tensor]) -> None:
         """Writes one safetensors file, whole or not at all."""
-        draft = self.path / f"{name}.writing"
+        draft = self.path / f"{name}{DRAFT}"
         with writing_to(self.target):
             save_file(tensors, draft, metadata={"format": "pt"})
             _sync(draft)
@@ -67,7 +89,8 @@ class Workplace:
 
     def shards(self) -> list[dict[str, object]]:
         """Name, size and SHA-256 of every shard written, in order."""
-        return [{"name": p.name, "bytes": p.stat().st_size, "sha256": file_sha256(p)} for p in sorted(self.path.glob("*.safetensors"))]
+        shards = [self.path / name for name in self.names() if name.endswith(".safetensors")]
+        return [{"name": p.name, "bytes": p.stat().st_size, "sha256": file_sha256(p)} for p in shards]
 
     def copy_companions(self, source: Path) -> None:
         """Copies the model's other files (config, tokenizer, …) byte for byte."""
@@ -76,18 +99,22 @@ class Workplace:
                 shutil.copyfile(path, self.path / path.name)
 
     def write(self, name: str, text: str) -> None:
-        """Writes a text file."""
+        """Writes a text file, whole or not at all."""
+        draft = self.path / f"{name}{DRAFT}"
         with writing_to(self.target):
-            (self.path / name).write_text(text, encoding="utf-8")
+            draft.write_text(text, encoding="utf-8")
+            _sync(draft)
+            draft.replace(self.path / name)
 
     def names(self) -> list[str]:
         """The files made so far."""
-        return sorted(path.name for path in self.path.iterdir() if path.name != LOCK)
+        return sorted(path.name for path in self.path.iterdir() if path.name not in (LOCK, STATE) and not path.name.startswith(JOURNAL))
 
     def publish(self) -> list[Path]:
         """Puts everything in place, in one step where the file system allows. Returns the files of the result."""
         names = self.names()
         with writing_to(self.target):
+            self._forget_journal()
             (self.path / LOCK).unlink(missing_ok=True)
             (self.path / LOCK).touch()
             usual = (self.path / LOCK).stat().st_mode  # as the user's umask wants it: safetensors makes files that only their owner can read
@@ -98,6 +125,15 @@ class Workplace:
             _put_in_place(self.path, self._place, names, self._overwrite)
         self._lock.release()
         return [self.target / name for name in names]
+
+    def _forget_journal(self) -> None:
+        for path in self.path.iterdir():
+            if path.name.startswith(JOURNAL) or path.name == STATE:
+                path.unlink()
+
+    def leave(self) -> None:
+        """Stops for now: what was made stays, to be resumed."""
+        self._lock.release()
 
     def abandon(self) -> None:
         """Gives up: removes what was made so far."""
@@ -117,11 +153,19 @@ class CheckpointWriter:
         """Writes one block's shard. Raises: OutputError if the disk is full or not writable."""
         self._workplace.save(self._shard(len(self._pieces) + index), tensors)
 
+    def has_block(self, index: int) -> bool:
+        """Whether the block's shard is there, whole."""
+        return (self._workplace.path / self._shard(len(self._pieces) + index)).is_file()
+
+    def read_block(self, index: int) -> dict[str, Tensor]:
+        """A block that was written, by stored names."""
+        return Checkpoint.one(self._workplace.path / self._shard(len(self._pieces) + index))
+
     def finish(self) -> None:
         """Copies the tensors outside the blocks, the model's other files, and writes the index."""
         for number, names in enumerate(self._pieces):
             self._workplace.save(self._shard(number), self._checkpoint.read(names))
-        written = Checkpoint.scan(self._workplace.path)
+        written = Checkpoint.scan(self._workplace.path, [name for name in self._workplace.names() if name.endswith(".safetensors")])
         if missing := set(self._checkpoint.shards) - set(written.shards):
             raise OutputError(f"{self._workplace.target}: tensor {sorted(missing)[0]} of the original was not written; nothing was put in place")
         self._workplace.copy_companions(self._checkpoint.directory)
@@ -145,9 +189,14 @@ def check_target(target: Path, overwrite: bool) -> None:
     if not target.is_dir() or not any(target.iterdir()):
         return
     if not overwrite:
-        raise OutputError(f"--save_model {target}: the directory is not empty; choose another, or replace an earlier autoprune result with --overwrite")
+        raise OutputError(
+            f"--save_model {target}: the directory is not empty; choose another, or replace an earlier autoprune result with --overwrite"
+        )
     if not (target / MANIFEST).is_file():
-        raise OutputError(f"--save_model {target}: the directory is not empty and was not written by autoprune (no {MANIFEST}), so --overwrite leaves it alone; choose another")
+        raise OutputError(
+            f"--save_model {target}: the directory is not empty and was not written by autoprune (no {MANIFEST}), so --overwrite "
+            "leaves it alone; choose another"
+        )
     written_files(target)
 
 

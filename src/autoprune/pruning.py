@@ -1,0 +1,213 @@
+"""The pruning of a plan, from the first hidden state to the published checkpoint; goes on where an earlier run stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from autoprune.core.outcome import LayerOutcome, SubBlockOutcome
+from autoprune.errors import DataError, ModelError, OutputError
+from autoprune.model.events import BlockResult, Emit, Notice, Phase
+from autoprune.model.pipeline import Pass, prepare_inputs, prune_blocks, replay_finished
+from autoprune.model.replay import require_replay
+from autoprune.model.stages import Inputs
+from autoprune.model.stream import Place, Stream
+from autoprune.planning import Plan, Subject, check_values, method_label, target_label
+from autoprune.recipe import Recipe
+from autoprune.report.results import PruningSummary, dump_json
+from autoprune.storage.journal import Journal, first_difference
+from autoprune.storage.manifest import manifest, model_card, provenance
+from autoprune.storage.stores import CheckpointStore
+from autoprune.storage.writer import MANIFEST, CheckpointWriter, Workplace, companions, writing_to
+
+REPLAY_TOKENS = 16  # of two windows: what the replay check runs on
+NO_ERRORS = "no calibration data was read, so layer errors were not measured (--layer_errors measures them)"
+
+
+@dataclass
+class _Run:
+    """One pruning run while it is under way."""
+
+    recipe: Recipe
+    plan: Plan
+    emit: Emit
+    workplace: Workplace | None
+    seconds: dict[str, float] = field(default_factory=dict)
+    about: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def subject(self) -> Subject:
+        """The model."""
+        return self.plan.subject
+
+
+def prune_and_write(recipe: Recipe, plan: Plan, directory: Path | None, emit: Emit) -> PruningSummary:
+    """Prunes; the checkpoint appears in ``directory`` when it is whole.
+
+    After an error a run that has finished a block stays beside ``directory``, to be resumed; a shorter one is removed.
+    """
+    workplace = Workplace(directory, overwrite=recipe.output.overwrite, resume=recipe.output.resume) if directory else None
+    run = _Run(recipe, plan, emit, workplace)
+    complete = directory is not None and recipe.output.resume and not recipe.output.overwrite and (directory / MANIFEST).is_file()
+    if workplace and not complete:
+        _begin(workplace, run.subject)
+    try:
+        with _timed(run.seconds, "check"):
+            run.about = _about(recipe, plan, emit)
+        if directory and complete:
+            return _already_complete(run, directory)
+        return _prune(run)
+    except BaseException:
+        if workplace and not complete:
+            _stop(workplace, emit)
+        raise
+
+
+def _about(recipe: Recipe, plan: Plan, emit: Emit) -> dict[str, Any]:
+    subject = plan.subject
+    model = {"name": subject.name, "local": Path(subject.name).exists() or subject.name == "demo", "fingerprint": check_values(subject, emit)}
+    return provenance(recipe, model, plan.calibration.provenance if plan.calibration else None)
+
+
+def _prune(run: _Run) -> PruningSummary:
+    journal = _journal(run)
+    summary = _summary(run, _prune_blocks(run, journal))
+    if run.workplace:
+        run.emit(Phase("writing"))
+        _write(run, journal.writer if journal else None, summary)
+    return summary
+
+
+def _journal(run: _Run) -> Journal | None:
+    """The record of a run that writes shard by shard; None for models in memory."""
+    store, checkpoint = run.subject.store, run.subject.checkpoint
+    if run.workplace is None or checkpoint is None or not isinstance(store, CheckpointStore):
+        return None
+    writer = CheckpointWriter(run.workplace, checkpoint, store.outside, len(store.anatomy.blocks))
+    # Beside what the result depends on: what could change its last bits.
+    here = {"batch": run.plan.layout.batch, "device": str(store.device), "threads": torch.get_num_threads()}
+    journal = Journal(run.workplace, writer, run.about | {"here": here})
+    store.write_to(writer.write_block, journal.keep_pass)
+    return journal
+
+
+def _prune_blocks(run: _Run, journal: Journal | None) -> list[BlockResult]:
+    store, emit = run.subject.store, run.emit
+    results: list[BlockResult] = []
+    if journal and run.workplace and run.workplace.unfinished:
+        results = journal.resume(len(store.anatomy.blocks))
+        emit(Notice(f"resuming: {len(results)} of {len(store.anatomy.blocks)} blocks are finished"))
+    elif journal:
+        journal.begin()
+    if len(results) == len(store.anatomy.blocks):
+        return results
+    with _timed(run.seconds, "capture"):
+        inputs, streams = _streams(run)
+    steps = [Pass(method, stream) for method, stream in zip(run.plan.methods, streams, strict=True)]
+    if journal and results:
+        emit(Phase("running finished blocks again", total=len(results)))
+        last = len(steps) - 1
+        replay_finished(store, steps, inputs, emit, len(results), lambda n, i: journal.writer.read_block(i) if n == last else journal.pass_block(n, i))
+    emit(Phase("pruning", total=len(store.anatomy.blocks)))
+    with _timed(run.seconds, "prune"):
+        for result in prune_blocks(store, steps, run.plan.chosen, run.plan.target, inputs, emit, len(results)):
+            if journal:
+                journal.finish(result)
+            emit(result)
+            results.append(result)
+    return results
+
+
+def _summary(run: _Run, results: Sequence[BlockResult]) -> PruningSummary:
+    warnings = [] if run.plan.calibration else [NO_ERRORS]
+    for text in warnings:
+        run.emit(Notice(text))
+    layers = tuple(layer for result in results for layer in result.layers)
+    return PruningSummary(layers, tuple(sub for result in results for sub in result.sub_blocks), run.seconds, tuple(warnings))
+
+
+def _streams(run: _Run) -> tuple[Inputs, list[Stream | None]]:
+    """One stream of hidden states for every pass that looks at data."""
+    plan, store = run.plan, run.subject.store
+    if plan.calibration is None:
+        return Inputs.none(), [None for _ in plan.methods]
+    run.emit(Phase("replay check"))
+    require_replay(store, plan.calibration.ids[:2, :REPLAY_TOKENS])
+    run.emit(Phase("embedding"))
+    folder = run.workplace.path if run.workplace else None
+    inputs, first = prepare_inputs(store, plan.calibration.ids, plan.layout.batch, Place(plan.layout.activations, store.device, folder))
+    errors_wanted = plan.methods[0].statistic is not None or len(plan.methods) == 1
+    streams: list[Stream | None] = []
+    for i, method in enumerate(plan.methods):
+        looks = method.statistic is not None or (i == 0 and errors_wanted)
+        streams.append(None if not looks else first if all(s is None for s in streams) else first.clone())
+    return inputs, streams
+
+
+def _begin(workplace: Workplace, subject: Subject) -> None:
+    """Raises: OutputError if the place is taken or too small; ModelError if the model in memory can't be saved at all."""
+    if subject.checkpoint:
+        workplace.begin(subject.checkpoint.bytes, [path.name for path in companions(subject.checkpoint.directory)])
+        return
+    if not hasattr(subject.store.model, "save_pretrained"):
+        raise ModelError(f"{subject.name} has no save_pretrained, so --save_model can't write it; leave save_model out and save result.model yourself")
+    workplace.begin(_bytes(subject.store.model))
+
+
+def _stop(workplace: Workplace, emit: Emit) -> None:
+    """After an error: what can be resumed stays, the rest is removed."""
+    if workplace.unfinished and any(workplace.path.glob("journal-block-*")):
+        workplace.leave()
+        emit(Notice(f"what is finished stays in {workplace.path}; the same command with --resume goes on from there"))
+    else:
+        workplace.abandon()
+
+
+def _write(run: _Run, writer: CheckpointWriter | None, summary: PruningSummary) -> None:
+    workplace, subject = run.workplace, run.subject
+    assert workplace is not None
+    if writer is not None:
+        writer.finish()
+    else:
+        with writing_to(workplace.target):
+            subject.store.model.save_pretrained(workplace.path)  # type: ignore[operator]
+            with contextlib.suppress(DataError):  # without its tokenizer a model in memory is saved alone
+                subject.load_tokenizer().save_pretrained(workplace.path)
+    workplace.write("README.md", model_card(run.about, summary, method_label(run.recipe), target_label(run.plan.target)))
+    names = [name for name in workplace.names() if name != MANIFEST]
+    workplace.write(MANIFEST, manifest(run.about, summary, workplace.shards(), names))
+    workplace.publish()
+
+
+def _already_complete(run: _Run, directory: Path) -> PruningSummary:
+    """The outcome of a run that was only interrupted afterwards, while its result was evaluated.
+
+    Raises: OutputError if the result in ``directory`` is of another run.
+    """
+    found = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
+    wanted = json.loads(dump_json(run.about))
+    if difference := first_difference({key: found.get(key) for key in wanted}, wanted):
+        raise OutputError(f"--resume: {directory} holds the result of another run: {difference}; choose another directory, or --overwrite it")
+    run.emit(Notice(f"{directory} is complete already; going on with what comes after"))
+    layers = tuple(LayerOutcome(**{k: v for k, v in layer.items() if k != "sparsity"}) for layer in found["layers"])
+    return PruningSummary(layers, tuple(SubBlockOutcome(**sub) for sub in found["sub_blocks"]), run.seconds, tuple(found["warnings"]))
+
+
+def _bytes(model: nn.Module) -> int:
+    tensors: list[Tensor] = [*model.parameters(), *model.buffers()]
+    return sum(t.numel() * t.element_size() for t in tensors)
+
+
+@contextlib.contextmanager
+def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    seconds[name] = time.perf_counter() - start

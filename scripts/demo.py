@@ -66,7 +66,8 @@ def main() -> int:
             rows.append(run(recipe_of(flags), emit).row)
     page = out / "report.html"
     page.write_text(
-        render_html(rows, title="AutoPrune on its demo model", subtitle="A 6-block LLaMA trained on the King James Bible", command="make demo"), encoding="utf-8"
+        render_html(rows, title="AutoPrune on its demo model", subtitle="A 6-block LLaMA trained on the King James Bible", command="make demo"),
+        encoding="utf-8",
     )
     (out / "results.json").write_text(dump_json(rows), encoding="utf-8")
     console.print()

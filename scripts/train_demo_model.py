@@ -74,13 +74,10 @@ project's MIT licence.
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line; the defaults make the model that is shipped."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0],
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add = parser.add_argument
-    add("--text", type=Path, help="text in the form `Gen1:1 In the beginning ...`, one "
-        "verse a line (without it: the output of the program `bible`)")
-    add("--output", type=Path, default=REPOSITORY / "src" / "autoprune" / "demo",
-        help="folder for the results")
+    add("--text", type=Path, help="text in the form `Gen1:1 In the beginning ...`, one verse a line (without it: the output of the program `bible`)")
+    add("--output", type=Path, default=REPOSITORY / "src" / "autoprune" / "demo", help="folder for the results")
     add("--vocab", type=int, default=1536, help="size of the vocabulary")
     add("--hidden", type=int, default=128, help="width of the model")
     add("--intermediate", type=int, default=384, help="inner width of the MLP")
@@ -93,8 +90,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--lr", type=float, default=3e-3, help="peak learning rate of the matrices")
     add("--gain-lr", type=float, default=1e-2, help="peak learning rate of the norm gains")
     add("--weight-decay", type=float, default=0.2, help="weight decay of the matrices")
-    add("--dtype", choices=["bfloat16", "float32"], default="float32",
-        help="how the weights are stored; training is in float32")
+    add("--dtype", choices=["bfloat16", "float32"], default="float32", help="how the weights are stored; training is in float32")
     add("--threads", type=int, default=1, help="CPU threads")
     add("--seed", type=int, default=0, help="seed of the initialisation and the data order")
     arguments = parser.parse_args(argv)
@@ -121,13 +117,17 @@ def read_source(path: Path | None) -> str:
             sys.exit(f"error: cannot read --text {path}: {error.strerror}")
     program = shutil.which("bible")
     if program is None:
-        sys.exit("error: the program `bible` is not installed; install the Debian package "
-                 "`bible-kjv` (apt-get install bible-kjv), or give a text file with --text "
-                 "(one verse a line, as in `Gen1:1 In the beginning ...`)")
+        sys.exit(
+            "error: the program `bible` is not installed; install the Debian package "
+            "`bible-kjv` (apt-get install bible-kjv), or give a text file with --text "
+            "(one verse a line, as in `Gen1:1 In the beginning ...`)"
+        )
     done = subprocess.run([program, "-f", "gen1:1-rev22:21"], capture_output=True, text=True)
     if done.returncode != 0 or not done.stdout:
-        sys.exit(f"error: `bible -f gen1:1-rev22:21` failed (status {done.returncode}): "
-                 f"{done.stderr.strip()}; reinstall `bible-kjv` or give a file with --text")
+        sys.exit(
+            f"error: `bible -f gen1:1-rev22:21` failed (status {done.returncode}): "
+            f"{done.stderr.strip()}; reinstall `bible-kjv` or give a file with --text"
+        )
     return done.stdout
 
 
@@ -140,8 +140,7 @@ def split_chapters(source: str) -> list[str]:
             verse = " ".join(match["text"].split())
             chapters.setdefault(match["chapter"], []).append(verse)
     if len(chapters) < 100:
-        sys.exit(f"error: only {len(chapters)} chapters found; the text needs one verse a "
-                 "line, as in `Gen1:1 In the beginning ...`")
+        sys.exit(f"error: only {len(chapters)} chapters found; the text needs one verse a line, as in `Gen1:1 In the beginning ...`")
     return [" ".join(verses) for verses in chapters.values()]
 
 
@@ -158,37 +157,54 @@ def train_tokenizer(train: list[str], vocab: int, output: Path) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.train_from_iterator(train, trainers.BpeTrainer(
-        vocab_size=vocab, special_tokens=SPECIAL_TOKENS, show_progress=False,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+    tokenizer.train_from_iterator(
+        train,
+        trainers.BpeTrainer(
+            vocab_size=vocab, special_tokens=SPECIAL_TOKENS, show_progress=False, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+        ),
+    )
     if tokenizer.get_vocab_size() != vocab:
         sys.exit(f"error: the text gives only {tokenizer.get_vocab_size()} tokens, not {vocab}")
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 1)])
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 1)])
     tokenizer.save(str(output / "tokenizer.json"))
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "<unk>",
-                "bos_token": "<s>", "eos_token": "</s>", "pad_token": "</s>",
-                "clean_up_tokenization_spaces": False}
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "unk_token": "<unk>",
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "pad_token": "</s>",
+        "clean_up_tokenization_spaces": False,
+    }
     (output / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
     return tokenizer
 
 
 def build_model(a: argparse.Namespace) -> LlamaForCausalLM:
     """Return the untrained model."""
-    return LlamaForCausalLM(LlamaConfig(
-        vocab_size=a.vocab, hidden_size=a.hidden, intermediate_size=a.intermediate,
-        num_hidden_layers=a.blocks, num_attention_heads=a.heads,
-        num_key_value_heads=a.kv_heads, max_position_embeddings=a.context,
-        bos_token_id=1, eos_token_id=2, pad_token_id=2, tie_word_embeddings=True,
-        initializer_range=0.02, rms_norm_eps=1e-5))
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=a.vocab,
+            hidden_size=a.hidden,
+            intermediate_size=a.intermediate,
+            num_hidden_layers=a.blocks,
+            num_attention_heads=a.heads,
+            num_key_value_heads=a.kv_heads,
+            max_position_embeddings=a.context,
+            bos_token_id=1,
+            eos_token_id=2,
+            pad_token_id=2,
+            tie_word_embeddings=True,
+            initializer_range=0.02,
+            rms_norm_eps=1e-5,
+        )
+    )
 
 
 def make_optimizer(model: LlamaForCausalLM, a: argparse.Namespace) -> torch.optim.AdamW:
     """AdamW; the norm gains have a learning rate of their own and no decay."""
     matrices = [p for p in model.parameters() if p.dim() > 1]
     gains = [p for p in model.parameters() if p.dim() == 1]
-    groups = [{"params": matrices, "peak": a.lr, "weight_decay": a.weight_decay},
-              {"params": gains, "peak": a.gain_lr, "weight_decay": 0.0}]
+    groups = [{"params": matrices, "peak": a.lr, "weight_decay": a.weight_decay}, {"params": gains, "peak": a.gain_lr, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=a.lr, betas=(0.9, 0.98), fused=True)
 
 
@@ -236,9 +252,12 @@ def train_model(model: LlamaForCausalLM, ids: torch.Tensor, a: argparse.Namespac
         losses.append(loss.item())
         if (step + 1) % 100 == 0 or step + 1 == a.steps:
             recent, spent = losses[-100:], (time.monotonic() - start) / 60
-            print(f"step {step + 1}/{a.steps}  loss {sum(recent) / len(recent):.3f}  {spent:.1f} "
-                  f"min, {spent / (step + 1) * (a.steps - step - 1):.1f} min left", flush=True)
-    tail = losses[-max(1, a.steps // 20):]
+            print(
+                f"step {step + 1}/{a.steps}  loss {sum(recent) / len(recent):.3f}  {spent:.1f} "
+                f"min, {spent / (step + 1) * (a.steps - step - 1):.1f} min left",
+                flush=True,
+            )
+    tail = losses[-max(1, a.steps // 20) :]
     return sum(tail) / len(tail)
 
 
@@ -250,20 +269,30 @@ def perplexity(model: LlamaForCausalLM, ids: torch.Tensor, context: int) -> floa
     total = 0.0
     for batch in windows.split(16):
         logits = model(input_ids=batch, use_cache=False).logits[:, :-1]
-        total += F.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten(),
-                                 reduction="sum").item()
+        total += F.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten(), reduction="sum").item()
     return math.exp(total / (len(windows) * (context - 1)))
 
 
 def write_readme(a: argparse.Namespace, model: LlamaForCausalLM, **figures: object) -> None:
     """Write the README of the output folder."""
-    sizes = {name: f"{(a.output / (name + '.txt')).stat().st_size / 1000:.0f} kB"
-             for name in ("calibration", "heldout")}
-    (a.output / "README.md").write_text(README.format(
-        blocks=a.blocks, hidden=a.hidden, vocab=a.vocab, context=a.context, dtype=a.dtype,
-        parameters=model.num_parameters(), command=a.command, threads=a.threads,
-        plural="s" if a.threads > 1 else "",
-        torch=torch.__version__.split("+")[0], **sizes, **figures), encoding="utf-8")
+    sizes = {name: f"{(a.output / (name + '.txt')).stat().st_size / 1000:.0f} kB" for name in ("calibration", "heldout")}
+    (a.output / "README.md").write_text(
+        README.format(
+            blocks=a.blocks,
+            hidden=a.hidden,
+            vocab=a.vocab,
+            context=a.context,
+            dtype=a.dtype,
+            parameters=model.num_parameters(),
+            command=a.command,
+            threads=a.threads,
+            plural="s" if a.threads > 1 else "",
+            torch=torch.__version__.split("+")[0],
+            **sizes,
+            **figures,
+        ),
+        encoding="utf-8",
+    )
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -279,20 +308,24 @@ def main(argv: list[str] | None = None) -> None:
     for name in ("calibration", "heldout"):
         (a.output / f"{name}.txt").write_text(joined[name], encoding="utf-8")
     tokenizer = train_tokenizer(texts["train"], a.vocab, a.output)
-    ids = {name: torch.tensor(tokenizer.encode(text, add_special_tokens=False).ids)
-           for name, text in joined.items()}
+    ids = {name: torch.tensor(tokenizer.encode(text, add_special_tokens=False).ids) for name, text in joined.items()}
     model = build_model(a)
-    print(f"{model.num_parameters():,} parameters; tokens: "
-          + ", ".join(f"{name} {len(tokens):,}" for name, tokens in ids.items()), flush=True)
+    print(f"{model.num_parameters():,} parameters; tokens: " + ", ".join(f"{name} {len(tokens):,}" for name, tokens in ids.items()), flush=True)
     loss = train_model(model, ids["train"], a)
     model = model.to(getattr(torch, a.dtype))
     model.save_pretrained(a.output)
     (a.output / "model.safetensors").chmod(0o644)
     held = perplexity(model.float(), ids["heldout"], a.context)
-    write_readme(a, model, loss=loss, perplexity=held, chapters=len(texts["calibration"]),
-                 held_chapters=len(texts["heldout"]), minutes=(time.monotonic() - started) / 60)
-    print(f"training loss {loss:.3f}, held-out perplexity {held:.2f}, "
-          f"written to {a.output}", flush=True)
+    write_readme(
+        a,
+        model,
+        loss=loss,
+        perplexity=held,
+        chapters=len(texts["calibration"]),
+        held_chapters=len(texts["heldout"]),
+        minutes=(time.monotonic() - started) / 60,
+    )
+    print(f"training loss {loss:.3f}, held-out perplexity {held:.2f}, written to {a.output}", flush=True)
 
 
 if __name__ == "__main__":

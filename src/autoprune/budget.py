@@ -97,7 +97,9 @@ def need_of(shape: Shape, methods: Sequence[Method], layout: Layout, *, samples:
     return Need(PROGRAM, shape.outside * shape.stored, weights, 0 if layout.activations == "disk" else stream * streams, work)
 
 
-def choose_layout(shape: Shape, methods: Sequence[Method], *, samples: int, tokens: int, wanted: Layout, fixed_place: bool, budget: int | None) -> tuple[Layout, Need]:
+def choose_layout(
+    shape: Shape, methods: Sequence[Method], *, samples: int, tokens: int, wanted: Layout, fixed_place: bool, budget: int | None
+) -> tuple[Layout, Need]:
     """The wanted layout if it fits the budget, else the nearest one that does: smaller batches, then hidden states on disk.
 
     Raises: RecipeError saying what the most frugal layout needs, if nothing fits.

@@ -81,7 +81,8 @@ def inspect_recipe(recipe: Recipe) -> Inspection:
     directory = locate(recipe.model.model, recipe.model.cache_dir)
     if has_weights(directory):
         store = open_model(recipe, resident=False).store
-        model, dtype = store.model, store.storage_dtype or torch.float32
+        dtype = store.storage_dtype or torch.float32
+        model: Any = store.model
         anatomy, groups, replay = store.anatomy, _shared_inputs(store), _replay(store)
     else:
         dtype = _stated_dtype(directory, recipe)
@@ -165,8 +166,8 @@ def _costs(model: Any, anatomy: Anatomy, dtype: torch.dtype, recipe: Recipe, seq
     batch = batch_size(recipe, seqlen)
     costs = []
     for name, methods in METHODS.items():
-        needs = [need_of(shape, methods, Layout(batch, place), samples=samples, tokens=seqlen).total for place in ("cpu", "disk")]
-        costs.append(Cost(name, *needs, _clock(_work(anatomy.blocks, methods, samples * seqlen) / speed)))
+        here, on_disk = (need_of(shape, methods, Layout(batch, place), samples=samples, tokens=seqlen).total for place in ("cpu", "disk"))
+        costs.append(Cost(name, here, on_disk, _clock(_work(anatomy.blocks, methods, samples * seqlen) / speed)))
     return tuple(costs)
 
 

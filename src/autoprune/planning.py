@@ -181,7 +181,8 @@ def _layout(recipe: Recipe, subject: Subject, methods: tuple[Method, ...], calib
     fixed = recipe.run.activations != "cpu"  # the default place may be changed to fit, one that was asked for may not
     whole = subject.checkpoint.bytes if subject.store.resident and subject.checkpoint else 0
     layout, need = choose_layout(shape, methods, samples=samples, tokens=tokens, wanted=wanted, fixed_place=fixed, budget=budget - whole)
-    emit(Notice(f"plan for {human(budget)}: {layout.batch} windows per pass, hidden states on {layout.activations}, about {human(need.total + whole)} at the peak"))
+    chosen = f"{layout.batch} windows per pass, hidden states on {layout.activations}"
+    emit(Notice(f"plan for {human(budget)}: {chosen}, about {human(need.total + whole)} at the peak"))
     return layout
 
 

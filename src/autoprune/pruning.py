@@ -115,7 +115,9 @@ def _prune_blocks(run: _Run, journal: Journal | None) -> list[BlockResult]:
     if journal and results:
         emit(Phase("running finished blocks again", total=len(results)))
         last = len(steps) - 1
-        replay_finished(store, steps, inputs, emit, len(results), lambda n, i: journal.writer.read_block(i) if n == last else journal.pass_block(n, i))
+        replay_finished(
+            store, steps, inputs, emit, len(results), lambda n, i: journal.writer.read_block(i) if n == last else journal.pass_block(n, i)
+        )
     emit(Phase("pruning", total=len(store.anatomy.blocks)))
     with _timed(run.seconds, "prune"):
         for result in prune_blocks(store, steps, run.plan.chosen, run.plan.target, inputs, emit, len(results)):
@@ -158,7 +160,9 @@ def _begin(workplace: Workplace, subject: Subject) -> None:
         workplace.begin(subject.checkpoint.bytes, [path.name for path in companions(subject.checkpoint.directory)])
         return
     if not hasattr(subject.store.model, "save_pretrained"):
-        raise ModelError(f"{subject.name} has no save_pretrained, so --save_model can't write it; leave save_model out and save result.model yourself")
+        raise ModelError(
+            f"{subject.name} has no save_pretrained, so --save_model can't write it; leave save_model out and save result.model yourself"
+        )
     workplace.begin(_bytes(subject.store.model))
 
 

@@ -18,9 +18,9 @@ from typing import Any, NoReturn
 
 import pytest
 
-from autoprune.grids.grid import read_grid
 from autoprune.cli import main as command_line
 from autoprune.cli.flags import Parser, given
+from autoprune.grids.grid import read_grid
 from autoprune.recipe import Recipe, groups, recipe_from_flat
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -47,7 +47,8 @@ def grid(count: int) -> Grid:
 def stub(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     """Puts a line of Python in the place of the cell's program; ``options`` and ``result`` are its files, ``write`` writes the outcome."""
     head = (
-        "import json, pathlib, sys, time; options, result = map(pathlib.Path, sys.argv[1:]); seed = json.loads(options.read_text())['options'].get('seed');"
+        "import json, pathlib, sys, time; options, result = map(pathlib.Path, sys.argv[1:]);"
+        "seed = json.loads(options.read_text())['options'].get('seed');"
         f"write = lambda: result.write_text(json.dumps({{'error': None, 'row': {ROW!r}, 'cost': {COST!r}}}));"
     )
 
@@ -74,9 +75,8 @@ def test_results_come_in_the_order_of_the_grid_and_are_taken_over(stub: Callable
 def test_failures_are_recorded_and_tried_again(stub: Callable[[str], None], tmp_path: Path) -> None:
     """By their own word, by an exit status, by a signal, and by leaving nothing; the others run on."""
     bad = "result.write_text(json.dumps({'error': 'ModelError: gone', 'row': None, 'cost': None}))"
-    stub(
-        f"import os; {bad} if seed == 0 else sys.exit('last words') if seed == 1 else os.kill(os.getpid(), 9) if seed == 2 else write() if seed == 3 else 0"
-    )
+    ends = f"{bad} if seed == 0 else sys.exit('last words') if seed == 1 else os.kill(os.getpid(), 9) if seed == 2 else write() if seed == 3 else 0"
+    stub(f"import os; {ends}")
     results = run_grid(grid(4), tmp_path)
     errors = [r.error or "" for r in results]
     assert "exit status 0: no message" in errors[0]

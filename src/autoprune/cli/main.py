@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import autoprune
@@ -140,9 +140,9 @@ def _reproduce(chosen: argparse.Namespace, overrides: dict[str, object]) -> int:
     return 0 if result.passed else 1
 
 
-def _guarded(command: object, arguments: list[str]) -> int:
+def _guarded(command: Callable[[list[str]], int], arguments: list[str]) -> int:
     try:
-        return command(arguments)  # type: ignore[operator, no-any-return]
+        return command(arguments)
     except AutoPruneError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -108,7 +108,9 @@ def prune_blocks(
             yield BlockResult(block.index, len(blocks), block.name, tuple(work.outcomes.values()), tuple(work.sub_blocks))
 
 
-def replay_finished(store: Store, passes: Sequence[Pass], inputs: Inputs, emit: Emit, finished: int, stored: Callable[[int, int], dict[str, Tensor]]) -> None:
+def replay_finished(
+    store: Store, passes: Sequence[Pass], inputs: Inputs, emit: Emit, finished: int, stored: Callable[[int, int], dict[str, Tensor]]
+) -> None:
     """Runs every pass's hidden states through the first ``finished`` blocks as that pass left them.
 
     ``stored(pass number, block index)`` gives those blocks' tensors. Nothing is observed or solved again.

@@ -17,7 +17,6 @@ from autoprune.storage.checkpoint import Checkpoint
 from autoprune.storage.writer import JOURNAL, STATE, CheckpointWriter, Workplace
 
 
-
 @dataclass
 class Journal:
     """The record of one run in its workplace: what it depends on, and every block's outcome.
@@ -46,7 +45,10 @@ class Journal:
             return []
         now = json.loads(dump_json(self.about))
         if difference := first_difference(before, now):
-            raise OutputError(f"--resume: the unfinished run beside {self.workplace.target} was another one: {difference}; repeat its command, or start again with --overwrite")
+            raise OutputError(
+                f"--resume: the unfinished run beside {self.workplace.target} was another one: {difference}; "
+                "repeat its command, or start again with --overwrite"
+            )
         finished: list[BlockResult] = []
         for index in range(blocks):
             result = self._read(index)

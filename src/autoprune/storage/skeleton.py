@@ -118,7 +118,7 @@ def build_skeleton(checkpoint: Checkpoint, dtype: str, device: torch.device, *, 
                 module._buffers[name] = buffer.to(device)
     mapping = get_model_conversion_mapping(model)
     owners, converted = _owners(model, checkpoint, mapping)
-    model._weight_conversions = [entry for entry in mapping if entry.was_used()]
+    model._weight_conversions = [entry for entry in mapping if entry.was_used()]  # type: ignore[assignment]
     return Skeleton(model, checkpoint, stored, device, owners, converted, mapping)
 
 

@@ -66,7 +66,7 @@ class Workplace:
         if self.unfinished and not self._resume and not self._overwrite:
             self._lock.release()
             raise OutputError(
-                f"--save_model {self.target}: an unfinished run lies beside it; --resume goes on with it, --overwrite starts again (it is in {self.path})"
+                f"--save_model {self.target}: an unfinished run lies beside it (in {self.path}); --resume goes on with it, --overwrite starts again"
             )
         for path in self.path.iterdir():
             if path.is_dir():

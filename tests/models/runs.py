@@ -29,7 +29,7 @@ def open_store(directory: Path, written: dict[str, Tensor] | None = None, *, res
     skeleton = build_skeleton(Checkpoint.open(directory), dtype, torch.device("cpu"), trust_remote_code=False)
     store = CheckpointStore(skeleton, resident=resident)
     if written is not None:
-        store.write_to(lambda _, tensors: written.update(tensors))
+        store.write_to(lambda _, tensors: written.update(tensors), lambda *_: None)
     return store
 
 

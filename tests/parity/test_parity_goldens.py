@@ -200,7 +200,7 @@ def test_a_streamed_run_writes_what_a_resident_one_holds(model: Model) -> None:
         written.append({name: tensor.clone() for name, tensor in tensors.items()})
 
     streamed = _store(model, resident=False)
-    streamed.write_to(write)
+    streamed.write_to(write, lambda *_: None)
     _prune(streamed, model, DEEP)
     state = dict(resident.model.named_parameters())
     found = {name: tensor for block in written for name, tensor in block.items()}

@@ -111,14 +111,18 @@ class CheckpointStore:
     def passed(self, number: int, block: Block, solutions: Mapping[str, LayerSolution]) -> None:
         """Keeps the block as an earlier pass leaves it, so that the run can be resumed."""
         if self._keep_pass is not None:
-            self._keep_pass(number, block.index, apply_solutions(self.skeleton, block, self._stored, solutions))
+            self._keep_pass(number, block.index, apply_solutions(self.skeleton, block, self._stored_of(block), solutions))
 
     def finish(self, block: Block, solutions: Mapping[str, LayerSolution]) -> None:
         """Writes the block as it is stored, with the solutions in it."""
-        if self._write is None:
-            return
-        stored = self._stored or self.skeleton.checkpoint.read(self.skeleton.stored_under(block.name))
-        self._write(block.index, apply_solutions(self.skeleton, block, stored, solutions))
+        if self._write is not None:
+            self._write(block.index, apply_solutions(self.skeleton, block, self._stored_of(block), solutions))
+
+    def _stored_of(self, block: Block) -> dict[str, Tensor]:
+        """The block's tensors as the checkpoint holds them; a resident store that loaded it earlier reads them once more."""
+        if not self._stored:
+            self._stored = self.skeleton.checkpoint.read(self.skeleton.stored_under(block.name))
+        return self._stored
 
     def release(self, index: int) -> None:
         """Lets the block's weights go, unless the store is resident."""

@@ -14,7 +14,7 @@ import pytest
 # cli -> api -> {storage, evaluation, report, data} -> model -> methods -> core; modules beside api.py count as api.
 LEVELS = {"core": 0, "methods": 1, "model": 2, "storage": 3, "evaluation": 3, "report": 3, "data": 3, "api": 4, "cli": 5}
 FREE = {"core", "errors", "recipe", ""}  # anyone may import these; "" is the package itself, for its version
-MATHEMATICS = {"torch", "jaxtyping", "__future__"}
+MATHEMATICS = {"torch", "numpy", "jaxtyping", "__future__"}
 UNSUITED = {"logging", "os", "io", "pathlib", "sys", "subprocess", "shutil", "tempfile", "warnings", "random", "socket", "urllib"}
 LIGHT = ["autoprune", "autoprune.recipe", "autoprune.errors", "autoprune.core.outcome", "autoprune.cli", "autoprune.cli.main"]
 HEAVY = ("torch", "transformers", "datasets", "matplotlib")

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from autoprune.core.order import count_true, filled, lowest_at
 from autoprune.core.sparsity import SemiStructured, Target
 
 
@@ -46,14 +47,11 @@ def exchange_sets(
     number of leading pairs with P_i > K_i, and e = floor(threshold * n) of each side are exchanged; ties by lower index.
     """
     inverted = count_inverted(scores, keep)
-    exchanged = (inverted.double() * threshold).floor().long()
-    most = int(exchanged.max()) if exchanged.numel() else 0
-    grown, dropped = torch.zeros_like(keep), torch.zeros_like(keep)
-    if most:
-        lowest = torch.finfo(scores.dtype).min
-        _mark_highest(grown, scores.masked_fill(keep, lowest), exchanged, most)
-        _mark_highest(dropped, scores.neg().masked_fill(~keep, lowest), exchanged, most)
-    return grown, dropped, inverted
+    exchanged = (inverted.double() * threshold).floor().int()
+    if not bool(exchanged.any()):
+        return torch.zeros_like(keep), torch.zeros_like(keep), inverted
+    lowest = torch.finfo(scores.dtype).min
+    return _highest(filled(scores, keep, lowest), exchanged), _highest(filled(scores.neg(), ~keep, lowest), exchanged), inverted
 
 
 def count_inverted(scores: Float[Tensor, "sets size"], keep: Bool[Tensor, "sets size"]) -> Int[Tensor, " sets"]:
@@ -62,29 +60,21 @@ def count_inverted(scores: Float[Tensor, "sets size"], keep: Bool[Tensor, "sets 
     It is the number of pruned weights among the |K| highest scores of the set, kept ones first among equals:
     that many kept weights lie below them.
     """
-    kept = keep.sum(-1)
-    cut = _highest(scores, kept)
+    kept = count_true(keep)
+    cut = lowest_at(scores, (scores.shape[-1] + 1 - kept).clamp(max=scores.shape[-1]))
     above, tied = scores > cut, scores == cut
-    room = kept - above.sum(-1) - (tied & keep).sum(-1)  # places among the highest that pruned weights tied at the cut take
-    return (above & ~keep).sum(-1) + room.clamp(min=0)
+    room = kept - count_true(above) - count_true(tied & keep)  # places among the highest that pruned weights tied at the cut take
+    return (count_true(above & ~keep) + room.clamp(min=0)) * (kept > 0)
 
 
-def _highest(scores: Float[Tensor, "sets size"], places: Int[Tensor, " sets"]) -> Float[Tensor, "sets 1"]:
-    """Every set's score of that place, counted from the highest; sorts only where places differ between sets."""
-    first = int(places.max())
-    if first and bool((places == first).all()):
-        return scores.kthvalue(scores.shape[-1] - first + 1, dim=-1, keepdim=True).values
-    by_score = scores.sort(-1, descending=True).values
-    return by_score.gather(-1, (places - 1).clamp(min=0).unsqueeze(-1))
-
-
-def _mark_highest(marks: Bool[Tensor, "sets size"], scores: Float[Tensor, "sets size"], counts: Int[Tensor, " sets"], most: int) -> None:
-    """Marks the ``counts`` highest scores of every set; among equals the lower index comes first."""
-    cut = scores.topk(most, dim=-1).values.gather(-1, (counts - 1).clamp(min=0).unsqueeze(-1))
-    above = scores > cut
-    room = (counts - above.sum(-1)).unsqueeze(-1)
-    tied = scores == cut
-    marks |= (above | (tied & (tied.cumsum(-1, dtype=torch.int32) <= room))) & (counts > 0).unsqueeze(-1)
+def _highest(scores: Float[Tensor, "sets size"], counts: Int[Tensor, " sets"]) -> Bool[Tensor, "sets size"]:
+    """The ``counts`` highest scores of every set; among equals the lower index comes first."""
+    cut = lowest_at(scores, (scores.shape[-1] + 1 - counts).clamp(max=scores.shape[-1]))
+    found, tied = scores > cut, scores == cut
+    room = (counts - count_true(found)).unsqueeze(-1)
+    if bool((count_true(tied) > room[:, 0]).any()):
+        tied &= tied.cumsum(-1, dtype=torch.int32) <= room
+    return (found | tied) & (counts > 0).unsqueeze(-1)
 
 
 def _exchange_together(scores: Sequence[Tensor], keep: Sequence[Tensor], threshold: float) -> Exchange:
@@ -93,28 +83,30 @@ def _exchange_together(scores: Sequence[Tensor], keep: Sequence[Tensor], thresho
     sizes = [k.numel() for k in keep]
     grown_parts, dropped_parts = grown[0].split(sizes), dropped[0].split(sizes)
     new = tuple((k | g.view_as(k)) & ~d.view_as(k) for k, g, d in zip(keep, grown_parts, dropped_parts, strict=True))
-    pairs = min(int(flat_keep.sum()), int((~flat_keep).sum()))
+    survivors = int(count_true(flat_keep))
+    pairs = min(survivors, flat_keep.numel() - survivors)
     return Exchange(
         new,
         (pairs,) * len(new),
         (int(inverted),) * len(new),
-        tuple(int(g.sum()) for g in grown_parts),
-        tuple(int(d.sum()) for d in dropped_parts),
+        tuple(int(count_true(g)) for g in grown_parts),
+        tuple(int(count_true(d)) for d in dropped_parts),
     )
 
 
 def _exchange_layer(scores: Tensor, keep: Tensor, granularity: str, threshold: float, target: Target | None) -> tuple[Tensor, int, int, int, int]:
     shape = {"layer": (1, -1), "output1": keep.shape, "input1": keep.shape}[granularity]
     by_column = granularity == "input1"
-    sets = scores.T if by_column else scores.reshape(shape)
-    kept = keep.T if by_column else keep.reshape(shape)
+    sets = scores.T.contiguous() if by_column else scores.reshape(shape)
+    kept = keep.T.contiguous() if by_column else keep.reshape(shape)
     grown, dropped, inverted = exchange_sets(sets, kept, threshold)
     if isinstance(target, SemiStructured):
         grown, dropped = _exchange_in_groups(scores, keep, grown, target.m)
     new = (kept | grown) & ~dropped
     new = (new.T if by_column else new.reshape(keep.shape)).contiguous()
-    pairs = int(torch.minimum(kept.sum(-1), (~kept).sum(-1)).sum())
-    return new, pairs, int(inverted.sum()), int(grown.sum()), int(dropped.sum())
+    survivors = count_true(kept)
+    pairs = int(torch.minimum(survivors, kept.shape[-1] - survivors).sum())
+    return new, pairs, int(inverted.sum()), int(count_true(grown).sum()), int(count_true(dropped).sum())
 
 
 def _exchange_in_groups(scores: Tensor, keep: Tensor, grown: Tensor, m: int) -> tuple[Tensor, Tensor]:
@@ -123,9 +115,11 @@ def _exchange_in_groups(scores: Tensor, keep: Tensor, grown: Tensor, m: int) -> 
     A group can't gain more than it has to give (1:4 with two chosen in one group): then only its highest-scored grow.
     """
     chosen, kept, grouped = (t.unflatten(1, (-1, m)).flatten(0, 1) for t in (grown, keep, scores))
-    gained = torch.minimum(chosen.sum(-1), kept.sum(-1))
-    grows, drops = torch.zeros_like(kept), torch.zeros_like(kept)
+    gained = torch.minimum(count_true(chosen), count_true(kept))
+    gaining = gained.nonzero()[:, 0]  # most groups gain nothing
+    chosen, kept, grouped, gained = chosen[gaining], kept[gaining], grouped[gaining], gained[gaining]
     lowest = torch.finfo(scores.dtype).min
-    _mark_highest(grows, grouped.masked_fill(~chosen, lowest), gained, m)
-    _mark_highest(drops, grouped.neg().masked_fill(~kept, lowest), gained, m)
-    return grows.view_as(keep), drops.view_as(keep)
+    grows, drops = torch.zeros_like(keep), torch.zeros_like(keep)
+    grows.view(-1, m)[gaining] = _highest(filled(grouped, ~chosen, lowest), gained)
+    drops.view(-1, m)[gaining] = _highest(filled(grouped.neg(), ~kept, lowest), gained)
+    return grows, drops

@@ -9,8 +9,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from autoprune.core.curvature import Curvature
+from autoprune.core.order import filled
 from autoprune.core.selection import drop_count, keep_highest, keep_n_m
 from autoprune.core.sparsity import SemiStructured, Target
+
+INNER = 32  # columns that are settled one by one before the rest of their column block is updated
 
 
 def sweep(
@@ -22,16 +25,14 @@ def sweep(
     shared. Returns the new weights and the keep pattern, both ``[out, in]``; weights of dead inputs are zero in
     both, even where that is more than the target asks for.
     """
-    weight = weight.masked_fill(curvature.dead, 0.0)
-    keep = torch.ones_like(weight, dtype=torch.bool)
+    columns = weight.T.masked_fill(curvature.dead.unsqueeze(1), 0.0).contiguous()  # a column of W lies in one piece
+    keep = torch.ones_like(columns, dtype=torch.bool)
     width = _aligned(column_block, target)
-    for start in range(0, weight.shape[1], width):
-        here = slice(start, min(start + width, weight.shape[1]))
-        upper = curvature.upper[here, here]
-        columns, keep[:, here], errors = _sweep_columns(weight[:, here].clone(), upper, target, rows)
-        weight[:, here] = columns
-        weight[:, here.stop :] -= errors @ curvature.upper[here, here.stop :]
-    return weight, keep & ~curvature.dead
+    for start in range(0, len(columns), width):
+        here = slice(start, min(start + width, len(columns)))
+        errors = _sweep_block(columns[here], keep[here], curvature.upper[here, here], target, rows)
+        columns[here.stop :].addmm_(curvature.upper[here, here.stop :].T, errors, alpha=-1)
+    return columns.T.contiguous(), keep.T.contiguous() & ~curvature.dead
 
 
 def _aligned(column_block: int, target: Target) -> int:
@@ -41,25 +42,45 @@ def _aligned(column_block: int, target: Target) -> int:
     return column_block
 
 
+def _sweep_block(
+    columns: Float[Tensor, "width out"], keep: Bool[Tensor, "width out"], upper: Float[Tensor, "width width"], target: Target, rows: Sequence[int]
+) -> Float[Tensor, "width out"]:
+    """Settles one column block in place, weights and pattern; returns the scaled error of every column.
+
+    The update is lazy twice: inside ``INNER`` columns it goes column by column, from there to the rest of the block in one product.
+    """
+    errors = torch.empty_like(columns)
+    if not isinstance(target, SemiStructured):
+        keep.copy_(_keep_per_layer(_scores(columns, upper), target.ratio, rows).T)
+    step = _aligned(INNER, target)
+    for start in range(0, len(columns), step):
+        here = slice(start, min(start + step, len(columns)))
+        _sweep_columns(columns[here], keep[here], errors[here], upper[here, here], target)
+        columns[here.stop :].addmm_(upper[here, here.stop :].T, errors[here], alpha=-1)
+    columns.copy_(filled(columns, ~keep, 0.0))
+    return errors
+
+
 def _sweep_columns(
-    columns: Float[Tensor, "out width"], upper: Float[Tensor, "width width"], target: Target, rows: Sequence[int]
-) -> tuple[Float[Tensor, "out width"], Bool[Tensor, "out width"], Float[Tensor, "out width"]]:
-    """One column block: returns its final weights, its keep pattern, and the scaled error of every column."""
+    columns: Float[Tensor, "step out"],
+    keep: Bool[Tensor, "step out"],
+    errors: Float[Tensor, "step out"],
+    upper: Float[Tensor, "step step"],
+    target: Target,
+) -> None:
+    """Column by column: what it loses, over the pivot, is its error, which is spread on the columns to its right."""
     pivots = upper.diagonal()
-    errors = torch.zeros_like(columns)
-    if isinstance(target, SemiStructured):
-        keep = torch.ones_like(columns, dtype=torch.bool)
-    else:
-        keep = _keep_per_layer(columns.square() / pivots.square(), target.ratio, rows)
-    for i in range(columns.shape[1]):
+    for i in range(len(columns)):
         if isinstance(target, SemiStructured) and i % target.m == 0:
             group = slice(i, i + target.m)
-            keep[:, group] = keep_n_m(columns[:, group].square() / pivots[group].square(), target)
-        pruned = columns[:, i].masked_fill(keep[:, i], 0.0)  # w - q: what this column loses
-        errors[:, i] = pruned / pivots[i]
-        columns[:, i:] -= errors[:, i : i + 1] * upper[i, i:]
-        columns[:, i].masked_fill_(~keep[:, i], 0.0)
-    return columns, keep, errors
+            keep[group] = keep_n_m(_scores(columns[group], upper[group, group]), target).T
+        torch.div(filled(columns[i], keep[i], 0.0), pivots[i], out=errors[i])  # (w - q) / U_ii
+        columns[i + 1 :].addr_(upper[i, i + 1 :], errors[i], alpha=-1)
+
+
+def _scores(columns: Float[Tensor, "width out"], upper: Float[Tensor, "width width"]) -> Float[Tensor, "out width"]:
+    """``w^2 / U_jj^2``: the output error that the removal of each weight costs."""
+    return (columns.square() / upper.diagonal().square().unsqueeze(1)).T.contiguous()
 
 
 def _keep_per_layer(scores: Float[Tensor, "out width"], ratio: float, rows: Sequence[int]) -> Bool[Tensor, "out width"]:

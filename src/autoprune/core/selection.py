@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from autoprune.core.order import count_true, kth_lowest
 from autoprune.core.sparsity import SemiStructured, Target
 
 
@@ -17,15 +18,15 @@ def drop_count(ratio: float, size: int) -> int:
 def keep_highest(scores: Float[Tensor, "sets size"], drop: int) -> Bool[Tensor, "sets size"]:
     """In every set (row) the ``drop`` lowest scores become False; among equal scores the lower index goes first.
 
-    Works by the value of the ``drop``-th lowest score, so that nothing is sorted.
+    Works by the value of the ``drop``-th lowest score: nothing is sorted.
     """
     if drop == 0:
         return torch.ones_like(scores, dtype=torch.bool)
-    cut = scores.kthvalue(drop, dim=-1, keepdim=True).values
+    cut = kth_lowest(scores, drop)
     keep = scores > cut
-    tied = scores == cut
-    surplus = keep.shape[-1] - drop - keep.sum(-1, keepdim=True)  # ties that survive: the last ones of the set
+    surplus = keep.shape[-1] - drop - count_true(keep).unsqueeze(-1)  # ties that survive: the last ones of the set
     if bool((surplus > 0).any()):
+        tied = scores == cut
         from_the_end = tied.flip(-1).cumsum(-1, dtype=torch.int32).flip(-1)
         keep |= tied & (from_the_end <= surplus)
     return keep
@@ -67,4 +68,4 @@ def keep_for(scores: Float[Tensor, "out in"], target: Target, *, per_row: bool) 
 
 def count_violations(keep: Bool[Tensor, "out in"], pattern: SemiStructured) -> int:
     """Number of groups of ``m`` that hold more than ``n`` survivors."""
-    return int((keep.unflatten(1, (-1, pattern.m)).sum(-1) > pattern.n).sum())
+    return int((count_true(keep.unflatten(1, (-1, pattern.m))) > pattern.n).sum())

@@ -14,9 +14,11 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from autoprune.budget import PROGRAM, parse_memory
+from autoprune.launch import joined
 from autoprune.measuring import accuracy, count_zeros, measured
 from autoprune.model.events import Emit, Notice, silent
 from autoprune.planning import (
+    Plan,
     Subject,
     check_apart,
     held_model,
@@ -96,31 +98,40 @@ def run(
     """Runs a recipe from beginning to end: open, check, prune, write, evaluate, report, delete.
 
     ``measure`` says whether perplexity is wanted; None: if the recipe saves it, or if nothing else would come out.
+    Under `torchrun` all processes prune together; then the first one goes on alone, and the others' results hold no measurements.
     """
     output = recipe.output
     dense_only = recipe.target is None and not recipe.rebuild.pruned_model
     if measure is None:
         measure = bool(output.save_ppl) or not (output.save_zeroshot or (output.save_model and not dense_only))
-    if output.save_model and dense_only:
-        emit(Notice("--save_model: nothing is pruned at ratio 0, so nothing is written"))
-    _check_outputs(recipe)
-    subject = held_model(held, tokenizer) if held is not None else open_model(recipe, resident=not output.save_model)
-    plan = make_plan(recipe, subject, emit, measure=measure)
-    directory = Path(output.save_model) if output.save_model and plan.methods else None
-    if not plan.methods:
-        row = EvaluationRow("dense", "dense", count_zeros(subject.store), (), recipe.to_dict())
-        after = subject
-    else:
-        summary = prune_and_write(recipe, plan, directory, emit)
-        after = _reopened(recipe, subject, directory)
-        row = EvaluationRow(method_label(recipe), target_label(plan.target), summary.sparsity, (), recipe.to_dict(), summary)
+    with joined() as ranks:
+        emit = emit if ranks.first else silent
+        if output.save_model and dense_only:
+            emit(Notice("--save_model: nothing is pruned at ratio 0, so nothing is written"))
+        if ranks.first:
+            _check_outputs(recipe)
+        subject = held_model(held, tokenizer) if held is not None else open_model(recipe, resident=not output.save_model)
+        plan = make_plan(recipe, subject, emit, measure=measure, ranks=ranks)
+        directory = Path(output.save_model) if output.save_model and plan.methods else None
+        if plan.methods:
+            summary = prune_and_write(recipe, plan, directory, emit)
+            row = EvaluationRow(method_label(recipe), target_label(plan.target), summary.sparsity, (), recipe.to_dict(), summary)
+        else:
+            row = EvaluationRow("dense", "dense", count_zeros(subject.store), (), recipe.to_dict())
+    if ranks.first:
+        row = _evaluated(recipe, plan, row, directory, emit)
+        if output.delete and directory:
+            delete_result(directory)
+    in_memory = subject.store.model if subject.store.resident else None
+    return PruneResult(recipe, row, in_memory, None if output.delete else directory)
+
+
+def _evaluated(recipe: Recipe, plan: Plan, row: EvaluationRow, directory: Path | None, emit: Emit) -> EvaluationRow:
+    """The row with all that the recipe wants measured, saved where it says."""
+    after = _reopened(recipe, plan.subject, directory)
     row = dataclasses.replace(row, perplexity=measured(plan, after, emit), zeroshot=accuracy(recipe, plan, after, emit))
     save_row(recipe, row)
-    if output.delete and directory:
-        delete_result(directory)
-        directory = None
-    in_memory = subject.store.model if subject.store.resident else None
-    return PruneResult(recipe, row, in_memory, directory)
+    return row
 
 
 def _check_outputs(recipe: Recipe) -> None:

@@ -10,6 +10,8 @@ class AutoPruneError(Exception):
     ``AutoPruneError`` is a defect of the program and keeps its traceback.
     """
 
+    everywhere = False  # whether all processes of a run know of it, so that one of them may speak for all
+
 
 class RecipeError(AutoPruneError):
     """A choice in the recipe is impossible, or two choices contradict each other."""
@@ -29,3 +31,7 @@ class NumericsError(AutoPruneError):
 
 class OutputError(AutoPruneError):
     """Results can't be written where the user asked for them."""
+
+
+class RankError(AutoPruneError):
+    """Another process of the same run was lost, or the processes do not fit together."""

@@ -18,10 +18,12 @@ from autoprune.data.cache import cached_windows
 from autoprune.data.texts import parse_source
 from autoprune.data.windows import Windows, calibration_windows, evaluation_windows
 from autoprune.errors import DataError, ModelError, OutputError, RecipeError
+from autoprune.launch import launched
 from autoprune.methods import passes
 from autoprune.model.anatomy import check_coverage, select_layers
 from autoprune.model.events import Emit, Notice, Phase, Step
 from autoprune.model.linear import Layer
+from autoprune.model.ranks import ALONE, Ranks
 from autoprune.recipe import Recipe
 from autoprune.storage.checkpoint import Checkpoint
 from autoprune.storage.complete import check_complete
@@ -69,6 +71,7 @@ class Plan:
     evaluation: Mapping[str, Windows]
     seqlen: int
     layout: Layout
+    ranks: Ranks = ALONE
 
 
 def context_of(config: Any) -> int | None:
@@ -109,13 +112,25 @@ def load_tokenizer(directory: Path, trust_remote_code: bool) -> PreTrainedTokeni
 
 
 def choose_device(word: str) -> torch.device:
-    """The device that blocks run on. Raises: RecipeError if it is unknown or absent."""
+    """The device that blocks run on; of several processes on a machine with several GPUs, each has its own.
+
+    Raises: RecipeError if it is unknown or absent.
+    """
+    here = launched()
     if word == "auto":
         accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        return torch.device(accelerator.type, 0) if accelerator and accelerator.type == "cuda" else accelerator or torch.device("cpu")
+        if accelerator is None or accelerator.type != "cuda":
+            return accelerator or torch.device("cpu")
+        word = f"cuda:{here.local_rank}" if here else "cuda:0"
+    elif here and word.partition(":")[0] == "cuda":
+        if word != "cuda":
+            raise RecipeError(f"--device {word!r} would put all processes on one GPU; leave it out, then each takes that of its LOCAL_RANK")
+        word = f"cuda:{here.local_rank}"
     try:
         device = torch.device(word)
         torch.empty(1, device=device).item()
+        if here and device.type == "cuda":
+            torch.cuda.set_device(device)  # NCCL asks for it
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise RecipeError(
             f"--device {word!r} can't be used here ({str(error).splitlines()[0]}); give cpu, cuda, cuda:N or mps, or leave it out"
@@ -136,8 +151,8 @@ def needs_data(recipe: Recipe, methods: tuple[Method, ...]) -> bool:
     return recipe.pruning.layer_errors or any(method.statistic is not None for method in methods)
 
 
-def make_plan(recipe: Recipe, subject: Subject, emit: Emit, *, measure: bool) -> Plan:
-    """Checks the recipe against the model and the texts, and cuts the windows.
+def make_plan(recipe: Recipe, subject: Subject, emit: Emit, *, measure: bool, ranks: Ranks = ALONE) -> Plan:
+    """Checks the recipe against the model and the texts, and cuts the windows; of several ranks, the first one cuts them for all.
 
     Raises: AutoPruneError for everything that would make the run fail later.
     """
@@ -158,14 +173,25 @@ def make_plan(recipe: Recipe, subject: Subject, emit: Emit, *, measure: bool) ->
     if subject.context is None and recipe.calibration.seqlen is None:
         emit(Notice(f"the model's configuration names no context length; windows of {DEFAULT_SEQLEN} tokens are used (--seqlen changes that)"))
     vocabulary = subject.config.vocab_size
-    calibration = _calibration(recipe, subject, seqlen, vocabulary, emit) if needs_data(recipe, methods) else None
-    evaluation = _evaluation(recipe, subject, seqlen, vocabulary, emit) if measure else {}
-    layout = _layout(recipe, subject, methods, calibration, emit, batch_size(recipe, seqlen))
-    return Plan(subject, methods, target, chosen, calibration, evaluation, seqlen, layout)
+    calibration = ranks.from_first(lambda: _calibration(recipe, subject, seqlen, vocabulary, emit)) if needs_data(recipe, methods) else None
+    evaluation = _evaluation(recipe, subject, seqlen, vocabulary, emit) if measure and ranks.first else {}
+    layout = _layout(recipe, subject, methods, calibration, emit, batch_size(recipe, seqlen), ranks.count)
+    if calibration:
+        _check_ranks(len(calibration.ids), layout.batch, ranks.count)
+    return Plan(subject, methods, target, chosen, calibration, evaluation, seqlen, layout, ranks)
 
 
-def _layout(recipe: Recipe, subject: Subject, methods: tuple[Method, ...], calibration: Windows | None, emit: Emit, batch: int) -> Layout:
-    """Windows per pass and the place of hidden states; with a budget, the nearest to what was asked for that fits.
+def _check_ranks(samples: int, batch: int, ranks: int) -> None:
+    """Raises: RecipeError if there are more processes than micro-batches."""
+    if (batches := -(-samples // batch)) < ranks:
+        raise RecipeError(
+            f"{ranks} processes can't share {samples} calibration windows that run {batch} at a time: that makes {batches} portions; "
+            f"start {batches} processes or fewer, give more --nsamples, or a smaller --batch_size"
+        )
+
+
+def _layout(recipe: Recipe, subject: Subject, methods: tuple[Method, ...], calibration: Windows | None, emit: Emit, batch: int, ranks: int) -> Layout:
+    """Windows per pass and the place of hidden states; with a budget for each process, the nearest to what was asked for that fits.
 
     Raises: RecipeError if nothing fits.
     """
@@ -178,6 +204,7 @@ def _layout(recipe: Recipe, subject: Subject, methods: tuple[Method, ...], calib
         return wanted
     shape = shape_of(subject.store.model, anatomy, subject.store.skeleton.storage_dtype, moved=subject.store.device.type != "cpu")
     samples, tokens = calibration.ids.shape if calibration else (0, 1)
+    samples = min(samples, -(-samples // batch // ranks) * batch)  # of several processes, each holds a part
     fixed = recipe.run.activations != "cpu"  # the default place may be changed to fit, one that was asked for may not
     whole = subject.checkpoint.bytes if subject.store.resident and subject.checkpoint else 0
     layout, need = choose_layout(shape, methods, samples=samples, tokens=tokens, wanted=wanted, fixed_place=fixed, budget=budget - whole)

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from autoprune.core.outcome import LayerOutcome, SubBlockOutcome
-from autoprune.errors import DataError, ModelError, OutputError
+from autoprune.errors import DataError, ModelError, OutputError, RankError
 from autoprune.model.events import BlockResult, Emit, Notice, Phase
 from autoprune.model.pipeline import Pass, prepare_inputs, prune_blocks, replay_finished
+from autoprune.model.ranks import Ranks
 from autoprune.model.replay import require_replay
 from autoprune.model.stages import Inputs
 from autoprune.model.stream import Place, Stream
@@ -39,7 +40,7 @@ class _Run:
     recipe: Recipe
     plan: Plan
     emit: Emit
-    workplace: Workplace | None
+    workplace: Workplace | None  # only rank 0 has one
     seconds: dict[str, float] = field(default_factory=dict)
     about: dict[str, Any] = field(default_factory=dict)
 
@@ -48,22 +49,29 @@ class _Run:
         """The model."""
         return self.plan.subject
 
+    @property
+    def ranks(self) -> Ranks:
+        """The processes that share the run."""
+        return self.plan.ranks
+
 
 def prune_and_write(recipe: Recipe, plan: Plan, directory: Path | None, emit: Emit) -> PruningSummary:
-    """Prunes; the checkpoint appears in ``directory`` when it is whole.
+    """Prunes; the checkpoint appears in ``directory`` when it is whole. Of several ranks, the first one writes.
 
     After an error a run that has finished a block stays beside ``directory``, to be resumed; a shorter one is removed.
     """
-    workplace = Workplace(directory, overwrite=recipe.output.overwrite, resume=recipe.output.resume) if directory else None
+    output, ranks = recipe.output, plan.ranks
+    workplace = Workplace(directory, overwrite=output.overwrite, resume=output.resume) if directory and ranks.first else None
     run = _Run(recipe, plan, emit, workplace)
-    complete = directory is not None and recipe.output.resume and not recipe.output.overwrite and (directory / MANIFEST).is_file()
+    complete = ranks.from_first(lambda: directory is not None and output.resume and not output.overwrite and (directory / MANIFEST).is_file())
     if workplace and not complete:
         _begin(workplace, run.subject)
     try:
         with _timed(run.seconds, "check"):
             run.about = _about(recipe, plan, emit)
+            _require_same(ranks, run.about)
         if directory and complete:
-            return _already_complete(run, directory)
+            return ranks.from_first(lambda: _already_complete(run, directory))
         return _prune(run)
     except BaseException:
         if workplace and not complete:
@@ -75,6 +83,12 @@ def _about(recipe: Recipe, plan: Plan, emit: Emit) -> dict[str, Any]:
     subject = plan.subject
     model = {"name": subject.name, "local": Path(subject.name).exists() or subject.name == "demo", "fingerprint": check_values(subject, emit)}
     return provenance(recipe, model, plan.calibration.provenance if plan.calibration else None)
+
+
+def _require_same(ranks: Ranks, about: dict[str, Any]) -> None:
+    """Raises: RankError if this rank's model, versions or options are not those of rank 0."""
+    if difference := first_difference(ranks.from_first(lambda: about), about):
+        raise RankError(f"this process does not do what rank 0 does: {difference}; give all machines the same command, model and versions")
 
 
 def _prune(run: _Run) -> PruningSummary:
@@ -93,7 +107,7 @@ def _journal(run: _Run) -> Journal | None:
         return None
     writer = CheckpointWriter(run.workplace, checkpoint, store.outside, len(store.anatomy.blocks))
     # Beside what the result depends on: what could change its last bits.
-    here = {"batch": run.plan.layout.batch, "device": str(store.device), "threads": torch.get_num_threads()}
+    here = {"batch": run.plan.layout.batch, "device": str(store.device), "threads": torch.get_num_threads(), "ranks": run.ranks.count}
     journal = Journal(run.workplace, writer, run.about | {"here": here})
     store.write_to(writer.write_block, journal.keep_pass)
     return journal
@@ -101,23 +115,16 @@ def _journal(run: _Run) -> Journal | None:
 
 def _prune_blocks(run: _Run, journal: Journal | None) -> list[BlockResult]:
     store, emit = run.subject.store, run.emit
-    results: list[BlockResult] = []
-    if journal and run.workplace and run.workplace.unfinished:
-        results = journal.resume(len(store.anatomy.blocks))
-        emit(Notice(f"resuming: {len(results)} of {len(store.anatomy.blocks)} blocks are finished"))
-    elif journal:
-        journal.begin()
+    results = run.ranks.from_first(lambda: _finished(run, journal))
     if len(results) == len(store.anatomy.blocks):
         return results
     with _timed(run.seconds, "capture"):
         inputs, streams = _streams(run)
     steps = [Pass(method, stream) for method, stream in zip(run.plan.methods, streams, strict=True)]
-    if journal and results:
+    if results:
         emit(Phase("running finished blocks again", total=len(results)))
         last = len(steps) - 1
-        replay_finished(
-            store, steps, inputs, emit, len(results), lambda n, i: journal.writer.read_block(i) if n == last else journal.pass_block(n, i)
-        )
+        replay_finished(store, steps, inputs, emit, len(results), lambda n, i: run.ranks.tensors_from_first(lambda: _kept(journal, n, i, last)))
     emit(Phase("pruning", total=len(store.anatomy.blocks)))
     with _timed(run.seconds, "prune"):
         for result in prune_blocks(store, steps, run.plan.chosen, run.plan.target, inputs, emit, len(results)):
@@ -126,6 +133,23 @@ def _prune_blocks(run: _Run, journal: Journal | None) -> list[BlockResult]:
             emit(result)
             results.append(result)
     return results
+
+
+def _finished(run: _Run, journal: Journal | None) -> list[BlockResult]:
+    """The blocks that an earlier run has finished, in order."""
+    if journal is None or run.workplace is None or not run.workplace.unfinished:
+        if journal:
+            journal.begin()
+        return []
+    results, blocks = journal.resume(len(run.subject.store.anatomy.blocks)), len(run.subject.store.anatomy.blocks)
+    run.emit(Notice(f"resuming: {len(results)} of {blocks} blocks are finished"))
+    return results
+
+
+def _kept(journal: Journal | None, number: int, index: int, last: int) -> dict[str, Tensor]:
+    """A finished block as the pass left it, by stored names."""
+    assert journal is not None, "only a run that writes shard by shard can be resumed"
+    return journal.writer.read_block(index) if number == last else journal.pass_block(number, index)
 
 
 def _summary(run: _Run, results: Sequence[BlockResult]) -> PruningSummary:
@@ -140,12 +164,14 @@ def _streams(run: _Run) -> tuple[Inputs, list[Stream | None]]:
     """One stream of hidden states for every pass that looks at data."""
     plan, store = run.plan, run.subject.store
     if plan.calibration is None:
-        return Inputs.none(), [None for _ in plan.methods]
+        return Inputs.none(run.ranks), [None for _ in plan.methods]
     run.emit(Phase("replay check"))
     require_replay(store, plan.calibration.ids[:2, :REPLAY_TOKENS])
     run.emit(Phase("embedding"))
-    folder = run.workplace.path if run.workplace else None
-    inputs, first = prepare_inputs(store, plan.calibration.ids, plan.layout.batch, Place(plan.layout.activations, store.device, folder))
+    folder = run.ranks.from_first(lambda: run.workplace.path if run.workplace else None)
+    folder = folder if folder and folder.is_dir() else None  # another machine may not see it
+    place = Place(plan.layout.activations, store.device, folder)
+    inputs, first = prepare_inputs(store, plan.calibration.ids, plan.layout.batch, place, run.ranks)
     errors_wanted = plan.methods[0].statistic is not None or len(plan.methods) == 1
     streams: list[Stream | None] = []
     for i, method in enumerate(plan.methods):

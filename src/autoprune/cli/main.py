@@ -10,6 +10,7 @@ from pathlib import Path
 import autoprune
 from autoprune.cli.flags import Parser, add_flags, given
 from autoprune.errors import AutoPruneError
+from autoprune.launch import launched, require_alone
 from autoprune.recipe import recipe_from_flat
 
 INTRODUCTION = "Prunes Hugging Face causal language models in one shot: magnitude, Wanda, SparseGPT and LLM-Barber."
@@ -64,6 +65,8 @@ def _console(arguments: list[str]) -> int:
     reproduce.add_argument("--tables", metavar="FILE.toml", help="tables of your own instead of the published ones")
     add_flags(reproduce, ("model", "calibration", "evaluation"), optional_model=True)
     chosen = parser.parse_args(arguments)
+    if chosen.command not in ("prune", "eval"):
+        require_alone(f"autoprune {chosen.command}")
     if chosen.command == "reproduce":
         return _reproduce(chosen, given(chosen))
     if chosen.command == "verify":
@@ -81,11 +84,13 @@ def _prune(values: dict[str, object]) -> int:
     from autoprune.cli.progress import watching
     from autoprune.cli.show import show_result
 
-    with watching(quiet=recipe.run.quiet) as emit:
+    here = launched()
+    quiet = recipe.run.quiet or (here is not None and not here.first)
+    with watching(quiet=quiet) as emit:
         from autoprune.api import run
 
         result = run(recipe, emit)
-    if not recipe.run.quiet:
+    if not quiet:
         show_result(result)
     return 0
 
@@ -144,11 +149,21 @@ def _guarded(command: Callable[[list[str]], int], arguments: list[str]) -> int:
     try:
         return command(arguments)
     except AutoPruneError as error:
-        print(f"error: {error}", file=sys.stderr)
+        _say(error)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+
+
+def _say(error: AutoPruneError) -> None:
+    """Prints the message; of several processes the first one does, unless it does not know of the error."""
+    try:
+        here = launched()
+    except AutoPruneError:  # which is the error to be told
+        here = None
+    if here is None or here.first or not error.everywhere:
+        print(f"error: {error}" if here is None else f"error: rank {here.rank}: {error}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -26,15 +26,16 @@ class InputSample:
     stride: int
     seen: int = 0
     parts: list[Float[Tensor, "tokens in"]] = field(default_factory=list)
+    before: int = 0  # tokens that other ranks see before the first one here
 
     @classmethod
-    def spread(cls, tokens: int) -> InputSample:
+    def spread(cls, tokens: int, before: int = 0) -> InputSample:
         """Nothing seen yet; about ``ERROR_TOKENS`` of ``tokens`` will be kept."""
-        return cls(max(1, tokens // ERROR_TOKENS))
+        return cls(max(1, tokens // ERROR_TOKENS), before=before)
 
     def update(self, x: Float[Tensor, "tokens in"]) -> None:
         """Adds a batch of tokens."""
-        first = -self.seen % self.stride
+        first = -(self.before + self.seen) % self.stride
         self.parts.append(x[first :: self.stride].float())
         self.seen += x.shape[0]
 
@@ -68,9 +69,9 @@ class InputObserver:
     first to receive it speaks for the group, so that shared statistics are computed once.
     """
 
-    def __init__(self, layers: Sequence[Layer], statistic: type[InputNorm] | type[InputGram] | None, tokens: int) -> None:
+    def __init__(self, layers: Sequence[Layer], statistic: type[InputNorm] | type[InputGram] | None, tokens: int, before: int = 0) -> None:
         self._statistic = statistic
-        self._tokens = tokens
+        self._tokens, self._before = tokens, before
         self._leader: dict[str, InputGroup] = {}
         self._in_this_pass: dict[tuple[Any, ...], tuple[Tensor, InputGroup]] = {}
         self._watch = Watch(layers, self._seen)
@@ -111,7 +112,7 @@ class InputObserver:
 
     def _new_group(self, x: Tensor) -> InputGroup:
         statistic = self._statistic.empty(x.shape[-1], x.device) if self._statistic else None
-        group = InputGroup([], InputSample.spread(self._tokens), statistic)
+        group = InputGroup([], InputSample.spread(self._tokens, self._before), statistic)
         self.groups.append(group)
         return group
 

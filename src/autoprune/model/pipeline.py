@@ -17,6 +17,8 @@ from autoprune.model.anatomy import Anatomy, Block
 from autoprune.model.events import BlockResult, Emit
 from autoprune.model.experts import eager_experts
 from autoprune.model.linear import Layer
+from autoprune.model.ranks import ALONE, Ranks
+from autoprune.model.sharing import share
 from autoprune.model.stages import Inputs, Work, advance, prune_by_gradients, prune_by_inputs
 from autoprune.model.stream import Place, Stream
 
@@ -72,15 +74,17 @@ class Pass:
     stream: Stream | None
 
 
-def prepare_inputs(store: Store, ids: Int[Tensor, "samples tokens"], batch: int, place: Place) -> tuple[Inputs, Stream]:
-    """One hollow forward pass over all samples: block 0's inputs, and how every block is called."""
+def prepare_inputs(store: Store, ids: Int[Tensor, "samples tokens"], batch: int, place: Place, ranks: Ranks = ALONE) -> tuple[Inputs, Stream]:
+    """One hollow forward pass over all samples of this rank: block 0's inputs, and how every block is called."""
     modules = [block.module for block in store.anatomy.blocks]
     store.load(0)
     mirror = probe_mirror(store.embed, modules, ids)
     store.release(0)
-    inputs = Inputs(ids.shape[0], ids.shape[1], batch, place, Calls(), mirror)
+    mine = share(-(-len(ids) // batch), ranks)
+    own = ids[mine.start * batch : mine.stop * batch]
+    inputs = Inputs(len(own), ids.shape[1], batch, place, Calls(), mirror, len(ids), mine.start * batch, ranks)
     stream = inputs.new_stream()
-    for i, part in enumerate(ids.split(batch)):
+    for i, part in enumerate(own.split(batch)):
         stream[i], calls = capture(store.embed, modules, mirror, part)
         inputs.calls.add(calls)
     return inputs, stream

@@ -18,7 +18,9 @@ from autoprune.model.anatomy import Block
 from autoprune.model.events import Emit, Notice, Step
 from autoprune.model.linear import Expert, Layer, hold_originals
 from autoprune.model.observe import FEW_TOKENS, InputGroup, InputObserver, InputSample, check_finite, settle_experts
+from autoprune.model.ranks import ALONE, Ranks
 from autoprune.model.rebuild import SubBlock, SubBlockRunner, find_sub_blocks, weight_gradients
+from autoprune.model.sharing import merge_gradients, merge_groups, observed_as, solved
 from autoprune.model.stream import Place, Stream
 
 COMPUTE = torch.float32  # LLM-Barber's forward passes and gradients
@@ -26,19 +28,25 @@ COMPUTE = torch.float32  # LLM-Barber's forward passes and gradients
 
 @dataclass(frozen=True)
 class Inputs:
-    """What flows into the blocks: how many samples of how many tokens, where they are kept, how blocks are called."""
+    """What flows into the blocks: how many samples of how many tokens, where they are kept, how blocks are called.
 
-    samples: int
+    Of several ranks, each has a part of the samples.
+    """
+
+    samples: int  # on this rank
     tokens: int
     batch: int
     place: Place
     calls: Calls
     mirror: Mirror  # how a block returns its hidden states
+    all_samples: int  # on all ranks
+    before: int = 0  # samples on the ranks before this one
+    ranks: Ranks = ALONE
 
     @classmethod
-    def none(cls) -> Inputs:
+    def none(cls, ranks: Ranks = ALONE) -> Inputs:
         """Nothing flows: for methods that look at no data."""
-        return cls(0, 0, 1, Place(), Calls(), Mirror(None))
+        return cls(0, 0, 1, Place(), Calls(), Mirror(None), 0, ranks=ranks)
 
     def new_stream(self) -> Stream:
         """An empty stream of hidden states."""
@@ -107,8 +115,11 @@ class Work:
 def prune_by_inputs(work: Work, method: Method, stream: Stream | None) -> None:
     """First passes: observe all input groups of the block with its own weights, then solve and assign every group."""
     groups = _observe_inputs(work, method, stream) if stream is not None else [InputGroup([layer], None) for layer in work.layers]
-    for group in groups:
-        solutions = method.solve([work.problem(layer, group.statistic) for layer in group.layers])
+
+    def solve(index: int) -> list[LayerSolution]:
+        return method.solve([work.problem(layer, groups[index].statistic) for layer in groups[index].layers])
+
+    for group, solutions in zip(groups, solved(work.inputs.ranks, [group.layers for group in groups], solve), strict=True):
         for layer, solution in zip(group.layers, solutions, strict=True):
             work.assign(layer, solution)
             error = group.sample.relative_error(work.dense[layer.name], layer.matrix) if group.sample else None
@@ -120,12 +131,14 @@ def prune_by_inputs(work: Work, method: Method, stream: Stream | None) -> None:
 
 @torch.no_grad()
 def _observe_inputs(work: Work, method: Method, stream: Stream) -> list[InputGroup]:
-    observer = InputObserver(work.layers, method.statistic, work.inputs.samples * work.inputs.tokens)  # type: ignore[arg-type]
+    inputs = work.inputs
+    kind = observed_as(inputs.ranks, method.statistic)
+    observer = InputObserver(work.layers, kind, inputs.all_samples * inputs.tokens, inputs.before * inputs.tokens)
     with observer:
         for i in work.batches("observe"):
-            work.inputs.calls.of(i, work.block.index)(work.block.module, stream[i])
+            inputs.calls.of(i, work.block.index)(work.block.module, stream[i])
             observer.next_pass()
-    groups = settle_experts(observer.groups, work.layers)
+    groups = settle_experts(merge_groups(inputs.ranks, observer.groups, work.layers, method.statistic), work.layers)
     seen = {layer.name for group in groups for layer in group.layers}
     if unseen := [work.block.full_name(layer) for layer in work.layers if layer.name not in seen]:
         raise NumericsError(
@@ -163,10 +176,17 @@ def _rebuild(work: Work, method: Method, sub: SubBlock, energies: dict[str, Grad
     """Solves and assigns the layers of a sub-block; experts that saw too few tokens stay as the pass before left them."""
     starved = {layer.name for layer in sub.layers if isinstance(layer, Expert) and samples[layer.name].seen < FEW_TOKENS}
     layers = [layer for layer in sub.layers if layer.name not in starved]
-    solutions = method.solve([work.problem(layer, energies[layer.name]) for layer in layers]) if layers else []
-    for layer, solution in zip(layers, solutions, strict=True):
-        work.assign(layer, solution)
-        work.record(layer, solution, samples[layer.name].relative_error(work.dense[layer.name], layer.matrix))
+    units = [[layer] for layer in layers] if not _together(method) else [layers] if layers else []
+    solutions = list[LayerSolution]()
+
+    def solve(index: int) -> list[LayerSolution]:
+        return method.solve([work.problem(layer, energies[layer.name]) for layer in units[index]])
+
+    for unit, found in zip(units, solved(work.inputs.ranks, units, solve), strict=True):
+        solutions += found
+        for layer, solution in zip(unit, found, strict=True):
+            work.assign(layer, solution)
+            work.record(layer, solution, samples[layer.name].relative_error(work.dense[layer.name], layer.matrix))
     for name in starved:
         notes = work.outcomes[name].notes | {"rebuilt": False, "tokens": samples[name].seen}
         work.outcomes[name] = replace(work.outcomes[name], notes=notes)
@@ -178,7 +198,8 @@ def _observe_gradients(
 ) -> tuple[dict[str, GradientEnergy], dict[str, InputSample], float]:
     """Pruned forward, dense forward, backward, for every sample; keeps the dense outputs. Returns also the mean loss."""
     energies = {layer.name: GradientEnergy.empty(layer.shape, layer.matrix.device) for layer in sub.layers}
-    samples = {layer.name: InputSample.spread(work.inputs.samples * work.inputs.tokens) for layer in sub.layers}
+    inputs = work.inputs
+    samples = {layer.name: InputSample.spread(inputs.all_samples * inputs.tokens, inputs.before * inputs.tokens) for layer in sub.layers}
     parameters = {layer.parameter_name: layer.parameter for layer in sub.layers}
     pruned = {name: parameter.data for name, parameter in parameters.items()}
     total = torch.zeros((), dtype=torch.float64, device=work.inputs.place.device)
@@ -199,13 +220,14 @@ def _observe_gradients(
             total += losses.detach().double().sum()
             outputs[index][i] = dense_output
     _put(parameters, pruned)
+    merge_gradients(inputs.ranks, sub.layers, energies, samples, total)
     for layer in sub.layers:
         if not samples[layer.name].seen and not isinstance(layer, Expert):
             raise NumericsError(f"{work.block.full_name(layer)} saw no input while its sub-block ran; leave it out with --ignore")
-        energies[layer.name].samples = work.inputs.samples  # samples that sent an expert nothing count as well
+        energies[layer.name].samples = inputs.all_samples  # samples that sent an expert nothing count as well
         if not bool(torch.isfinite(energies[layer.name].squares).all()):
             raise NumericsError(f"{work.block.full_name(layer)}: its gradients are not finite; check the model and the calibration data")
-    return energies, samples, float(total) / work.inputs.samples
+    return energies, samples, float(total) / inputs.all_samples
 
 
 def _put(parameters: dict[str, nn.Parameter], values: dict[str, Tensor]) -> None:
@@ -226,7 +248,8 @@ def _run_rebuilt(work: Work, runner: SubBlockRunner, index: int, stream: Stream,
         outputs[index][i] = output
         if last:
             stream[i] = result
-    return float(total) / work.inputs.samples
+    work.inputs.ranks.sum_(total)
+    return float(total) / work.inputs.all_samples
 
 
 class _precision:
@@ -254,8 +277,13 @@ class _precision:
 
 
 def _outcome(work: Work, sub: SubBlock, solutions: Sequence[LayerSolution], method: Method, before: float, after: float) -> SubBlockOutcome:
-    together = getattr(method, "prune_granularity", "") == "block"
+    together = _together(method)
     notes = [solution.notes for solution in solutions]
     compared = notes[0]["compared"] if together else sum(n["compared"] for n in notes)
     inverted = notes[0]["inverted"] if together else sum(n["inverted"] for n in notes)
     return SubBlockOutcome(work.block.index, sub.name, before, after, compared, inverted, sum(n["grown"] for n in notes))
+
+
+def _together(method: Method) -> bool:
+    """Whether a method compares all layers of a sub-block with each other, so that one rank has to solve all of them."""
+    return getattr(method, "prune_granularity", "block") == "block"

@@ -19,12 +19,9 @@ from autoprune.measuring import accuracy, count_zeros, measured
 from autoprune.model.events import Emit, Notice, silent
 from autoprune.planning import (
     Plan,
-    Subject,
     check_apart,
-    held_model,
     make_plan,
     method_label,
-    open_model,
     target_label,
 )
 from autoprune.pruning import prune_and_write
@@ -34,6 +31,7 @@ from autoprune.report.results import EvaluationRow, Perplexities, PruningSummary
 from autoprune.report.save import check_report_directory, save_row
 from autoprune.storage.stores import CheckpointStore
 from autoprune.storage.writer import check_target, delete_result
+from autoprune.subject import Subject, held_model, open_model
 
 if TYPE_CHECKING:
     from pandas import DataFrame

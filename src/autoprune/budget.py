@@ -68,6 +68,7 @@ class Layout:
 
     batch: int
     activations: str  # device, cpu or disk
+    at_once: bool = False  # whether the first pass sends all windows through a block together (--true_sequential)
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,8 @@ def need_of(shape: Shape, methods: Sequence[Method], layout: Layout, *, samples:
     stream = samples * tokens * shape.width * shape.running
     streams = looking + (2 if rebuilds else 0)  # LLM-Barber keeps the outputs of up to two sub-blocks beside its own stream
     weights = shape.block * (shape.stored * 2 + (shape.copies - 1) * shape.running)
-    work = max(_solving(shape, methods), _rebuilding(shape, layout, tokens) if rebuilds else 0, _forward(shape, layout, tokens))
+    together = samples if layout.at_once else layout.batch
+    work = max(_solving(shape, methods), _rebuilding(shape, layout, tokens) if rebuilds else 0, _forward(shape, together, tokens))
     return Need(PROGRAM, shape.outside * shape.stored, weights, 0 if layout.activations == "disk" else stream * streams, work)
 
 
@@ -111,7 +113,7 @@ def choose_layout(
         return wanted, need
     for place in places:
         for batch in batches:
-            layout = Layout(batch, place)
+            layout = dataclasses.replace(wanted, batch=batch, activations=place)
             need = need_of(shape, methods, layout, samples=samples, tokens=tokens)
             if need.total <= budget:
                 return layout, need
@@ -139,9 +141,9 @@ def human(size: float) -> str:
     return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
 
 
-def _forward(shape: Shape, layout: Layout, tokens: int) -> int:
+def _forward(shape: Shape, batch: int, tokens: int) -> int:
     """Activations inside a block: hidden states and residual, a few of the widest tensors."""
-    return layout.batch * tokens * (6 * shape.width + 3 * shape.widest) * shape.running
+    return batch * tokens * (6 * shape.width + 3 * shape.widest) * shape.running
 
 
 def _solving(shape: Shape, methods: Sequence[Method]) -> int:

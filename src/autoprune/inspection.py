@@ -18,11 +18,12 @@ from autoprune.model.observe import InputObserver
 from autoprune.model.pipeline import Store, prepare_inputs
 from autoprune.model.replay import replay_check
 from autoprune.model.stream import Place
-from autoprune.planning import batch_size, choose_device, choose_seqlen, context_of, open_model
+from autoprune.planning import batch_size, choose_seqlen
 from autoprune.recipe import Recipe, recipe_from_flat
 from autoprune.storage.checkpoint import has_weights
 from autoprune.storage.locate import locate
 from autoprune.storage.skeleton import hollow_model
+from autoprune.subject import choose_device, context_of, open_model
 
 PROBE = 16  # tokens run through the blocks to see which layers share an input, and whether the blocks replay
 METHODS: Mapping[str, tuple[Method, ...]] = {name: (method(),) for name, method in FIRST_PASSES.items()} | {

@@ -10,11 +10,12 @@ from autoprune.evaluation.perplexity import perplexity
 from autoprune.evaluation.remember import remembered
 from autoprune.model.events import Emit
 from autoprune.model.stream import Place
-from autoprune.planning import AnyStore, Plan, Subject, check_values
+from autoprune.planning import Plan
 from autoprune.recipe import Recipe
 from autoprune.report.results import PerplexityResult, ZeroShotResult
 from autoprune.storage.manifest import versions
 from autoprune.storage.writer import file_sha256
+from autoprune.subject import AnyStore, Subject, check_values
 
 
 def measured(plan: Plan, subject: Subject, emit: Emit) -> tuple[PerplexityResult, ...]:

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import nn
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from autoprune.budget import Layout, choose_layout, human, parse_memory, shape_of
 from autoprune.core.problem import Method
@@ -17,11 +12,10 @@ from autoprune.core.sparsity import SemiStructured, Target, Unstructured, readin
 from autoprune.data.cache import cached_windows
 from autoprune.data.texts import parse_source
 from autoprune.data.windows import Windows, calibration_windows, evaluation_windows
-from autoprune.errors import DataError, ModelError, OutputError, RecipeError
-from autoprune.launch import launched
+from autoprune.errors import OutputError, RecipeError
 from autoprune.methods import passes
 from autoprune.model.anatomy import check_coverage, select_layers
-from autoprune.model.events import Emit, Notice, Phase, Step
+from autoprune.model.events import Emit, Notice, Phase
 from autoprune.model.linear import Layer
 from autoprune.model.ranks import ALONE, Ranks
 from autoprune.recipe import Recipe
@@ -30,33 +24,11 @@ from autoprune.storage.complete import check_complete
 from autoprune.storage.locate import DEMO, locate
 from autoprune.storage.pruned import GivenPattern, check_ancestry, check_pattern
 from autoprune.storage.skeleton import build_skeleton
-from autoprune.storage.stores import CheckpointStore, MemoryStore
+from autoprune.storage.stores import CheckpointStore
+from autoprune.subject import Subject
 
 DEFAULT_SEQLEN = 2048
 TOKENS_PER_PASS = 2048  # windows are batched up to about this many tokens per forward pass
-CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx")
-AnyStore = CheckpointStore | MemoryStore
-
-
-@dataclass(frozen=True)
-class Subject:
-    """The model of a run: its weights' store, its name, and how to get at its tokenizer."""
-
-    name: str
-    store: AnyStore
-    checkpoint: Checkpoint | None
-    load_tokenizer: Callable[[], PreTrainedTokenizerBase]
-
-    @property
-    def config(self) -> Any:
-        """The text model's configuration."""
-        config: Any = self.store.model.config
-        return config.get_text_config()
-
-    @property
-    def context(self) -> int | None:
-        """Longest window that the model was made for, in tokens; None where its configuration says nothing."""
-        return context_of(self.config)
 
 
 @dataclass(frozen=True)
@@ -72,70 +44,6 @@ class Plan:
     seqlen: int
     layout: Layout
     ranks: Ranks = ALONE
-
-
-def context_of(config: Any) -> int | None:
-    """Longest window in tokens by a text model's configuration; None where it says nothing."""
-    found = (getattr(config, name, None) for name in CONTEXT_NAMES)
-    return next((value for value in found if isinstance(value, int) and value > 0), None)
-
-
-def open_model(recipe: Recipe, *, resident: bool) -> Subject:
-    """Finds and opens the recipe's model. Raises: ModelError if it is missing, damaged or of an unknown kind."""
-    options = recipe.model
-    directory = locate(options.model, options.cache_dir)
-    checkpoint = Checkpoint.open(directory)
-    skeleton = build_skeleton(checkpoint, options.dtype, choose_device(options.device), trust_remote_code=options.trust_remote_code)
-    check_complete(skeleton)
-    store = CheckpointStore(skeleton, resident=resident)
-    return Subject(options.model, store, checkpoint, lambda: load_tokenizer(directory, options.trust_remote_code))
-
-
-def held_model(model: nn.Module, tokenizer: PreTrainedTokenizerBase | None) -> Subject:
-    """A model that is in memory already."""
-
-    def given() -> PreTrainedTokenizerBase:
-        if tokenizer is None:
-            raise DataError("the model was given without its tokenizer: pass tokenizer=…, or token ids in a .safetensors file")
-        return tokenizer
-
-    model.eval()
-    return Subject(getattr(model, "name_or_path", "") or type(model).__name__, MemoryStore(model), None, given)
-
-
-def load_tokenizer(directory: Path, trust_remote_code: bool) -> PreTrainedTokenizerBase:
-    """The tokenizer beside the weights. Raises: ModelError if there is none that can be read."""
-    try:
-        return AutoTokenizer.from_pretrained(directory, trust_remote_code=trust_remote_code)
-    except Exception as error:  # a damaged tokenizer.json makes the tokenizers library raise Exception itself
-        raise ModelError(f"{directory}: no tokenizer can be read there ({error}); add its files, or give token ids in a .safetensors file") from error
-
-
-def choose_device(word: str) -> torch.device:
-    """The device that blocks run on; of several processes on a machine with several GPUs, each has its own.
-
-    Raises: RecipeError if it is unknown or absent.
-    """
-    here = launched()
-    if word == "auto":
-        accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        if accelerator is None or accelerator.type != "cuda":
-            return accelerator or torch.device("cpu")
-        word = f"cuda:{here.local_rank}" if here else "cuda:0"
-    elif here and word.partition(":")[0] == "cuda":
-        if word != "cuda":
-            raise RecipeError(f"--device {word!r} would put all processes on one GPU; leave it out, then each takes that of its LOCAL_RANK")
-        word = f"cuda:{here.local_rank}"
-    try:
-        device = torch.device(word)
-        torch.empty(1, device=device).item()
-        if here and device.type == "cuda":
-            torch.cuda.set_device(device)  # NCCL asks for it
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise RecipeError(
-            f"--device {word!r} can't be used here ({str(error).splitlines()[0]}); give cpu, cuda, cuda:N or mps, or leave it out"
-        ) from error
-    return device
 
 
 def choose_seqlen(recipe: Recipe, context: int | None) -> int:
@@ -168,6 +76,8 @@ def make_plan(recipe: Recipe, subject: Subject, emit: Emit, *, measure: bool, ra
         chosen = select_layers(subject.store.anatomy, recipe.pruning.ignore, target)
         if isinstance(methods[0], GivenPattern):
             check_pattern(methods[0].pruned, chosen, target, recipe.pruning.sparsity_ratio)
+    if recipe.barber.compute_dtype == "tf32" and subject.store.device.type != "cuda":
+        raise RecipeError(f"--compute_dtype tf32 is a mode of CUDA devices, and blocks run on {subject.store.device}; choose float32 or bfloat16")
     if target and (note := reading(target)):
         emit(Notice(note))
     if subject.context is None and recipe.calibration.seqlen is None:
@@ -198,7 +108,10 @@ def _layout(recipe: Recipe, subject: Subject, methods: tuple[Method, ...], calib
     anatomy = subject.store.anatomy
     if anatomy.has_experts and recipe.rebuild.prune_barber:
         batch = 1  # experts' gradients are taken sample by sample
-    wanted = Layout(batch, recipe.run.activations)
+    at_once = recipe.pruning.true_sequential and bool(methods) and methods[0].statistic is not None
+    if at_once:
+        _check_in_sequence(anatomy.has_experts, ranks)
+    wanted = Layout(batch, recipe.run.activations, at_once)
     budget = parse_memory(recipe.run.memory) if recipe.run.memory else None
     if budget is None or not methods or not isinstance(subject.store, CheckpointStore):
         return wanted
@@ -213,6 +126,16 @@ def _layout(recipe: Recipe, subject: Subject, methods: tuple[Method, ...], calib
     return layout
 
 
+def _check_in_sequence(experts: bool, ranks: int) -> None:
+    """Raises: RecipeError if input groups can't be pruned one after the other inside a block."""
+    if experts:
+        raise RecipeError(
+            "--true_sequential can't be used on a mixture of experts: an expert that sees few tokens needs what all of them see; leave it out"
+        )
+    if ranks > 1:
+        raise RecipeError("--true_sequential sends all samples through a block at once, so several processes can't share them; leave it out")
+
+
 def batch_size(recipe: Recipe, seqlen: int) -> int:
     """Windows per forward pass."""
     return recipe.run.batch_size or max(1, TOKENS_PER_PASS // seqlen)
@@ -224,18 +147,6 @@ def check_apart(target: Path, recipe: Recipe) -> None:
         source = DEMO if word == "demo" else Path(word).expanduser() if word else None
         if source and source.is_dir() and target.resolve().is_relative_to(source.resolve()):
             raise OutputError(f"--save_model {target} lies in the directory of {flag} {word}, which must stay as it is; choose another directory")
-
-
-def check_values(subject: Subject, emit: Emit) -> str:
-    """Reads all weights once and returns their fingerprint. Raises: ModelError if one is NaN or infinite."""
-    checkpoint = subject.checkpoint
-    if checkpoint is None:
-        for name, tensor in subject.store.model.named_parameters():
-            if not bool(torch.isfinite(tensor).all()):
-                raise ModelError(f"{subject.name}: tensor {name} holds NaN or infinity; the model is damaged or its training diverged")
-        return "in memory"
-    emit(Phase("checking weights", total=len(checkpoint.shards)))
-    return checkpoint.inspect_values(lambda done, total: emit(Step(0, 1, "checking weights", done, total)))
 
 
 def source_name(word: str) -> str:

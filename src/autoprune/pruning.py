@@ -19,15 +19,16 @@ from autoprune.model.events import BlockResult, Emit, Notice, Phase
 from autoprune.model.pipeline import Pass, prepare_inputs, prune_blocks, replay_finished
 from autoprune.model.ranks import Ranks
 from autoprune.model.replay import require_replay
-from autoprune.model.stages import Inputs
 from autoprune.model.stream import Place, Stream
-from autoprune.planning import Plan, Subject, check_values, method_label, target_label
+from autoprune.model.work import Inputs
+from autoprune.planning import Plan, method_label, target_label
 from autoprune.recipe import Recipe
 from autoprune.report.results import PruningSummary, dump_json
 from autoprune.storage.journal import Journal, first_difference
 from autoprune.storage.manifest import manifest, model_card, provenance
 from autoprune.storage.stores import CheckpointStore
 from autoprune.storage.writer import MANIFEST, CheckpointWriter, Workplace, companions, writing_to
+from autoprune.subject import Subject, check_values
 
 REPLAY_TOKENS = 16  # of two windows: what the replay check runs on
 NO_ERRORS = "no calibration data was read, so layer errors were not measured (--layer_errors measures them)"
@@ -121,6 +122,10 @@ def _prune_blocks(run: _Run, journal: Journal | None) -> list[BlockResult]:
     with _timed(run.seconds, "capture"):
         inputs, streams = _streams(run)
     steps = [Pass(method, stream) for method, stream in zip(run.plan.methods, streams, strict=True)]
+    if run.plan.layout.at_once and run.plan.calibration:
+        ids = run.plan.calibration.ids
+        at_once, stream = prepare_inputs(store, ids, len(ids), inputs.place)
+        steps[0] = Pass(run.plan.methods[0], stream, at_once)
     if results:
         emit(Phase("running finished blocks again", total=len(results)))
         last = len(steps) - 1

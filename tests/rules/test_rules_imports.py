@@ -87,8 +87,8 @@ def test_mathematics_import_only_torch_and_each_other(file: Path) -> None:
 def test_imports_look_downwards(file: Path) -> None:
     """The package's __init__ is the front door, and opens the api."""
     name = _name(file)
-    if name in ("errors", "recipe"):  # everyone imports them, so they may only stand on the ground
-        assert {part(m) for m in _imports(file) if m.startswith("autoprune")} <= {"core", "errors", "recipe"}
+    if name in ("errors", "options", "recipe"):  # everyone imports them, so they may only stand on the ground
+        assert {part(m) for m in _imports(file) if m.startswith("autoprune")} <= {"core", "errors", "options", "recipe"}
     else:
         assert upward(name, _imports(file)) == []
 

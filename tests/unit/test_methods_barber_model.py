@@ -144,6 +144,27 @@ def test_models_in_half_precision_are_rebuilt_in_float32(family: tuple[nn.Module
             assert int((~survivors).sum()) == parameter.numel() // 2
 
 
+def test_bfloat16_gradients_are_near_float32_ones(family: tuple[nn.Module, oracle.Halves, str]) -> None:
+    """Not the same, but near; weights and other parameters are in the model's own precision again afterwards, bit for bit."""
+    dense = family[0]
+    patterns, methods = [], []
+    for word in ("float32", "bfloat16"):
+        model = copy.deepcopy(dense)
+        methods.append(Recording("layer", 0.3, compute_dtype=word))
+        _, outcomes = _rebuild(model, methods[-1], Unstructured(0.5))
+        assert all(o.exchanged > 0 and o.loss_after > 0 for o in outcomes)
+        layers = [name.removesuffix(".weight") in methods[-1].seen for name, _ in model.named_parameters()]
+        for layer, (name, parameter), original in zip(layers, model.named_parameters(), dense.parameters(), strict=True):
+            kept = parameter != 0 if layer else torch.ones_like(parameter, dtype=torch.bool)
+            assert parameter.dtype == torch.float32 and torch.equal(parameter[kept], original[kept]), name
+        patterns.append(torch.cat([(p != 0).flatten() for layer, p in zip(layers, model.parameters(), strict=True) if layer]))
+    first = next(iter(methods[0].seen))
+    exact, coarse = (method.seen[first] for method in methods)
+    assert coarse.dtype == torch.float32 and not torch.equal(exact, coarse)
+    torch.testing.assert_close(coarse, exact, rtol=0.1, atol=0.02 * float(exact.max()))
+    assert (patterns[0] == patterns[1]).float().mean() > 0.97
+
+
 def _chain(batch_first: bool) -> tuple[nn.Linear, nn.Linear, Callable[[Tensor], Tensor]]:
     """Two layers and how samples run through them."""
     torch.manual_seed(3)

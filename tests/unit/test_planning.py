@@ -19,10 +19,7 @@ from autoprune.planning import (
     TOKENS_PER_PASS,
     batch_size,
     check_apart,
-    choose_device,
     choose_seqlen,
-    context_of,
-    held_model,
     make_plan,
     method_label,
     needs_data,
@@ -30,6 +27,7 @@ from autoprune.planning import (
     target_label,
 )
 from autoprune.recipe import Recipe, recipe_from_flat
+from autoprune.subject import choose_device, context_of, held_model
 
 
 def recipe(**options: Any) -> Recipe:

@@ -66,7 +66,7 @@ class GradientEnergy:
     def update(self, dy: Float[Tensor, "samples tokens out"], x: Float[Tensor, "samples tokens in"]) -> None:
         """Adds a batch of samples: sample j's gradient is ``dY_j^T X_j``, never summed with another's before squaring."""
         for dy_j, x_j in zip(dy, x, strict=True):
-            gradient = dy_j.float().T @ x_j.float()
+            gradient = (dy_j.T @ x_j).float()
             self.squares.addcmul_(gradient, gradient)
         self.samples += dy.shape[0]
 

@@ -46,13 +46,16 @@ class Layer:
         """Number of weights."""
         return self.matrix.numel()
 
-    def assign(self, matrix: Float[Tensor, "out in"]) -> None:
+    def assign(self, matrix: Float[Tensor, "out in"], *, in_place: bool = False) -> None:
         """Gives the layer new weights ``[out, in]`` in its own dtype: the one place where a weight changes.
 
-        The old tensor is let go, not overwritten, so that whoever holds it still has the dense weights.
+        The old tensor is let go, so that whoever holds it still has the dense weights; or it is overwritten ``in_place``.
         """
         weight = self.parameter
-        weight.data = self.of(matrix).to(weight.dtype).contiguous()  # to transpose twice is not to transpose
+        if in_place:
+            self.matrix.copy_(matrix)
+        else:
+            weight.data = self.of(matrix).to(weight.dtype).contiguous()  # to transpose twice is not to transpose
 
 
 @dataclass(frozen=True)
@@ -78,21 +81,21 @@ class Expert(Layer):
         """This expert's ``[out, in]`` matrix as a view of a tensor that is laid out as the fused parameter is."""
         return tensor[self.index].T if self.transposed else tensor[self.index]
 
-    def assign(self, matrix: Float[Tensor, "out in"]) -> None:
-        """Overwrites this expert's part of the fused parameter (see ``hold_originals``)."""
+    def assign(self, matrix: Float[Tensor, "out in"], *, in_place: bool = True) -> None:
+        """Overwrites this expert's part of the fused parameter (see ``hold_originals``), there being no other way."""
         self.matrix.copy_(matrix)
 
 
-def hold_originals(layers: tuple[Layer, ...]) -> dict[str, Tensor]:
+def hold_originals(layers: tuple[Layer, ...], in_place: bool = False) -> dict[str, Tensor]:
     """By parameter name: the weights as they are now, which later calls of ``assign`` leave alone.
 
-    Fused parameters are written in place, so the model gets a copy of them and the original is kept.
+    Fused parameters, and all that will be assigned ``in_place``, are overwritten: the model gets a copy and the original is kept.
     """
     originals: dict[str, Tensor] = {}
     for layer in layers:
         if layer.parameter_name not in originals:
             originals[layer.parameter_name] = layer.parameter.data
-            if isinstance(layer, Expert):
+            if in_place or isinstance(layer, Expert):
                 layer.parameter.data = layer.parameter.data.clone()
     return originals
 

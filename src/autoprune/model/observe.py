@@ -56,6 +56,21 @@ class InputGroup:
     statistic: InputNorm | InputGram | None = None
     notes: dict[str, Any] = field(default_factory=dict)
 
+    @classmethod
+    def empty(
+        cls, layers: list[Layer], statistic: type[InputNorm] | type[InputGram] | None, x: Float[Tensor, "*tokens in"], tokens: int, before: int = 0
+    ) -> InputGroup:
+        """Nothing seen yet of layers that are fed by tensors like ``x``, out of ``tokens`` tokens in all."""
+        return cls(layers, InputSample.spread(tokens, before), statistic.empty(x.shape[-1], x.device) if statistic else None)
+
+    def update(self, x: Float[Tensor, "*tokens in"]) -> None:
+        """Adds a batch of tokens."""
+        flat = x.reshape(-1, x.shape[-1])
+        if self.sample is not None:
+            self.sample.update(flat)
+        if self.statistic is not None:
+            self.statistic.update(flat)
+
     @property
     def tokens(self) -> int:
         """Number of tokens seen."""
@@ -104,15 +119,10 @@ class InputObserver:
         group = self._leader[layer.name]
         if group.layers[0] is layer:
             self._in_this_pass[key] = (x, group)  # the reference keeps the address from being used again
-            flat = x.reshape(-1, x.shape[-1])
-            if group.sample is not None:
-                group.sample.update(flat)
-            if group.statistic is not None:
-                group.statistic.update(flat)
+            group.update(x)
 
     def _new_group(self, x: Tensor) -> InputGroup:
-        statistic = self._statistic.empty(x.shape[-1], x.device) if self._statistic else None
-        group = InputGroup([], InputSample.spread(self._tokens, self._before), statistic)
+        group = InputGroup.empty([], self._statistic, x, self._tokens, self._before)
         self.groups.append(group)
         return group
 

@@ -12,15 +12,18 @@ from torch import Tensor
 
 from autoprune.core.problem import LayerSolution, Method, Scope
 from autoprune.core.sparsity import Target
-from autoprune.model.activations import Calls, capture, probe_mirror
+from autoprune.model.activations import PROBE_TOKENS, Calls, capture, probe_mirror
 from autoprune.model.anatomy import Anatomy, Block
 from autoprune.model.events import BlockResult, Emit
 from autoprune.model.experts import eager_experts
+from autoprune.model.gradients import prune_by_gradients
 from autoprune.model.linear import Layer
+from autoprune.model.precision import compute_word, tensor_cores
 from autoprune.model.ranks import ALONE, Ranks
 from autoprune.model.sharing import share
-from autoprune.model.stages import Inputs, Work, advance, prune_by_gradients, prune_by_inputs
+from autoprune.model.stages import advance, prune_by_inputs, prune_in_sequence
 from autoprune.model.stream import Place, Stream
+from autoprune.model.work import Inputs, Probe, Work
 
 
 class Store(Protocol):
@@ -68,10 +71,15 @@ class Store(Protocol):
 
 @dataclass
 class Pass:
-    """A method and the hidden states that its blocks see; methods that look at nothing have no stream."""
+    """A method and the hidden states that its blocks see; methods that look at nothing have no stream.
+
+    ``at_once``: how its blocks are called with all samples together, if inside a block it is to prune input group by
+    input group, each behind the pruned ones before it.
+    """
 
     method: Method
     stream: Stream | None
+    at_once: Inputs | None = None
 
 
 def prepare_inputs(store: Store, ids: Int[Tensor, "samples tokens"], batch: int, place: Place, ranks: Ranks = ALONE) -> tuple[Inputs, Stream]:
@@ -82,7 +90,9 @@ def prepare_inputs(store: Store, ids: Int[Tensor, "samples tokens"], batch: int,
     store.release(0)
     mine = share(-(-len(ids) // batch), ranks)
     own = ids[mine.start * batch : mine.stop * batch]
-    inputs = Inputs(len(own), ids.shape[1], batch, place, Calls(), mirror, len(ids), mine.start * batch, ranks)
+    hidden, calls = capture(store.embed, modules, mirror, ids[:1, :PROBE_TOKENS])
+    probe = Probe(hidden, tuple(calls))
+    inputs = Inputs(len(own), ids.shape[1], batch, place, Calls(), mirror, len(ids), mine.start * batch, ranks, probe)
     stream = inputs.new_stream()
     for i, part in enumerate(own.split(batch)):
         stream[i], calls = capture(store.embed, modules, mirror, part)
@@ -102,7 +112,8 @@ def prune_blocks(
     with eager_experts(store.anatomy.model):
         for block in blocks[start:]:
             store.load(block.index)
-            work = Work(block, chosen[block.index], target, inputs, emit, len(blocks), storage_dtype=store.storage_dtype)
+            work = Work(block, chosen[block.index], target, inputs, emit, len(blocks))
+            work.hold(store.storage_dtype, in_place=passes[0].at_once is not None)
             for number, step in enumerate(passes):
                 _apply(work, step, last=block is blocks[-1])
                 if step.stream is not None and step is not passes[-1]:
@@ -125,14 +136,18 @@ def replay_finished(
             for number, step in enumerate(passes):
                 if step.stream is not None:
                     store.load_stored(block.index, stored(number, block.index))
-                    advance(Work(block, (), None, inputs, emit, len(blocks)), step.stream)
+                    advance(Work(block, (), None, step.at_once or inputs, emit, len(blocks)), step.stream)
                     store.release(block.index)
 
 
 def _apply(work: Work, step: Pass, *, last: bool) -> None:
     if step.method.scope is Scope.SUB_BLOCK:
         assert step.stream is not None
-        prune_by_gradients(work, step.method, step.stream)
+        with tensor_cores(compute_word(step.method)):
+            prune_by_gradients(work, step.method, step.stream)
+        return
+    if step.at_once and step.stream is not None:
+        prune_in_sequence(work, step.method, step.stream, step.at_once)
         return
     prune_by_inputs(work, step.method, step.stream)
     if step.stream is not None and not last:

@@ -39,10 +39,10 @@ class SubBlock:
         return self.members[-1]
 
 
-def find_sub_blocks(block: Block, layers: Sequence[Layer], call: BlockCall, hidden: Float[Tensor, "samples tokens width"]) -> list[SubBlock]:
+def find_sub_blocks(block: Block, layers: Sequence[Layer], run: Callable[[Block], None]) -> list[SubBlock]:
     """Groups layers by the block's direct child, in order of execution; bare layers form one group.
 
-    Runs the block once on ``hidden`` to see that order. Raises: ModelError if nothing of the block runs.
+    ``run`` runs the block once, on whatever tokens, to show that order. Raises: ModelError if nothing of the block runs.
     """
     bare = [layer.module for layer in block.layers if "." not in layer.name]
     children = {name: child for name, child in block.module.named_children() if any(la.name.startswith(name + ".") for la in block.layers)}
@@ -53,8 +53,7 @@ def find_sub_blocks(block: Block, layers: Sequence[Layer], call: BlockCall, hidd
 
     handles = [module.register_forward_hook(note) for module in [*children.values(), *bare]]
     try:
-        with torch.no_grad():
-            call(block.module, hidden)
+        run(block)
     finally:
         for handle in handles:
             handle.remove()
@@ -92,7 +91,7 @@ class SubBlockRunner:
     """Runs one sub-block of a block at a time; ``runs`` counts how often, for the tests."""
 
     def __init__(self, block: Block, sub_blocks: Sequence[SubBlock]) -> None:
-        self._block, self._sub_blocks = block, sub_blocks
+        self._block, self.sub_blocks = block, sub_blocks
         self.runs = 0
 
     def run(
@@ -100,7 +99,7 @@ class SubBlockRunner:
     ) -> tuple[Float[Tensor, "samples tokens _"], Float[Tensor, "samples tokens width"]]:
         """Output of sub-block ``active`` and of the block, with ``earlier`` the outputs of the sub-blocks before it."""
         outputs: list[Tensor] = []
-        handle = self._sub_blocks[active].output.register_forward_hook(lambda _m, _a, output: outputs.append(hidden_of(output)))
+        handle = self.sub_blocks[active].output.register_forward_hook(lambda _m, _a, output: outputs.append(hidden_of(output)))
         modules, stubs = self._stubs(active, earlier)
         try:
             with replaced_forward(modules, stubs):
@@ -113,7 +112,7 @@ class SubBlockRunner:
     def _stubs(self, active: int, earlier: Sequence[Tensor]) -> tuple[list[nn.Module], list[Callable[..., Any]]]:
         modules: list[nn.Module] = []
         stubs: list[Callable[..., Any]] = []
-        for i, sub in enumerate(self._sub_blocks):
+        for i, sub in enumerate(self.sub_blocks):
             if i == active:
                 continue
             for member, mirror in zip(sub.members, sub.mirrors, strict=True):

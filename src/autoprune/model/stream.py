@@ -28,6 +28,12 @@ class Stream:
         self._batch, self._samples, self._place = batch, samples, place
         self._data: Tensor | None = None
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """What hidden states are kept in: the precision that the model runs in."""
+        assert self._data is not None, "a stream's precision is that of what is first written"
+        return self._data.dtype
+
     def __len__(self) -> int:
         return -(-self._samples // self._batch)
 

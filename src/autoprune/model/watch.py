@@ -36,15 +36,19 @@ class Use:
     part: Callable[[Tensor], Tensor]
 
 
+Coming = Callable[[list[Use]], None]  # the layers' uses, before their product is taken
 Seen = Callable[[list[Use], Tensor], Tensor]  # the layers' uses and the product -> what the block shall get in its place
 
 
 class Watch(TorchFunctionMode):
-    """While it lasts (use it as a context manager), ``seen`` is told of the products of these layers' present weights."""
+    """While it lasts (use it as a context manager), ``coming`` and ``seen`` are told of the products of these layers' present weights.
 
-    def __init__(self, layers: Sequence[Layer], seen: Seen) -> None:
+    Between the two a weight may be overwritten in place; the product is taken of what it is then.
+    """
+
+    def __init__(self, layers: Sequence[Layer], seen: Seen | None = None, coming: Coming | None = None) -> None:
         super().__init__()
-        self._layers, self._seen = layers, seen
+        self._layers, self._seen, self._coming = layers, seen, coming
         self._by_address: dict[int, list[tuple[Layer, Tensor]]] = {}
         self._fused: set[int] = set()
 
@@ -60,15 +64,16 @@ class Watch(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
         kwargs = kwargs or {}
-        result = func(*args, **kwargs)
         factors = FACTORS.get(getattr(func, "__name__", ""))
-        if factors is None or not isinstance(result, Tensor):
-            return result
-        left, right = (args[place] if place < len(args) else kwargs.get(name) for place, name in factors)
-        if not (isinstance(left, Tensor) and isinstance(right, Tensor) and right.dim() > 1):
-            return result
-        uses = self._uses(left, right.mT if func.__name__ == "linear" else right)
-        return self._seen(uses, result) if uses else result
+        uses: list[Use] = []
+        if factors is not None:
+            left, right = (args[place] if place < len(args) else kwargs.get(name) for place, name in factors)
+            if isinstance(left, Tensor) and isinstance(right, Tensor) and right.dim() > 1:
+                uses = self._uses(left, right.mT if func.__name__ == "linear" else right)
+        if uses and self._coming:
+            self._coming(uses)
+        result = func(*args, **kwargs)
+        return self._seen(uses, result) if uses and self._seen else result
 
     def _uses(self, left: Tensor, right: Tensor) -> list[Use]:
         """The layers in ``left @ right``: usually ``x @ W^T``, sometimes ``W @ x^T``, or a batch of experts at once."""

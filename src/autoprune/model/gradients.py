@@ -1,0 +1,146 @@
+"""LLM-Barber's work on one block: gradients of every sub-block, exchange, and the rebuilt sub-block's output."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from autoprune.core.outcome import SubBlockOutcome
+from autoprune.core.problem import LayerSolution, Method
+from autoprune.core.statistics import GradientEnergy
+from autoprune.errors import NumericsError
+from autoprune.model.linear import Expert
+from autoprune.model.observe import FEW_TOKENS, InputSample
+from autoprune.model.precision import COMPUTE_DTYPES, compute_word, computing_in
+from autoprune.model.rebuild import SubBlock, SubBlockRunner, find_sub_blocks, weight_gradients
+from autoprune.model.sharing import merge_gradients, solved
+from autoprune.model.stream import Stream
+from autoprune.model.work import Work
+
+
+def prune_by_gradients(work: Work, method: Method, stream: Stream) -> None:
+    """Sub-block by sub-block, each behind the rebuilt ones before it; advances the stream on the way."""
+    probe = work.inputs.probe
+    assert probe is not None
+    subs = find_sub_blocks(work.block, work.layers, probe.run)
+    runner = SubBlockRunner(work.block, subs)
+    dtype = COMPUTE_DTYPES[compute_word(method)]
+    outputs: list[Stream] = []
+    for index, sub in enumerate(subs):
+        outputs.append(work.inputs.new_stream())
+        before, solutions = 0.0, list[LayerSolution]()
+        if sub.layers:
+            energies, samples, before = _observe_gradients(work, runner, index, stream, outputs, dtype)
+            solutions = _rebuild(work, method, sub, energies, samples)
+        last = index == len(subs) - 1
+        with _narrowed(work, stream.dtype, dtype) as narrowed:
+            after = _run_rebuilt(work, runner, index, stream, outputs, narrowed, last=last)
+        if solutions:
+            work.sub_blocks.append(_outcome(work, sub, solutions, method, before, after))
+
+
+def _rebuild(work: Work, method: Method, sub: SubBlock, energies: dict[str, GradientEnergy], samples: dict[str, InputSample]) -> list[LayerSolution]:
+    """Solves and assigns the layers of a sub-block; experts that saw too few tokens stay as the pass before left them."""
+    starved = {layer.name for layer in sub.layers if isinstance(layer, Expert) and samples[layer.name].seen < FEW_TOKENS}
+    layers = [layer for layer in sub.layers if layer.name not in starved]
+    units = [[layer] for layer in layers] if not _together(method) else [layers] if layers else []
+    solutions = list[LayerSolution]()
+
+    def solve(index: int) -> list[LayerSolution]:
+        return method.solve([work.problem(layer, energies[layer.name]) for layer in units[index]])
+
+    for unit, found in zip(units, solved(work.inputs.ranks, units, solve), strict=True):
+        solutions += found
+        for layer, solution in zip(unit, found, strict=True):
+            work.assign(layer, solution)
+            work.record(layer, solution, samples[layer.name].relative_error(work.dense[layer.name], layer.matrix))
+    for name in starved:
+        notes = work.outcomes[name].notes | {"rebuilt": False, "tokens": samples[name].seen}
+        work.outcomes[name] = replace(work.outcomes[name], notes=notes)
+    return solutions
+
+
+def _observe_gradients(
+    work: Work, runner: SubBlockRunner, index: int, stream: Stream, outputs: list[Stream], dtype: torch.dtype
+) -> tuple[dict[str, GradientEnergy], dict[str, InputSample], float]:
+    """Pruned forward, dense forward, backward, for every sample; keeps the dense outputs. Returns also the mean loss."""
+    inputs, sub = work.inputs, runner.sub_blocks[index]
+    energies = {layer.name: GradientEnergy.empty(layer.shape, layer.matrix.device) for layer in sub.layers}
+    samples = {layer.name: InputSample.spread(inputs.all_samples * inputs.tokens, inputs.before * inputs.tokens) for layer in sub.layers}
+    parameters = {layer.parameter_name: layer.parameter for layer in sub.layers}
+    pruned = {name: parameter.data for name, parameter in parameters.items()}
+    total = torch.zeros((), dtype=torch.float64, device=inputs.place.device)
+    with computing_in(work.block.module, dtype, leave=parameters):
+        sparse = {name: data.to(dtype) for name, data in pruned.items()}
+        dense = {name: work.originals[name].to(dtype) for name in parameters}
+        for i in work.batches(f"gradients {sub.name}"):
+            call, hidden = inputs.calls.of(i, work.block.index), stream[i].to(dtype)
+            earlier = [output[i].to(dtype) for output in outputs[:index]]
+            _put(parameters, sparse)
+            with torch.no_grad():
+                sparse_output, _ = runner.run(index, call, hidden, earlier)
+            _put(parameters, dense)
+            with weight_gradients(energies, samples, sub.layers, hidden.shape[0]) as backward:
+                dense_output, _ = runner.run(index, call, hidden, earlier)
+                losses = (dense_output.float() - sparse_output.float()).square().flatten(1).mean(1)
+                backward(losses)
+            total += losses.detach().double().sum()
+            outputs[index][i] = dense_output
+    _put(parameters, pruned)
+    merge_gradients(inputs.ranks, sub.layers, energies, samples, total)
+    for layer in sub.layers:
+        if not samples[layer.name].seen and not isinstance(layer, Expert):
+            raise NumericsError(f"{work.block.full_name(layer)} saw no input while its sub-block ran; leave it out with --ignore")
+        energies[layer.name].samples = inputs.all_samples  # samples that sent an expert nothing count as well
+        if not bool(torch.isfinite(energies[layer.name].squares).all()):
+            raise NumericsError(f"{work.block.full_name(layer)}: its gradients are not finite; check the model and the calibration data")
+    return energies, samples, float(total) / inputs.all_samples
+
+
+@contextlib.contextmanager
+def _narrowed(work: Work, own: torch.dtype, compute: torch.dtype) -> Iterator[torch.dtype]:
+    """What the rebuilt sub-block runs in: the model's own precision, unless a narrower one is asked for."""
+    if compute.itemsize >= own.itemsize:
+        yield own
+        return
+    with computing_in(work.block.module, compute):
+        yield compute
+
+
+def _put(parameters: dict[str, nn.Parameter], values: dict[str, Tensor]) -> None:
+    for name, parameter in parameters.items():
+        parameter.data = values[name]
+
+
+@torch.no_grad()
+def _run_rebuilt(work: Work, runner: SubBlockRunner, index: int, stream: Stream, outputs: list[Stream], dtype: torch.dtype, *, last: bool) -> float:
+    """Runs the rebuilt sub-block; after the last one the block's output replaces the stream. Returns the mean loss."""
+    total = torch.zeros((), dtype=torch.float64, device=work.inputs.place.device)
+    for i in work.batches("rebuilt"):
+        hidden = stream[i].to(dtype)
+        earlier = [output[i].to(hidden.dtype) for output in outputs[:index]]
+        output, result = runner.run(index, work.inputs.calls.of(i, work.block.index), hidden, earlier)
+        if runner.sub_blocks[index].layers:
+            total += (outputs[index][i].float() - output.float()).square().flatten(1).mean(1).double().sum()
+        outputs[index][i] = output
+        if last:
+            stream[i] = result
+    work.inputs.ranks.sum_(total)
+    return float(total) / work.inputs.all_samples
+
+
+def _outcome(work: Work, sub: SubBlock, solutions: Sequence[LayerSolution], method: Method, before: float, after: float) -> SubBlockOutcome:
+    together = _together(method)
+    notes = [solution.notes for solution in solutions]
+    compared = notes[0]["compared"] if together else sum(n["compared"] for n in notes)
+    inverted = notes[0]["inverted"] if together else sum(n["inverted"] for n in notes)
+    return SubBlockOutcome(work.block.index, sub.name, before, after, compared, inverted, sum(n["grown"] for n in notes))
+
+
+def _together(method: Method) -> bool:
+    """Whether a method compares all layers of a sub-block with each other, so that one rank has to solve all of them."""
+    return getattr(method, "prune_granularity", "block") == "block"

@@ -1,0 +1,122 @@
+"""The model of a run: found, opened, checked; on disk or in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from autoprune.errors import DataError, ModelError, RecipeError
+from autoprune.launch import launched
+from autoprune.model.events import Emit, Phase, Step
+from autoprune.recipe import Recipe
+from autoprune.storage.checkpoint import Checkpoint
+from autoprune.storage.complete import check_complete
+from autoprune.storage.locate import locate
+from autoprune.storage.skeleton import build_skeleton
+from autoprune.storage.stores import CheckpointStore, MemoryStore
+
+CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx")
+AnyStore = CheckpointStore | MemoryStore
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The model of a run: its weights' store, its name, and how to get at its tokenizer."""
+
+    name: str
+    store: AnyStore
+    checkpoint: Checkpoint | None
+    load_tokenizer: Callable[[], PreTrainedTokenizerBase]
+
+    @property
+    def config(self) -> Any:
+        """The text model's configuration."""
+        config: Any = self.store.model.config
+        return config.get_text_config()
+
+    @property
+    def context(self) -> int | None:
+        """Longest window that the model was made for, in tokens; None where its configuration says nothing."""
+        return context_of(self.config)
+
+
+def context_of(config: Any) -> int | None:
+    """Longest window in tokens by a text model's configuration; None where it says nothing."""
+    found = (getattr(config, name, None) for name in CONTEXT_NAMES)
+    return next((value for value in found if isinstance(value, int) and value > 0), None)
+
+
+def open_model(recipe: Recipe, *, resident: bool) -> Subject:
+    """Finds and opens the recipe's model. Raises: ModelError if it is missing, damaged or of an unknown kind."""
+    options = recipe.model
+    directory = locate(options.model, options.cache_dir)
+    checkpoint = Checkpoint.open(directory)
+    skeleton = build_skeleton(checkpoint, options.dtype, choose_device(options.device), trust_remote_code=options.trust_remote_code)
+    check_complete(skeleton)
+    store = CheckpointStore(skeleton, resident=resident)
+    return Subject(options.model, store, checkpoint, lambda: load_tokenizer(directory, options.trust_remote_code))
+
+
+def held_model(model: nn.Module, tokenizer: PreTrainedTokenizerBase | None) -> Subject:
+    """A model that is in memory already."""
+
+    def given() -> PreTrainedTokenizerBase:
+        if tokenizer is None:
+            raise DataError("the model was given without its tokenizer: pass tokenizer=…, or token ids in a .safetensors file")
+        return tokenizer
+
+    model.eval()
+    return Subject(getattr(model, "name_or_path", "") or type(model).__name__, MemoryStore(model), None, given)
+
+
+def load_tokenizer(directory: Path, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+    """The tokenizer beside the weights. Raises: ModelError if there is none that can be read."""
+    try:
+        return AutoTokenizer.from_pretrained(directory, trust_remote_code=trust_remote_code)
+    except Exception as error:  # a damaged tokenizer.json makes the tokenizers library raise Exception itself
+        raise ModelError(f"{directory}: no tokenizer can be read there ({error}); add its files, or give token ids in a .safetensors file") from error
+
+
+def choose_device(word: str) -> torch.device:
+    """The device that blocks run on; of several processes on a machine with several GPUs, each has its own.
+
+    Raises: RecipeError if it is unknown or absent.
+    """
+    here = launched()
+    if word == "auto":
+        accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        if accelerator is None or accelerator.type != "cuda":
+            return accelerator or torch.device("cpu")
+        word = f"cuda:{here.local_rank}" if here else "cuda:0"
+    elif here and word.partition(":")[0] == "cuda":
+        if word != "cuda":
+            raise RecipeError(f"--device {word!r} would put all processes on one GPU; leave it out, then each takes that of its LOCAL_RANK")
+        word = f"cuda:{here.local_rank}"
+    try:
+        device = torch.device(word)
+        torch.empty(1, device=device).item()
+        if here and device.type == "cuda":
+            torch.cuda.set_device(device)  # NCCL asks for it
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise RecipeError(
+            f"--device {word!r} can't be used here ({str(error).splitlines()[0]}); give cpu, cuda, cuda:N or mps, or leave it out"
+        ) from error
+    return device
+
+
+def check_values(subject: Subject, emit: Emit) -> str:
+    """Reads all weights once and returns their fingerprint. Raises: ModelError if one is NaN or infinite."""
+    checkpoint = subject.checkpoint
+    if checkpoint is None:
+        for name, tensor in subject.store.model.named_parameters():
+            if not bool(torch.isfinite(tensor).all()):
+                raise ModelError(f"{subject.name}: tensor {name} holds NaN or infinity; the model is damaged or its training diverged")
+        return "in memory"
+    emit(Phase("checking weights", total=len(checkpoint.shards)))
+    return checkpoint.inspect_values(lambda done, total: emit(Step(0, 1, "checking weights", done, total)))

@@ -1,0 +1,240 @@
+"""Times the program's phases and sets each beside its floor, the work that cannot be avoided (`floor.py`): `make bench`.
+
+Floor and program are timed in turn in one process, several times; what counts is the median of their ratios. Seconds are
+printed so that ratios can be judged, they are no claims: machines differ, and this one may be shared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import date
+from pathlib import Path
+from typing import ClassVar
+
+import floor
+import torch
+from floor import Shape, Subject
+from rich.console import Console
+from rich.table import Table
+from startup import startup_seconds
+
+from autoprune.core.problem import LayerProblem, LayerSolution, Method, Scope
+from autoprune.core.selection import keep_for
+from autoprune.core.sparsity import SemiStructured, Target, Unstructured
+from autoprune.methods import Barber, Magnitude, SparseGPT, Wanda
+from autoprune.model.anatomy import select_layers
+from autoprune.model.events import silent
+from autoprune.model.pipeline import Pass, prepare_inputs, prune_blocks
+from autoprune.model.stream import Place
+from autoprune.storage.manifest import versions
+
+HALF, TWO_FOUR = Unstructured(0.5), SemiStructured(2, 4)
+Work = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Given:
+    """A first pass that only lays a ready pattern on the weights: so that LLM-Barber's pass can be timed by itself."""
+
+    keep: dict[str, torch.Tensor] = field(default_factory=dict)
+    statistic: ClassVar[None] = None
+    scope: ClassVar[Scope] = Scope.INPUT_GROUP
+
+    def solve(self, problems: Sequence[LayerProblem]) -> list[LayerSolution]:
+        """The pattern of the first time."""
+        for p in problems:
+            if p.name not in self.keep and p.target:
+                self.keep[p.name] = keep_for(p.weight.float().abs(), p.target, per_row=True)
+        return [LayerSolution(p.name, self.keep[p.name]) for p in problems]
+
+
+@dataclass(frozen=True)
+class TimedBarber(Barber):
+    """LLM-Barber that notes the seconds of its exchange."""
+
+    seconds: list[float] = field(default_factory=list)
+
+    def solve(self, problems: Sequence[LayerProblem]) -> list[LayerSolution]:
+        """As Barber: scores, exchange, new patterns."""
+        start = time.perf_counter()
+        solutions = super().solve(problems)
+        self.seconds.append(time.perf_counter() - start)
+        return solutions
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line: what was timed, against what, and what is aimed at."""
+
+    phase: str
+    against: str
+    goal: float
+    ratios: tuple[float, ...]
+    seconds: float  # the program's, median
+    floor: float  # median
+    at_least: bool = False
+
+    @property
+    def ratio(self) -> float:
+        """Median of the ratios."""
+        return statistics.median(self.ratios)
+
+    @property
+    def met(self) -> bool:
+        """Whether the goal is reached."""
+        return self.ratio >= self.goal if self.at_least else self.ratio <= self.goal
+
+
+class Bench:
+    """All phases on one model."""
+
+    def __init__(self, shape: Shape, device: str, runs: int) -> None:
+        self.subject, self.runs = Subject.make(shape, device), runs
+        self._ids = torch.randint(shape.vocabulary, (shape.samples, shape.tokens), generator=torch.Generator().manual_seed(1))
+
+    def rows(self, only: str) -> Iterator[Row]:
+        """The lines whose phase contains ``only``, as they are measured."""
+        wanted = {name: row for name, row in self._table().items() if only in name}
+        for name, make in wanted.items():
+            yield make(name)
+
+    def _table(self) -> dict[str, Callable[[str], Row]]:
+        s = self.subject
+        gram, factor, sweep = floor.gram_products(s), floor.factorisations(s), floor.sweep_products(s)
+
+        def twice() -> None:
+            floor.forward(s)
+            floor.forward(s)
+
+        def compensating() -> None:
+            for part in (twice, gram, factor, sweep):
+                part()
+
+        copy, barber = (lambda: floor.copy_weights(s)), (lambda: floor.barber(s))
+        table: dict[str, Callable[[str], Row]] = {}
+        for target in (HALF, TWO_FOUR):
+            table[f"magnitude {target}"] = self._pair("one read and write of the weights", 10, copy, [Magnitude()], target)
+            table[f"wanda {target}"] = self._pair("two forward passes", 1.15, twice, [Wanda()], target)
+            table[f"sparsegpt {target}"] = self._pair("two forward passes, Grams, factors, products", 1.3, compensating, [SparseGPT()], target)
+        table["wanda --true_sequential"] = self._pair("two forward passes", 0.65, twice, [Wanda()], HALF, at_once=True)
+        table["barber output1"] = self._pair("three forward passes and a backward", 1.25, barber, [Given(), Barber("output1")], HALF)
+        table["barber bfloat16"] = self._bfloat16
+        for granularity in ("block", "layer", "output1", "input1"):
+            table[f"exchange {granularity}"] = self._exchange(granularity, HALF)
+        table["exchange 2:4"] = self._exchange("output1", TWO_FOUR)
+        table["start-up"] = self._startup
+        return table
+
+    def _pair(
+        self, against: str, goal: float, bottom: Work, methods: Sequence[Method], target: Target, *, at_once: bool = False
+    ) -> Callable[[str], Row]:
+        return lambda name: self._measured(name, against, goal, bottom, lambda: self._prune(methods, target, at_once))
+
+    def _measured(self, name: str, against: str, goal: float, bottom: Work, program: Callable[[], float]) -> Row:
+        self._seconds(bottom)
+        program()  # once each, uncounted
+        pairs = [(self._seconds(bottom), program()) for _ in range(self.runs)]
+        below, above = zip(*pairs, strict=True)
+        return Row(name, against, goal, tuple(p / b for b, p in pairs), statistics.median(above), statistics.median(below))
+
+    def _bfloat16(self, name: str) -> Row:
+        coarse, exact = ([Given(), Barber("output1", compute_dtype=word)] for word in ("bfloat16", "float32"))
+        self._prune(coarse, HALF)
+        pairs = [(self._prune(coarse, HALF), self._prune(exact, HALF)) for _ in range(self.runs)]
+        fast, slow = zip(*pairs, strict=True)
+        ratios = tuple(s / f for f, s in pairs)
+        return Row(name, "how many times as quick as float32", 1.6, ratios, statistics.median(fast), statistics.median(slow), at_least=True)
+
+    def _exchange(self, granularity: str, target: Target) -> Callable[[str], Row]:
+        def make(name: str) -> Row:
+            shares, spent, whole = [], [], []
+            for _ in range(max(1, self.runs // 2)):
+                method = TimedBarber(granularity, 0.1)
+                whole.append(self._prune([Given(), method], target))
+                spent.append(sum(method.seconds))
+                shares.append(spent[-1] / whole[-1])
+            return Row(name, "LLM-Barber's pass", 0.03, tuple(shares), statistics.median(spent), statistics.median(whole))
+
+        return make
+
+    def _startup(self, name: str) -> Row:
+        pairs = list(startup_seconds(self.subject.store.model, self._ids, self.runs))
+        below, above = zip(*pairs, strict=True)
+        against = "importing torch and transformers, reading the model"
+        return Row(name, against, 1.3, tuple(p / b for b, p in pairs), statistics.median(above), statistics.median(below))
+
+    def _prune(self, methods: Sequence[Method], target: Target, at_once: bool = False) -> float:
+        """Seconds of the loop over all blocks, on dense weights."""
+        s = self.subject
+        s.restore()
+        together, first = prepare_inputs(s.store, self._ids, len(self._ids), Place("cpu", s.store.device)) if at_once else (None, s.stream.clone())
+        passes = [Pass(method, first if method.statistic else None, together) for method in methods]
+        chosen = select_layers(s.store.anatomy, (), target)
+        return self._seconds(lambda: list(prune_blocks(s.store, passes, chosen, target, s.inputs, silent)))
+
+    def _seconds(self, work: Work) -> float:
+        on_gpu = self.subject.store.device.type == "cuda"
+        if on_gpu:
+            torch.cuda.synchronize()
+        start = time.perf_counter()
+        work()
+        if on_gpu:
+            torch.cuda.synchronize()
+        return time.perf_counter() - start
+
+
+def show(rows: Sequence[Row], console: Console) -> None:
+    """A table; a goal that is missed is marked."""
+    table = Table("phase", "program s", "floor s", "ratio", "goal", "", "floor", box=None, pad_edge=False, header_style="bold")
+    for row in rows:
+        spread = f"{min(row.ratios):.3g} to {max(row.ratios):.3g}"
+        goal = f"{'>=' if row.at_least else '<='} {row.goal:g}"
+        table.add_row(
+            row.phase, f"{row.seconds:.3g}", f"{row.floor:.3g}", f"{row.ratio:.3g} ({spread})", goal, "met" if row.met else "MISSED", row.against
+        )
+    console.print(table)
+
+
+def machine() -> dict[str, object]:
+    """What the figures depend on."""
+    about = Path("/proc/cpuinfo").read_text(encoding="utf-8") if sys.platform == "linux" else ""
+    names = [line.split(":", 1)[1].strip() for line in about.splitlines() if line.startswith("model name")]
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {"processor": names[0] if names else platform.processor(), "threads": torch.get_num_threads(), "gpu": gpu, **versions()}
+
+
+def main() -> None:
+    """Measures, prints, and writes the results as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    for name, kind in (("width", int), ("ffn", int), ("blocks", int), ("heads", int), ("samples", int), ("tokens", int)):
+        parser.add_argument(f"--{name}", type=kind, default=getattr(Shape, name))
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--only", default="", help="phases whose name contains this")
+    parser.add_argument("--out", type=Path, help="where the JSON goes (default: benchmarks/results/DEVICE.json; nothing with --only)")
+    given = parser.parse_args()
+    shape = Shape(given.width, given.ffn, given.blocks, given.heads, given.samples, given.tokens, dtype=getattr(torch, given.dtype))
+    console, rows = Console(width=150), []
+    for row in Bench(shape, given.device, given.runs).rows(given.only):
+        rows.append(row)
+        print(f"{row.phase}: {row.ratio:.3g}", file=sys.stderr, flush=True)
+    show(rows, console)
+    out = given.out or (None if given.only else Path(__file__).parent / "results" / f"{given.device}.json")
+    if out:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        facts = {"date": str(date.today()), "machine": machine(), "shape": {**asdict(shape), "dtype": given.dtype}, "runs": given.runs}
+        lines = [asdict(row) | {"ratio": row.ratio, "met": row.met} for row in rows]
+        out.write_text(json.dumps({**facts, "rows": lines}, indent=2) + "\n", encoding="utf-8")
+        console.print(f"written to {out}")
+
+
+if __name__ == "__main__":
+    main()

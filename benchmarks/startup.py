@@ -1,0 +1,53 @@
+"""Seconds from the command to the first block, beside those of importing torch and transformers and reading the model."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import PreTrainedModel
+
+MAIN = Path(__file__).resolve().parent.parent / "main.py"
+FLOOR = "import sys, torch, transformers; from safetensors.torch import load_file; [load_file(path) for path in sys.argv[1:]]"
+FIRST_BLOCK = "pruning"  # the line that says that the loop over the blocks begins
+
+
+def startup_seconds(model: PreTrainedModel, ids: Tensor, runs: int) -> Iterator[tuple[float, float]]:
+    """Pairs (floor, program), each of whole processes; the files are in the page cache."""
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        model.save_pretrained(place / "model")
+        save_file({"input_ids": ids.contiguous()}, place / "tokens.safetensors")
+        flags = ["--model", str(place / "model"), "--calibration_data", str(place / "tokens.safetensors"), "--sparsity_ratio", "0.5"]
+        flags += ["--nsamples", str(len(ids)), "--seqlen", str(ids.shape[1]), "--save_model", str(place / "out"), "--overwrite"]
+        for count in range(runs + 1):
+            pair = _floor(sorted((place / "model").glob("*.safetensors"))), _until_first_block(flags)
+            if count:
+                yield pair
+
+
+def _floor(shards: list[Path]) -> float:
+    start = time.perf_counter()
+    subprocess.run([sys.executable, "-c", FLOOR, *map(str, shards)], check=True)
+    return time.perf_counter() - start
+
+
+def _until_first_block(flags: list[str]) -> float:
+    start = time.perf_counter()
+    process = subprocess.Popen([sys.executable, str(MAIN), *flags], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    assert process.stderr is not None
+    said = []
+    for line in process.stderr:
+        said.append(line)
+        if line.strip() == FIRST_BLOCK:
+            seconds = time.perf_counter() - start
+            process.kill()
+            process.wait()
+            return seconds
+    raise RuntimeError("the program ended before its first block:\n" + "".join(said))

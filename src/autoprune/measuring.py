@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 
+from autoprune.checking import check_values
 from autoprune.data.cache import cache_folder
 from autoprune.errors import ModelError
 from autoprune.evaluation.perplexity import perplexity
 from autoprune.evaluation.remember import remembered
 from autoprune.model.events import Emit
 from autoprune.model.stream import Place
-from autoprune.planning import AnyStore, Plan, Subject, check_values
+from autoprune.planning import AnyStore, Plan, Subject
 from autoprune.recipe import Recipe
 from autoprune.report.results import PerplexityResult, ZeroShotResult
 from autoprune.storage.manifest import versions

@@ -21,7 +21,7 @@ from autoprune.errors import DataError, ModelError, OutputError, RecipeError
 from autoprune.launch import launched
 from autoprune.methods import passes
 from autoprune.model.anatomy import check_coverage, select_layers
-from autoprune.model.events import Emit, Notice, Phase, Step
+from autoprune.model.events import Emit, Notice, Phase
 from autoprune.model.linear import Layer
 from autoprune.model.ranks import ALONE, Ranks
 from autoprune.recipe import Recipe
@@ -224,18 +224,6 @@ def check_apart(target: Path, recipe: Recipe) -> None:
         source = DEMO if word == "demo" else Path(word).expanduser() if word else None
         if source and source.is_dir() and target.resolve().is_relative_to(source.resolve()):
             raise OutputError(f"--save_model {target} lies in the directory of {flag} {word}, which must stay as it is; choose another directory")
-
-
-def check_values(subject: Subject, emit: Emit) -> str:
-    """Reads all weights once and returns their fingerprint. Raises: ModelError if one is NaN or infinite."""
-    checkpoint = subject.checkpoint
-    if checkpoint is None:
-        for name, tensor in subject.store.model.named_parameters():
-            if not bool(torch.isfinite(tensor).all()):
-                raise ModelError(f"{subject.name}: tensor {name} holds NaN or infinity; the model is damaged or its training diverged")
-        return "in memory"
-    emit(Phase("checking weights", total=len(checkpoint.shards)))
-    return checkpoint.inspect_values(lambda done, total: emit(Step(0, 1, "checking weights", done, total)))
 
 
 def source_name(word: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 
+from autoprune.checking import check_values
 from autoprune.data.cache import cache_folder
 from autoprune.errors import ModelError
 from autoprune.evaluation.perplexity import perplexity
@@ -15,7 +16,7 @@ from autoprune.recipe import Recipe
 from autoprune.report.results import PerplexityResult, ZeroShotResult
 from autoprune.storage.manifest import versions
 from autoprune.storage.writer import file_sha256
-from autoprune.subject import AnyStore, Subject, check_values
+from autoprune.subject import AnyStore, Subject
 
 
 def measured(plan: Plan, subject: Subject, emit: Emit) -> tuple[PerplexityResult, ...]:

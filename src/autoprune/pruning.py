@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from autoprune.checking import check_model, check_values
 from autoprune.core.outcome import LayerOutcome, SubBlockOutcome
 from autoprune.errors import DataError, ModelError, OutputError, RankError
 from autoprune.model.events import BlockResult, Emit, Notice, Phase
 from autoprune.model.pipeline import Pass, prepare_inputs, prune_blocks, replay_finished
 from autoprune.model.ranks import Ranks
-from autoprune.model.replay import require_replay
 from autoprune.model.stream import Place, Stream
 from autoprune.model.work import Inputs
 from autoprune.planning import Plan, method_label, target_label
@@ -28,9 +28,8 @@ from autoprune.storage.journal import Journal, first_difference
 from autoprune.storage.manifest import manifest, model_card, provenance
 from autoprune.storage.stores import CheckpointStore
 from autoprune.storage.writer import MANIFEST, CheckpointWriter, Workplace, companions, writing_to
-from autoprune.subject import Subject, check_values
+from autoprune.subject import Subject
 
-REPLAY_TOKENS = 16  # of two windows: what the replay check runs on
 NO_ERRORS = "no calibration data was read, so layer errors were not measured (--layer_errors measures them)"
 
 
@@ -69,7 +68,7 @@ def prune_and_write(recipe: Recipe, plan: Plan, directory: Path | None, emit: Em
         _begin(workplace, run.subject)
     try:
         with _timed(run.seconds, "check"):
-            run.about = _about(recipe, plan, emit)
+            run.about = _about(run, complete=complete)
             _require_same(ranks, run.about)
         if directory and complete:
             return ranks.from_first(lambda: _already_complete(run, directory))
@@ -80,10 +79,12 @@ def prune_and_write(recipe: Recipe, plan: Plan, directory: Path | None, emit: Em
         raise
 
 
-def _about(recipe: Recipe, plan: Plan, emit: Emit) -> dict[str, Any]:
-    subject = plan.subject
-    model = {"name": subject.name, "local": Path(subject.name).exists() or subject.name == "demo", "fingerprint": check_values(subject, emit)}
-    return provenance(recipe, model, plan.calibration.provenance if plan.calibration else None)
+def _about(run: _Run, *, complete: bool) -> dict[str, Any]:
+    """What the run depends on; the model is checked on the way, and replayed unless there is nothing left to prune."""
+    subject, calibration = run.subject, run.plan.calibration
+    fingerprint = check_model(subject, calibration.ids, run.emit) if calibration and not complete else check_values(subject, run.emit)
+    model = {"name": subject.name, "local": Path(subject.name).exists() or subject.name == "demo", "fingerprint": fingerprint}
+    return provenance(run.recipe, model, calibration.provenance if calibration else None)
 
 
 def _require_same(ranks: Ranks, about: dict[str, Any]) -> None:
@@ -170,8 +171,6 @@ def _streams(run: _Run) -> tuple[Inputs, list[Stream | None]]:
     plan, store = run.plan, run.subject.store
     if plan.calibration is None:
         return Inputs.none(run.ranks), [None for _ in plan.methods]
-    run.emit(Phase("replay check"))
-    require_replay(store, plan.calibration.ids[:2, :REPLAY_TOKENS])
     run.emit(Phase("embedding"))
     folder = run.ranks.from_first(lambda: run.workplace.path if run.workplace else None)
     folder = folder if folder and folder.is_dir() else None  # another machine may not see it

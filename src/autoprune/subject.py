@@ -13,7 +13,6 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from autoprune.errors import DataError, ModelError, RecipeError
 from autoprune.launch import launched
-from autoprune.model.events import Emit, Phase, Step
 from autoprune.recipe import Recipe
 from autoprune.storage.checkpoint import Checkpoint
 from autoprune.storage.complete import check_complete
@@ -108,15 +107,3 @@ def choose_device(word: str) -> torch.device:
             f"--device {word!r} can't be used here ({str(error).splitlines()[0]}); give cpu, cuda, cuda:N or mps, or leave it out"
         ) from error
     return device
-
-
-def check_values(subject: Subject, emit: Emit) -> str:
-    """Reads all weights once and returns their fingerprint. Raises: ModelError if one is NaN or infinite."""
-    checkpoint = subject.checkpoint
-    if checkpoint is None:
-        for name, tensor in subject.store.model.named_parameters():
-            if not bool(torch.isfinite(tensor).all()):
-                raise ModelError(f"{subject.name}: tensor {name} holds NaN or infinity; the model is damaged or its training diverged")
-        return "in memory"
-    emit(Phase("checking weights", total=len(checkpoint.shards)))
-    return checkpoint.inspect_values(lambda done, total: emit(Step(0, 1, "checking weights", done, total)))

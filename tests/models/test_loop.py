@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,17 @@ from configs import tiny_ids, tiny_model
 from runs import BARBER, open_store, prune
 from torch import Tensor, nn
 
+from autoprune.checking import check_model, check_values
 from autoprune.core.statistics import InputNorm
 from autoprune.errors import ModelError, NumericsError
 from autoprune.methods.magnitude import Magnitude
 from autoprune.methods.wanda import Wanda
 from autoprune.model.anatomy import examine
+from autoprune.model.events import Event, Step, silent
 from autoprune.model.observe import InputObserver
 from autoprune.model.replay import replay_check, require_replay
+from autoprune.planning import Subject
+from autoprune.storage.checkpoint import Checkpoint
 from autoprune.storage.stores import MemoryStore
 
 
@@ -46,6 +51,38 @@ def test_a_model_whose_blocks_talk_behind_our_back_is_refused() -> None:
     assert not found.exact and found.block == "model.layers.1" and found.difference > 0.01
     with pytest.raises(ModelError, match=r"model\.layers\.1: run alone.*LlamaForCausalLM"):
         require_replay(store, tiny_ids(2))
+
+
+def test_what_a_distant_block_says_is_noticed_too() -> None:
+    """Every block between the two gives what it gives in the model; the last one reads what the first one left long ago."""
+    model = tiny_model("llama", num_hidden_layers=4)
+    said: list[Tensor] = []
+    model.model.layers[0].mlp.register_forward_hook(lambda _m, _a, output: said.__setitem__(slice(None), [output]))
+    model.model.layers[3].mlp.register_forward_hook(lambda _m, _a, output: output + said[0])
+    assert replay_check(MemoryStore(model), tiny_ids(2)).block == "model.layers.3"
+
+
+def test_the_check_before_pruning_reads_every_block_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For the model's own pass, which judges the values on the way, and for the replay; the first block once more, to see how it returns."""
+    tiny_model("llama", num_hidden_layers=3).save_pretrained(tmp_path)
+    store, read = open_store(tmp_path), list[str]()
+    subject = Subject("tiny", store, store.skeleton.checkpoint, lambda: pytest.fail("no tokenizer is needed"))
+    original = Checkpoint.read
+
+    def counting(self: Checkpoint, names: Iterable[str]) -> dict[str, Tensor]:
+        tensors = original(self, names)
+        read.extend(tensors)
+        return tensors
+
+    monkeypatch.setattr(Checkpoint, "read", counting)
+    events: list[Event] = []
+    fingerprint = check_model(subject, tiny_ids(2), events.append)
+    times = {name: read.count(name) for name in store.skeleton.checkpoint.shards}
+    assert {n for n, count in times.items() if count == 3} == set(store.skeleton.stored_under("model.layers.0"))
+    assert {n for n, count in times.items() if count == 1} == set(store.outside)
+    assert set(times.values()) == {1, 2, 3}
+    assert [(e.done, e.total) for e in events if isinstance(e, Step) and e.phase == "replay check"] == [(i + 1, 6) for i in range(6)]
+    assert fingerprint == check_values(subject, silent)
 
 
 @pytest.mark.parametrize("name", ["llama", "mixtral"])

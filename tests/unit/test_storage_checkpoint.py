@@ -14,6 +14,7 @@ from torch import Tensor
 from autoprune.errors import ModelError
 from autoprune.storage.checkpoint import INDEX, SINGLE, Checkpoint
 from autoprune.storage.locate import DEMO, locate
+from autoprune.storage.values import ValueCheck
 
 TENSORS = {
     "a.weight": torch.arange(6, dtype=torch.float32).view(2, 3),
@@ -89,7 +90,7 @@ def test_the_single_file_wins_as_in_transformers(tmp_path: Path) -> None:
 
 def test_fingerprint_depends_on_names_shapes_and_bytes_but_not_on_shards(tmp_path: Path) -> None:
     def fingerprint(name: str, shards: dict[str, dict[str, Tensor]]) -> str:
-        return Checkpoint.open(write(tmp_path / name, shards)).inspect_values()
+        return ValueCheck(Checkpoint.open(write(tmp_path / name, shards))).finish()
 
     whole = fingerprint("whole", {SINGLE: TENSORS})
     assert whole == fingerprint("halves", halves())
@@ -106,18 +107,18 @@ def test_fingerprint_depends_on_names_shapes_and_bytes_but_not_on_shards(tmp_pat
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn])
 def test_bad_numbers_are_found_in_every_precision(tmp_path: Path, dtype: torch.dtype) -> None:
     good = torch.ones(3, 5).to(dtype)
-    Checkpoint.open(write(tmp_path / "good", {SINGLE: {"w": good}})).inspect_values()
+    ValueCheck(Checkpoint.open(write(tmp_path / "good", {SINGLE: {"w": good}}))).finish()
     values = ("nan",) if dtype is torch.float8_e4m3fn else ("nan", "inf", "-inf")
     for value in values:
         bad = torch.ones(3, 5)
         bad[2, 4] = float(value)
         with pytest.raises(ModelError, match=r"model\.safetensors: tensor w holds NaN or infinity"):
-            Checkpoint.open(write(tmp_path / "bad", {SINGLE: {"w": bad.to(dtype)}})).inspect_values()
+            ValueCheck(Checkpoint.open(write(tmp_path / "bad", {SINGLE: {"w": bad.to(dtype)}}))).finish()
 
 
 def test_progress_is_told(checkpoint: Checkpoint) -> None:
     seen: list[tuple[int, int]] = []
-    checkpoint.inspect_values(lambda done, total: seen.append((done, total)))
+    ValueCheck(checkpoint).finish(lambda done, total: seen.append((done, total)))
     assert seen == [(i + 1, len(TENSORS)) for i in range(len(TENSORS))]
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from autoprune.errors import ModelError
 from autoprune.model.activations import hidden_of, replaced_forward
+from autoprune.model.events import Emit, Phase, Step, silent
 from autoprune.model.pipeline import Store, prepare_inputs
 from autoprune.model.stream import Place
 
@@ -30,44 +31,48 @@ class Replay:
 
 
 @torch.no_grad()
-def replay_check(store: Store, ids: Int[Tensor, "samples tokens"]) -> Replay:
-    """Runs the model's own forward pass on two short batches, then block after block on both, as the loop does.
+def replay_check(store: Store, ids: Int[Tensor, "samples tokens"], emit: Emit = silent) -> Replay:
+    """Runs the model's own forward pass on one short batch, then block after block on it and on another one, as the loop does.
 
-    Two batches, because a block that leaves something behind for a later one would leave that of the last batch.
-    One block's weights are in memory at a time, so that it works on models larger than memory.
+    The other batch runs last in every block: what a block leaves behind for a later one is then that batch's, and
+    the later one gives another result than in the model's own pass. To see that, a block has to be run at two times,
+    so every block is loaded twice. It is alone in memory each time: the check works on models larger than memory.
     """
+    emit(Phase("replay check", total=2 * len(store.anatomy.blocks)))
     batch = max(1, len(ids) // 2)
-    own = [_own_outputs(store, part) for part in ids.split(batch)]
+    own = _own_outputs(store, ids[:batch], emit)
     inputs, stream = prepare_inputs(store, ids, batch, Place("device", store.device))
     found = Replay(None, 0.0)
     for block in store.anatomy.blocks:
         store.load(block.index)
         for i in range(len(stream)):
             stream[i] = inputs.calls.of(i, block.index)(block.module, stream[i])
-            expected = own[i][block.index]
-            if not _same(expected, stream[i]):
-                gap = float((expected.float() - stream[i].float()).abs().max())
-                found = Replay(found.block or block.name, max(found.difference, gap))
         store.release(block.index)
+        if (gap := _gap(own[block.index], stream[0])) is not None:
+            found = Replay(found.block or block.name, max(found.difference, gap))
+        _tick(store, emit, len(store.anatomy.blocks) + block.index + 1)
     return found
 
 
-def _same(a: Tensor, b: Tensor) -> bool:
-    """Equal in every number; NaN equals NaN, for that is another trouble, which the observers name by its layer."""
-    return a.shape == b.shape and bool(((a == b) | (a.isnan() & b.isnan())).all())
+def _gap(a: Tensor, b: Tensor) -> float | None:
+    """The largest difference; None where all bits are equal. NaN equals NaN: the observers name its layer."""
+    if a.shape != b.shape:
+        return float("inf")
+    return None if bool(((a == b) | (a.isnan() & b.isnan())).all()) else float((a.float() - b.float()).abs().max())
 
 
-def _own_outputs(store: Store, ids: Tensor) -> list[Tensor]:
-    """Every block's output in the model's own forward pass, each block's weights loaded when it is called."""
+def _own_outputs(store: Store, ids: Tensor, emit: Emit) -> dict[int, Tensor]:
+    """By block: its output in the model's own forward pass. Each block's weights are loaded when it is called."""
     blocks = store.anatomy.blocks
-    outputs: list[Tensor] = []
+    outputs: dict[int, Tensor] = {}
 
     def loading(index: int, own: Callable[..., Any]) -> Callable[..., Any]:
         def forward(*args: Any, **kwargs: Any) -> Any:
             store.load(index)
             result = own(*args, **kwargs)
             store.release(index)
-            outputs.append(hidden_of(result).clone())
+            outputs[index] = hidden_of(result).clone()
+            _tick(store, emit, len(outputs))
             return result
 
         return forward
@@ -77,9 +82,14 @@ def _own_outputs(store: Store, ids: Tensor) -> list[Tensor]:
     return outputs
 
 
-def require_replay(store: Store, ids: Int[Tensor, "samples tokens"]) -> Replay:
+def _tick(store: Store, emit: Emit, done: int) -> None:
+    total = 2 * len(store.anatomy.blocks)
+    emit(Step(0, 1, "replay check", done, total))
+
+
+def require_replay(store: Store, ids: Int[Tensor, "samples tokens"], emit: Emit = silent) -> Replay:
     """The check's result. Raises: ModelError naming the first block whose replay is not exact."""
-    found = replay_check(store, ids)
+    found = replay_check(store, ids, emit)
     if not found.exact:
         raise ModelError(
             f"{found.block}: run alone, the block does not give what it gives inside {type(store.anatomy.model).__name__} "

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -111,36 +109,10 @@ class Checkpoint:
         found.pop("__metadata__", None)
         return found
 
-    def inspect_values(self, tick: Callable[[int, int], None] | None = None) -> str:
-        """Reads all tensors once: returns a fingerprint of their bytes.
-
-        Raises: ModelError naming the first tensor that holds NaN or infinity.
-        """
-        digest = hashlib.sha256()
-        names = sorted(self.shards)
-        for done, name in enumerate(names):
-            tensor = self.read([name])[name]
-            if tensor.is_floating_point() and tensor.numel() and not _finite(tensor):
-                raise ModelError(
-                    f"{self.directory / self.shards[name]}: tensor {name} holds NaN or infinity; the checkpoint is damaged or its training diverged"
-                )
-            digest.update(name.encode() + str(tuple(tensor.shape)).encode())
-            digest.update(tensor.contiguous().view(torch.uint8).numpy().data if tensor.dim() else bytes(tensor.view(1).view(torch.uint8).tolist()))
-            if tick:
-                tick(done + 1, len(names))
-        return digest.hexdigest()
-
 
 def has_weights(directory: Path) -> bool:
     """Whether any weights are here, readable or not; without them a directory only describes a model."""
     return any(directory.glob("*.safetensors")) or any(directory.glob("*.bin")) or (directory / INDEX).is_file()
-
-
-def _finite(tensor: Tensor) -> bool:
-    if tensor.dtype.itemsize < 2:  # float8: torch has no isfinite for it
-        tensor = tensor.float()
-    low, high = tensor.aminmax()  # NaN carries through
-    return bool(torch.isfinite(low) & torch.isfinite(high))
 
 
 def _shard_names(directory: Path) -> list[str]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from autoprune.core.problem import LayerSolution
 from autoprune.model.anatomy import Anatomy, Block, examine
 from autoprune.storage.memory import return_large_blocks
 from autoprune.storage.skeleton import Skeleton
+from autoprune.storage.values import ValueCheck
 
 Writer = Callable[[int, dict[str, Tensor]], None]  # block index, stored tensors
 PassWriter = Callable[[int, int, dict[str, Tensor]], None]  # pass number, block index, stored tensors
@@ -64,6 +66,7 @@ class CheckpointStore:
         self.resident = resident
         self._write: Writer | None = None
         self._keep_pass: PassWriter | None = None
+        self._values: ValueCheck | None = None
         self._loaded: set[int] = set()
         self._stored: dict[str, Tensor] = {}
         if not resident:
@@ -73,6 +76,15 @@ class CheckpointStore:
     def write_to(self, write: Writer, keep_pass: PassWriter) -> None:
         """From now on finished blocks are handed to ``write``, and blocks between two passes to ``keep_pass``."""
         self._write, self._keep_pass = write, keep_pass
+
+    @contextlib.contextmanager
+    def judged_by(self, values: ValueCheck) -> Iterator[None]:
+        """While it lasts, ``values`` sees the stored tensors of every block that is loaded."""
+        self._values = values
+        try:
+            yield
+        finally:
+            self._values = None
 
     @property
     def outside(self) -> list[str]:
@@ -99,6 +111,8 @@ class CheckpointStore:
         if index in self._loaded:
             return
         self._stored = self.skeleton.checkpoint.read(self.skeleton.stored_under(self.anatomy.blocks[index].name))
+        if self._values is not None:
+            self._values.see(self._stored)
         self.load_stored(index, self._stored)
 
     def load_stored(self, index: int, stored: Mapping[str, Tensor]) -> None:

@@ -11,6 +11,7 @@ import torch
 
 from autoprune.budget import Layout, need_of, shape_of
 from autoprune.core.problem import Method
+from autoprune.devices import choose_device
 from autoprune.methods import FIRST_PASSES, Barber
 from autoprune.model.anatomy import Anatomy, Block, examine
 from autoprune.model.experts import eager_experts
@@ -18,7 +19,7 @@ from autoprune.model.observe import InputObserver
 from autoprune.model.pipeline import Store, prepare_inputs
 from autoprune.model.replay import replay_check
 from autoprune.model.stream import Place
-from autoprune.planning import batch_size, choose_device, choose_seqlen, context_of, open_model
+from autoprune.planning import batch_size, choose_seqlen, context_of, open_model
 from autoprune.recipe import Recipe, recipe_from_flat
 from autoprune.storage.checkpoint import has_weights
 from autoprune.storage.locate import locate

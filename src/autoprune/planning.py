@@ -17,8 +17,8 @@ from autoprune.core.sparsity import SemiStructured, Target, Unstructured, readin
 from autoprune.data.cache import cached_windows
 from autoprune.data.texts import parse_source
 from autoprune.data.windows import Windows, calibration_windows, evaluation_windows
+from autoprune.devices import choose_device
 from autoprune.errors import DataError, ModelError, OutputError, RecipeError
-from autoprune.launch import launched
 from autoprune.methods import passes
 from autoprune.model.anatomy import check_coverage, select_layers
 from autoprune.model.events import Emit, Notice, Phase, Step
@@ -109,33 +109,6 @@ def load_tokenizer(directory: Path, trust_remote_code: bool) -> PreTrainedTokeni
         return AutoTokenizer.from_pretrained(directory, trust_remote_code=trust_remote_code)
     except Exception as error:  # a damaged tokenizer.json makes the tokenizers library raise Exception itself
         raise ModelError(f"{directory}: no tokenizer can be read there ({error}); add its files, or give token ids in a .safetensors file") from error
-
-
-def choose_device(word: str) -> torch.device:
-    """The device that blocks run on; of several processes on a machine with several GPUs, each has its own.
-
-    Raises: RecipeError if it is unknown or absent.
-    """
-    here = launched()
-    if word == "auto":
-        accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        if accelerator is None or accelerator.type != "cuda":
-            return accelerator or torch.device("cpu")
-        word = f"cuda:{here.local_rank}" if here else "cuda:0"
-    elif here and word.partition(":")[0] == "cuda":
-        if word != "cuda":
-            raise RecipeError(f"--device {word!r} would put all processes on one GPU; leave it out, then each takes that of its LOCAL_RANK")
-        word = f"cuda:{here.local_rank}"
-    try:
-        device = torch.device(word)
-        torch.empty(1, device=device).item()
-        if here and device.type == "cuda":
-            torch.cuda.set_device(device)  # NCCL asks for it
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise RecipeError(
-            f"--device {word!r} can't be used here ({str(error).splitlines()[0]}); give cpu, cuda, cuda:N or mps, or leave it out"
-        ) from error
-    return device
 
 
 def choose_seqlen(recipe: Recipe, context: int | None) -> int:

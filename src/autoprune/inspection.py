@@ -11,6 +11,7 @@ import torch
 
 from autoprune.budget import Layout, need_of, shape_of
 from autoprune.core.problem import Method
+from autoprune.devices import choose_device
 from autoprune.methods import FIRST_PASSES, Barber
 from autoprune.model.anatomy import Anatomy, Block, examine
 from autoprune.model.experts import eager_experts
@@ -23,7 +24,7 @@ from autoprune.recipe import Recipe, recipe_from_flat
 from autoprune.storage.checkpoint import has_weights
 from autoprune.storage.locate import locate
 from autoprune.storage.skeleton import hollow_model
-from autoprune.subject import choose_device, context_of, open_model
+from autoprune.subject import context_of, open_model
 
 PROBE = 16  # tokens run through the blocks to see which layers share an input, and whether the blocks replay
 METHODS: Mapping[str, tuple[Method, ...]] = {name: (method(),) for name, method in FIRST_PASSES.items()} | {

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import itertools
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,7 +20,13 @@ if TYPE_CHECKING:
     from autoprune.model.ranks import Ranks
 
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # torchrun sets all of them
-PATIENCE = timedelta(hours=2)  # how long a process waits for a slower one; one that died is noticed at once
+ASSEMBLY = timedelta(minutes=10)  # how long a process waits for the others to start
+PATIENCE = timedelta(hours=2)  # how long it waits for a slower one later; one that died is noticed at once
+GRACE = 5.0  # seconds
+TERMINATED = (
+    "ended by the launcher (SIGTERM), as happens when another process of the run has died; look for that process's own error. "
+    "With --save_model, the same command with --resume goes on at the last finished block"
+)
 
 
 @dataclass(frozen=True)
@@ -64,16 +73,15 @@ def joined() -> Iterator[Ranks]:
     """
     from autoprune.model.ranks import Alone, Together
 
-    if launched() is None:
+    here = launched()
+    if here is None:
         yield Alone()
         return
-    with _ended_by_launcher():
-        ranks = Together(_group())
-        lost = False
+    with _ended_by_launcher(here.rank), _group(here) as group:
+        ranks = Together(group)
         try:
             yield ranks
         except RankError:
-            lost = True
             raise
         except Exception as error:
             with contextlib.suppress(RankError):  # then others are gone too, and this error is the one to tell
@@ -81,49 +89,74 @@ def joined() -> Iterator[Ranks]:
             raise
         else:
             ranks.part()
-        finally:
-            _leave(lost)
 
 
-def _group() -> Any:
+@contextlib.contextmanager
+def _group(here: Launch) -> Iterator[Any]:
     """A process group that carries tensors of the CPU by gloo and those of GPUs by NCCL. Raises: RankError if not all come."""
     import torch
     from torch import distributed
 
-    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and distributed.is_nccl_available() else "gloo"
+    gpus = torch.cuda.is_available() and distributed.is_nccl_available()
+    ours = not distributed.is_initialized()  # else the user's own program has joined them, with a backend of its own
     try:
-        if distributed.is_initialized():  # by the user's own program, with a backend of its own
-            return distributed.new_group(backend=backend, timeout=PATIENCE)
-        distributed.init_process_group(backend, timeout=PATIENCE)
-        return distributed.group.WORLD
+        if ours:
+            store = distributed.PrefixStore(f"autoprune/{next(_runs)}", _meeting_place())
+            distributed.init_process_group("gloo", store=store, rank=here.rank, world_size=here.count, timeout=ASSEMBLY)
+        group = distributed.new_group(backend="cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=PATIENCE)
     except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise RankError(f"the processes of this run did not find each other ({reason}); start all of them with the same torchrun command") from error
+    lost = False
+    try:
+        yield group
+    except RankError:
+        lost = True
+        raise
+    finally:
+        if not (lost and gpus):  # NCCL would wait for the one that is lost
+            distributed.destroy_process_group(None if ours else group)
 
 
-def _leave(lost: bool) -> None:
-    import torch
+@functools.cache
+def _meeting_place() -> Any:
+    """Where the processes leave word for each other: at the address that `torchrun` gave them all."""
     from torch import distributed
 
-    if distributed.is_initialized() and not (lost and torch.cuda.is_available()):  # NCCL would wait for the one that is lost
-        distributed.destroy_process_group()
+    return next(iter(distributed.rendezvous("env://", timeout=ASSEMBLY)))[0]
+
+
+_runs = itertools.count()  # a program may prune several times: each time they find each other under another name
 
 
 @contextlib.contextmanager
-def _ended_by_launcher() -> Iterator[None]:
-    """`torchrun` ends the other processes by SIGTERM when one has died: they shall say so, and leave what can be resumed."""
+def _ended_by_launcher(rank: int) -> Iterator[None]:
+    """`torchrun` ends the other processes by SIGTERM when one has died: they shall say so, and leave what can be resumed.
 
-    def end(_number: int, _frame: Any) -> None:
-        raise RankError(
-            "ended by the launcher (SIGTERM), which it does when another process of the run has died; "
-            "look above for that one's error. With --save_model, the same command with --resume goes on at the last finished block"
-        )
-
+    A process that waits for another inside gloo or NCCL does not come to run a signal's handler. So a thread gives it
+    ``GRACE`` seconds, and then speaks for it.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, end)
+
+    def end(_number: int, _frame: Any) -> None:
+        raise RankError(TERMINATED)
+
+    def watch() -> None:
+        if signal.SIGTERM in os.read(heard, 1) and not left.wait(GRACE):
+            print(f"error: rank {rank}: {TERMINATED}", file=sys.stderr, flush=True)
+            os._exit(2)
+
+    left = threading.Event()
+    heard, told = os.pipe()
+    os.set_blocking(told, False)
+    before, wakeup = signal.signal(signal.SIGTERM, end), signal.set_wakeup_fd(told)
+    threading.Thread(target=watch, daemon=True).start()
     try:
         yield
     finally:
+        left.set()
+        signal.set_wakeup_fd(wakeup)
         signal.signal(signal.SIGTERM, before)
+        os.close(told)

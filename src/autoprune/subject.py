@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from autoprune.errors import DataError, ModelError, RecipeError
-from autoprune.launch import launched
+from autoprune.devices import choose_device
+from autoprune.errors import DataError, ModelError
 from autoprune.recipe import Recipe
 from autoprune.storage.checkpoint import Checkpoint
 from autoprune.storage.complete import check_complete
@@ -80,30 +79,3 @@ def load_tokenizer(directory: Path, trust_remote_code: bool) -> PreTrainedTokeni
         return AutoTokenizer.from_pretrained(directory, trust_remote_code=trust_remote_code)
     except Exception as error:  # a damaged tokenizer.json makes the tokenizers library raise Exception itself
         raise ModelError(f"{directory}: no tokenizer can be read there ({error}); add its files, or give token ids in a .safetensors file") from error
-
-
-def choose_device(word: str) -> torch.device:
-    """The device that blocks run on; of several processes on a machine with several GPUs, each has its own.
-
-    Raises: RecipeError if it is unknown or absent.
-    """
-    here = launched()
-    if word == "auto":
-        accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        if accelerator is None or accelerator.type != "cuda":
-            return accelerator or torch.device("cpu")
-        word = f"cuda:{here.local_rank}" if here else "cuda:0"
-    elif here and word.partition(":")[0] == "cuda":
-        if word != "cuda":
-            raise RecipeError(f"--device {word!r} would put all processes on one GPU; leave it out, then each takes that of its LOCAL_RANK")
-        word = f"cuda:{here.local_rank}"
-    try:
-        device = torch.device(word)
-        torch.empty(1, device=device).item()
-        if here and device.type == "cuda":
-            torch.cuda.set_device(device)  # NCCL asks for it
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise RecipeError(
-            f"--device {word!r} can't be used here ({str(error).splitlines()[0]}); give cpu, cuda, cuda:N or mps, or leave it out"
-        ) from error
-    return device

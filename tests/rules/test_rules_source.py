@@ -13,7 +13,7 @@ FILE_LINES, FUNCTION_LINES = 300, 50
 PACKAGE = Path(__file__).resolve().parents[2] / "src" / "autoprune"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 PURE = [f for f in SOURCES if f.relative_to(PACKAGE).parts[0] in ("core", "methods")]
-SPEAKING = ("cli", "report")  # the only packages that may print
+SPEAKING = ("cli", "report", "launch.py")  # the only packages that may print
 NOISE = {"print", "open", "input", "breakpoint"}
 DEVICE_MOVES = {"cuda", "cpu", "mps"}
 # A path that starts at the root of a machine; not part of an address (https://host/home/…) or of a longer path.

@@ -12,6 +12,7 @@ from end_to_end.tiny import CONTEXT, tiny_model, tiny_tokenizer, write_words
 from transformers import AutoConfig
 
 from autoprune.core.sparsity import SemiStructured, Unstructured
+from autoprune.devices import choose_device
 from autoprune.errors import OutputError, RecipeError
 from autoprune.methods import passes
 from autoprune.model.events import Event, Notice, silent
@@ -27,7 +28,7 @@ from autoprune.planning import (
     target_label,
 )
 from autoprune.recipe import Recipe, recipe_from_flat
-from autoprune.subject import choose_device, context_of, held_model
+from autoprune.subject import context_of, held_model
 
 
 def recipe(**options: Any) -> Recipe:
@@ -93,6 +94,21 @@ def test_device() -> None:
     for word in ("gpu", "cuda:99", "meta", ""):
         with pytest.raises(RecipeError, match=f"--device '{word}' can't be used here .*; give cpu, cuda"):
             choose_device(word)
+
+
+def test_a_process_of_several_takes_the_gpu_of_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
+    monkeypatch.setattr(torch, "empty", lambda *_, device: torch.zeros(1))
+    chosen: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    assert choose_device("auto") == choose_device("cuda") == torch.device("cuda:1")
+    assert chosen == [torch.device("cuda:1")] * 2
+    assert choose_device("cpu") == torch.device("cpu")
+    with pytest.raises(RecipeError, match="--device 'cuda:0' would put all processes on one GPU"):
+        choose_device("cuda:0")
 
 
 @pytest.mark.parametrize("target", ["model", "model/", "model/sub", "./model", "other/../model/a", "link", "link/a"])

@@ -70,7 +70,8 @@ def _observe_gradients(
     """Pruned forward, dense forward, backward, for every sample; keeps the dense outputs. Returns also the mean loss."""
     inputs, sub = work.inputs, runner.sub_blocks[index]
     energies = {layer.name: GradientEnergy.empty(layer.shape, layer.matrix.device) for layer in sub.layers}
-    samples = {layer.name: InputSample.spread(inputs.all_samples * inputs.tokens, inputs.before * inputs.tokens) for layer in sub.layers}
+    earlier_tokens = {layer.name: 0 if isinstance(layer, Expert) else inputs.before * inputs.tokens for layer in sub.layers}
+    samples = {name: InputSample.spread(inputs.all_samples * inputs.tokens, tokens) for name, tokens in earlier_tokens.items()}
     parameters = {layer.parameter_name: layer.parameter for layer in sub.layers}
     pruned = {name: parameter.data for name, parameter in parameters.items()}
     total = torch.zeros((), dtype=torch.float64, device=inputs.place.device)

@@ -26,7 +26,7 @@ class InputSample:
     stride: int
     seen: int = 0
     parts: list[Float[Tensor, "tokens in"]] = field(default_factory=list)
-    before: int = 0  # tokens that other ranks see before the first one here
+    before: int = 0  # tokens on earlier ranks; 0 for experts, of whose tokens nobody knows beforehand
 
     @classmethod
     def spread(cls, tokens: int, before: int = 0) -> InputSample:
@@ -39,9 +39,11 @@ class InputSample:
         self.parts.append(x[first :: self.stride].float())
         self.seen += x.shape[0]
 
-    def relative_error(self, dense: Float[Tensor, "out in"], pruned: Float[Tensor, "out in"]) -> float:
-        """``||(W - W') X|| / ||W X||`` over the sampled tokens; 0 where W X is 0."""
+    def relative_error(self, dense: Float[Tensor, "out in"], pruned: Float[Tensor, "out in"]) -> float | None:
+        """``||(W - W') X|| / ||W X||`` over the sampled tokens; 0 where W X is 0, None if no token was sampled."""
         x = torch.cat(self.parts).T
+        if not x.shape[1]:
+            return None
         whole = (dense.float() @ x).norm()
         lost = ((dense.float() - pruned.float()) @ x).norm()
         return float(lost / whole) if float(whole) else 0.0
@@ -113,7 +115,7 @@ class InputObserver:
         key = (x.data_ptr(), tuple(x.shape), x.stride(), x._version)
         known = self._in_this_pass.get(key)
         if layer.name not in self._leader:
-            group = known[1] if known else self._new_group(x)
+            group = known[1] if known else self._new_group(x, 0 if isinstance(layer, Expert) else self._before)
             group.layers.append(layer)
             self._leader[layer.name] = group
         group = self._leader[layer.name]
@@ -121,8 +123,8 @@ class InputObserver:
             self._in_this_pass[key] = (x, group)  # the reference keeps the address from being used again
             group.update(x)
 
-    def _new_group(self, x: Tensor) -> InputGroup:
-        group = InputGroup.empty([], self._statistic, x, self._tokens, self._before)
+    def _new_group(self, x: Tensor, before: int) -> InputGroup:
+        group = InputGroup.empty([], self._statistic, x, self._tokens, before)
         self.groups.append(group)
         return group
 

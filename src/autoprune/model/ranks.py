@@ -206,7 +206,8 @@ def _connected() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # torch's errors of this kind derive from it
+        reason = str(error).splitlines()[0].rpartition("] ")[2].partition(". ")[0]  # without places in gloo's source, and good wishes
         raise RankError(
-            f"another process of this run is gone ({str(error).splitlines()[0]}), so the run ends here; look for that process's own error. "
+            f"another process of this run is gone ({reason}), so the run ends here; look for that process's own error. "
             "With --save_model, the same command with --resume goes on at the last finished block"
         ) from error

@@ -103,7 +103,7 @@ def run(
         measure = bool(output.save_ppl) or not (output.save_zeroshot or (output.save_model and not dense_only))
     if output.save_model and dense_only:
         emit(Notice("--save_model: nothing is pruned at ratio 0, so nothing is written"))
-    _check_outputs(recipe)
+    _check_outputs(recipe, emit)
     subject = held_model(held, tokenizer) if held is not None else open_model(recipe, resident=not output.save_model)
     plan = make_plan(recipe, subject, emit, measure=measure)
     directory = Path(output.save_model) if output.save_model and plan.methods else None
@@ -123,7 +123,7 @@ def run(
     return PruneResult(recipe, row, in_memory, directory)
 
 
-def _check_outputs(recipe: Recipe) -> None:
+def _check_outputs(recipe: Recipe, emit: Emit) -> None:
     """Everything about the places of output, and the tasks, that can be known before work begins."""
     output = recipe.output
     if output.save_model:
@@ -135,7 +135,7 @@ def _check_outputs(recipe: Recipe) -> None:
     if output.save_zeroshot:
         from autoprune.evaluation.tasks import check_tasks
 
-        check_tasks(recipe.zeroshot)
+        check_tasks(recipe.zeroshot, emit)
 
 
 def _reopened(recipe: Recipe, subject: Subject, directory: Path | None) -> Subject:

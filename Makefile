@@ -11,7 +11,7 @@ setup: $(STAMP)  ## a virtual environment with everything
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,zeroshot]'
 	touch $(STAMP)
 
 demo: setup  ## prunes the model that the project ships, in every way, and shows what it costs

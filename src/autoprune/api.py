@@ -107,7 +107,7 @@ def run(
         if output.save_model and dense_only:
             emit(Notice("--save_model: nothing is pruned at ratio 0, so nothing is written"))
         if ranks.first:
-            _check_outputs(recipe)
+            _check_outputs(recipe, emit)
         subject = held_model(held, tokenizer) if held is not None else open_model(recipe, resident=not output.save_model)
         plan = make_plan(recipe, subject, emit, measure=measure, ranks=ranks)
         directory = Path(output.save_model) if output.save_model and plan.methods else None
@@ -132,7 +132,7 @@ def _evaluated(recipe: Recipe, plan: Plan, row: EvaluationRow, directory: Path |
     return row
 
 
-def _check_outputs(recipe: Recipe) -> None:
+def _check_outputs(recipe: Recipe, emit: Emit) -> None:
     """Everything about the places of output, and the tasks, that can be known before work begins."""
     output = recipe.output
     if output.save_model:
@@ -144,7 +144,7 @@ def _check_outputs(recipe: Recipe) -> None:
     if output.save_zeroshot:
         from autoprune.evaluation.tasks import check_tasks
 
-        check_tasks(recipe.zeroshot)
+        check_tasks(recipe.zeroshot, emit)
 
 
 def _reopened(recipe: Recipe, subject: Subject, directory: Path | None) -> Subject:

@@ -120,6 +120,7 @@ def test_one_script_from_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     calls = commands(ROOT / "scripts/unstructured_sparsity/llama2_7b.sh", tmp_path, MODEL="demo", EXTRA_ARGS=extra)
     for arguments in calls:
         assert classic(arguments) == 0, capsys.readouterr().err
+    assert capsys.readouterr() == ("", ""), "--quiet is not quiet"
     found = sorted(path.relative_to(tmp_path / "out/unstructured/llama2_7b").as_posix() for path in (tmp_path / "out").rglob("*") if path.is_file())
     assert len(found) == 4 * len(calls)
     assert not list((tmp_path / "out").rglob("model"))

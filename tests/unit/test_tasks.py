@@ -17,7 +17,7 @@ from autoprune.cli.main import classic
 from autoprune.errors import DataError, RecipeError
 from autoprune.evaluation import tasks
 from autoprune.evaluation.tasks import check_tasks
-from autoprune.model.events import Event, Notice
+from autoprune.model.events import Event, Notice, Step
 from autoprune.recipe import ZeroShotOptions
 from autoprune.report.results import TaskResult, ZeroShotResult, row_from_json
 from autoprune.report.zeroshot import zeroshot_grid
@@ -131,6 +131,22 @@ def test_same_accuracy_from_a_model_in_memory(folder: Path, tmp_path: Path) -> N
     same(row.zeroshot, directly(tmp_path / "m", folder, limit=7))
     assert tokenizer.pad_token is None
     assert any(isinstance(event, Notice) and "--limit" in event.text for event in said)
+
+
+def test_bars_of_the_harness_become_events(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """So one bar is drawn on a terminal, none with --quiet, and the harness has its own back afterwards."""
+    from lm_eval.models import huggingface
+    from tqdm import tqdm
+
+    said: list[Event] = []
+    options: dict[str, Any] = {"tasks": ["plain_words"], "tasks_path": folder, "save_zeroshot": tmp_path / "results"}
+    capsys.readouterr()
+    prune(tiny_model(), tokenizer=tiny_tokenizer(), sparsity_ratio=0, emit=said.append, **options)
+    assert capsys.readouterr().err == ""
+    steps = [event for event in said if isinstance(event, Step) and event.phase == "running loglikelihood requests"]
+    assert steps
+    assert {step.total for step in steps} == {3 * SAMPLES}
+    assert huggingface.tqdm is tqdm
 
 
 def test_files(pruned: tuple[Path, ZeroShotResult]) -> None:

@@ -12,12 +12,13 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from autoprune.errors import AutoPruneError, DataError, RecipeError
-from autoprune.model.events import Emit, Notice, Phase
+from autoprune.evaluation.bars import bars_told
+from autoprune.model.events import Emit, Notice, Phase, silent
 from autoprune.recipe import ZeroShotOptions
 from autoprune.report.results import TaskResult, ZeroShotResult
 
 
-def check_tasks(options: ZeroShotOptions) -> None:
+def check_tasks(options: ZeroShotOptions, emit: Emit = silent) -> None:
     """Finds every task and fetches its data before long work begins.
 
     Raises: RecipeError if the harness is not installed; DataError naming a task, folder or data set that can't be had.
@@ -31,8 +32,10 @@ def check_tasks(options: ZeroShotOptions) -> None:
         raise DataError(f"--tasks {missing[0]}: lm-evaluation-harness knows no task of that name{where}")
     if hasattr(manager, "load"):  # older harnesses load when they evaluate
         for task in options.tasks:
+            emit(Phase(f"task {task}"))
             try:
-                manager.load([task])
+                with bars_told(emit):
+                    manager.load([task])
             except Exception as error:  # whatever the harness, the datasets library or the task's own code may raise
                 raise _no_data(task, error) from error
 
@@ -48,14 +51,15 @@ def zeroshot(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, options
     emit(Phase(f"zero-shot: {', '.join(options.tasks)}"))
     held = HFLM(pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=batch)  # a copy, because it may get a padding token
     try:
-        raw = lm_eval.simple_evaluate(
-            model=held,
-            tasks=list(options.tasks),
-            num_fewshot=options.num_fewshot,
-            limit=options.limit,
-            task_manager=_task_manager(options),
-            log_samples=True,
-        )
+        with bars_told(emit):
+            raw = lm_eval.simple_evaluate(
+                model=held,
+                tasks=list(options.tasks),
+                num_fewshot=options.num_fewshot,
+                limit=options.limit,
+                task_manager=_task_manager(options),
+                log_samples=True,
+            )
     except OSError as error:  # ConnectionError is one
         raise _no_data(", ".join(options.tasks), error) from error
     if options.limit:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -16,6 +17,7 @@ LATEX_SPECIALS = {
     **{char: "\\" + char for char in "&%$#_{}"},
     "±": r"$\pm$", "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}",
 }  # fmt: skip
+TAIL = re.compile(r"(\S*\d\S*)( (?!%|pp\b).+)")  # a word with a digit in it, then neither percent nor percentage points
 
 
 @dataclass(frozen=True)
@@ -31,9 +33,15 @@ class Grid:
 
     @property
     def spreads(self) -> dict[int, int]:
-        """For columns with ``mean ± sd``: the width of the longest part from the space before ± on."""
-        tails = {j: max((len(row[j]) - len(row[j].partition(" ±")[0]) for row in self.rows), default=0) for j in range(len(self.header))}
+        """For columns of numbers with something behind them, such as ``mean ± sd``: the width of the longest such tail."""
+        tails = {j: max((len(parts(row[j])[1]) for row in self.rows), default=0) for j in range(self.words, len(self.header))}
         return {j: tail for j, tail in tails.items() if tail}
+
+
+def parts(cell: str) -> tuple[str, str]:
+    """A number with its unit, and what stands behind it: ``("28.4", " ± 1.9")``, ``("42.1", " (of 4)")``, ``("50.00 %", "")``."""
+    match = TAIL.fullmatch(cell)
+    return (match[1], match[2]) if match else (cell, "")
 
 
 def to_text(grid: Grid) -> str:
@@ -93,8 +101,8 @@ def _padded(line: Sequence[str], widths: Sequence[int], words: int) -> list[str]
 
 
 def _with_tail(cell: str, tail: int) -> str:
-    """Room for the longest ``± sd``, so that the means stand below each other."""
-    return cell + " " * (tail - (len(cell) - len(cell.partition(" ±")[0])))
+    """Room for the longest tail, so that the numbers stand below each other."""
+    return cell + " " * (tail - len(parts(cell)[1]))
 
 
 def _stressed(cell: str, strong: bool, before: str, after: str) -> str:

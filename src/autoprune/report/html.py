@@ -9,7 +9,7 @@ from importlib import resources
 from typing import Any
 
 from autoprune.report import costs, numbers, plots, zeroshot
-from autoprune.report.grid import Grid
+from autoprune.report.grid import Grid, parts
 from autoprune.report.results import EvaluationRow
 from autoprune.report.svg import Drawing
 from autoprune.report.tables import barber_grid, comparison_grid, layer_grid
@@ -55,6 +55,7 @@ def render_html(rows: Sequence[EvaluationRow], *, title: str, subtitle: str = ""
     shown = [s for s in sections if (s.table and s.table.rows) or s.figures or s.folds or s.notes]
     source = resources.files("autoprune.report").joinpath("templates/report.html.j2").read_text(encoding="utf-8")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["parts"] = parts
     environment.filters["tie"] = lambda words: words.replace(" %", "\N{NO-BREAK SPACE}%")
     counter = iter(range(1, 1_000_000))
 

@@ -110,12 +110,9 @@ def forward(subject: Subject) -> None:
             hidden = subject.call(i, index)(block, hidden)
 
 
-def copy_weights(subject: Subject) -> None:
-    """One read and one write of all weights in the blocks."""
-    for block in subject.blocks:
-        for parameter in block.parameters():
-            if parameter.dim() == 2:
-                parameter.data.clone()
+def copy_weights(subject: Subject) -> list[Tensor]:
+    """One read and one write of all weights in the blocks, into memory of their own: pruned weights do not replace dense ones."""
+    return [parameter.data.clone() for block in subject.blocks for parameter in block.parameters() if parameter.dim() == 2]
 
 
 def gram_products(subject: Subject) -> Callable[[], None]:

@@ -68,12 +68,18 @@ def test_samples_of_opposite_gradient_do_not_cancel() -> None:
     assert energy.rms.tolist() == [[2.0]]
 
 
-@pytest.mark.parametrize("dtype", HALVES)
-def test_half_precision_gradients_are_formed_in_float32(dtype: torch.dtype) -> None:
-    """The sum over 2049 tokens is a number that neither half precision has."""
+def test_float16_gradients_are_formed_in_float32() -> None:
+    """The sum over 2049 tokens is a number that half precision does not have."""
     energy = GradientEnergy.empty((1, 1))
-    energy.update(torch.ones(1, 2049, 1, dtype=dtype), torch.ones(1, 2049, 1, dtype=dtype))
+    energy.update(torch.ones(1, 2049, 1, dtype=torch.float16), torch.ones(1, 2049, 1, dtype=torch.float16))
     assert energy.rms.tolist() == [[2049.0]]
+
+
+def test_bfloat16_gradients_are_summed_in_float32_and_rounded_once() -> None:
+    """Added up in bfloat16 itself, 4097 ones would stop at 256."""
+    energy = GradientEnergy.empty((1, 1))
+    energy.update(torch.ones(1, 4097, 1, dtype=torch.bfloat16), torch.ones(1, 4097, 1, dtype=torch.bfloat16))
+    assert energy.rms.item() == pytest.approx(4097, rel=2**-9)
 
 
 @pytest.mark.parametrize("dtype", HALVES)

@@ -53,5 +53,10 @@ def count_true(pattern: Bool[Tensor, "*sets size"]) -> Int[Tensor, "*sets"]:
     return pattern.sum(-1, dtype=torch.int32)
 
 
+def count_zeros(values: Float[Tensor, "*shape"]) -> int:
+    """How many values are zero."""
+    return int(count_true((values == 0).reshape(-1)))
+
+
 def _by_numpy(scores: Tensor) -> bool:
     return scores.device.type == "cpu" and scores.dtype in _SORTED_BY_NUMPY

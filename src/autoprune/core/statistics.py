@@ -64,7 +64,13 @@ class GradientEnergy:
         return cls(torch.zeros(shape, dtype=torch.float32, device=device))
 
     def update(self, dy: Float[Tensor, "samples tokens out"], x: Float[Tensor, "samples tokens in"]) -> None:
-        """Adds a batch of samples: sample j's gradient is ``dY_j^T X_j``, never summed with another's before squaring."""
+        """Adds a batch of samples: sample j's gradient is ``dY_j^T X_j``, never summed with another's before squaring.
+
+        float16 has too small a range for gradients, so they are formed in float32; bfloat16 has float32's, and what is
+        summed up over the tokens is rounded to it once (to 2^-9 of its size).
+        """
+        if torch.float16 in (dy.dtype, x.dtype):
+            dy, x = dy.float(), x.float()
         for dy_j, x_j in zip(dy, x, strict=True):
             gradient = (dy_j.T @ x_j).float()
             self.squares.addcmul_(gradient, gradient)

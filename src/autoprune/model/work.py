@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from autoprune.core.order import filled
+from autoprune.core.order import count_zeros, filled
 from autoprune.core.outcome import LayerOutcome, SubBlockOutcome
 from autoprune.core.problem import LayerProblem, LayerSolution
 from autoprune.core.sparsity import Target
@@ -120,6 +120,6 @@ class Work:
 
     def record(self, layer: Layer, solution: LayerSolution, error: float | None) -> None:
         """Notes what became of the layer; zeros are counted in the weights, not in the pattern."""
-        zeros = layer.count - int(torch.count_nonzero(layer.matrix))
+        zeros = count_zeros(layer.matrix)
         notes = {**self.outcomes[layer.name].notes, **solution.notes} if layer.name in self.outcomes else solution.notes
         self.outcomes[layer.name] = LayerOutcome(self.block.index, self.block.full_name(layer), layer.count, zeros, error, notes)

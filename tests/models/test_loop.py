@@ -22,6 +22,7 @@ from autoprune.model.events import Event, Step, silent
 from autoprune.model.observe import InputObserver
 from autoprune.model.replay import replay_check, require_replay
 from autoprune.planning import Subject
+from autoprune.storage.ahead import ReadAhead
 from autoprune.storage.checkpoint import Checkpoint
 from autoprune.storage.stores import MemoryStore
 
@@ -128,3 +129,24 @@ def test_hidden_states_of_another_layout_are_refused() -> None:
     """Gemma 3n hands several versions of the hidden states from block to block, stacked in front of the samples."""
     with pytest.raises(ModelError, match=r"hidden states of shape \(2, 1, 8, 32\) for 1 samples of 8 tokens"):
         replay_check(MemoryStore(tiny_model("gemma3n_text")), tiny_ids(6))
+
+
+def test_a_block_that_was_read_ahead_is_the_same(tmp_path: Path) -> None:
+    """Where blocks run on a GPU, the next one is read meanwhile; here it is done on the CPU, to see that it changes nothing."""
+    tiny_model("llama").save_pretrained(tmp_path)
+    usual: dict[str, Tensor] = {}
+    ahead: dict[str, Tensor] = {}
+    prune(open_store(tmp_path, usual), (Wanda(), BARBER), tiny_ids())
+    store = open_store(tmp_path, ahead)
+    taken: list[int] = []
+
+    class Noting(ReadAhead):
+        def take(self, index: int) -> dict[str, Tensor] | None:
+            found = super().take(index)
+            taken.extend([index] if found else [])
+            return found
+
+    store._ahead = Noting(store.skeleton.checkpoint)
+    prune(store, (Wanda(), BARBER), tiny_ids())
+    assert taken == [1]
+    assert usual.keys() == ahead.keys() and all(torch.equal(usual[name], ahead[name]) for name in usual)

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from autoprune.errors import ModelError
+from autoprune.storage.ahead import ReadAhead
 from autoprune.storage.checkpoint import INDEX, SINGLE, Checkpoint
 from autoprune.storage.locate import DEMO, locate
 from autoprune.storage.values import ValueCheck
@@ -146,3 +147,25 @@ def test_words_for_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 def test_words_that_lead_nowhere(word: str, says: str, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=says):
         locate(word, cache_dir=str(tmp_path))
+
+
+def test_read_ahead_gives_what_was_asked_for(tmp_path: Path) -> None:
+    checkpoint = Checkpoint.open(write(tmp_path / "model", halves()))
+    ahead = ReadAhead(checkpoint)
+    assert ahead.take(0) is None, "nothing was begun"
+    ahead.begin(1, ["a.weight"])
+    assert ahead.take(0) is None, "another block was begun"
+    found = ahead.take(1)
+    assert found is not None and list(found) == ["a.weight"]
+    assert torch.equal(found["a.weight"], checkpoint.read(["a.weight"])["a.weight"])
+    assert ahead.take(1) is None, "it is given once"
+
+
+def test_read_ahead_tells_of_a_lost_shard_when_the_block_is_wanted(tmp_path: Path) -> None:
+    checkpoint = Checkpoint.open(write(tmp_path / "model", halves()))
+    for path in checkpoint.files:
+        path.unlink()
+    ahead = ReadAhead(checkpoint)
+    ahead.begin(0, ["a.weight"])
+    with pytest.raises(ModelError, match="can't be read"):
+        ahead.take(0)

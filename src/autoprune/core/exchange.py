@@ -72,7 +72,7 @@ def _highest(scores: Float[Tensor, "sets size"], counts: Int[Tensor, " sets"]) -
     cut = lowest_at(scores, (scores.shape[-1] + 1 - counts).clamp(max=scores.shape[-1]))
     found, tied = scores > cut, scores == cut
     room = (counts - count_true(found)).unsqueeze(-1)
-    if bool((count_true(tied) > room[:, 0]).any()):
+    if scores.is_cuda or bool((count_true(tied) > room[:, 0]).any()):
         tied &= tied.cumsum(-1, dtype=torch.int32) <= room
     return (found | tied) & (counts > 0).unsqueeze(-1)
 

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by size in bytes
+FEW_SETS = 16
 _SORTED_BY_NUMPY = (torch.float32, torch.float64)
 
 
@@ -18,6 +19,8 @@ def kth_lowest(scores: Float[Tensor, "sets size"], k: int) -> Float[Tensor, "set
     """Every set's ``k``-th lowest score, counted from 1."""
     if _by_numpy(scores):
         return torch.from_numpy(np.partition(scores.numpy(), k - 1, axis=-1)[:, k - 1 : k].copy())
+    if len(scores) < FEW_SETS:  # kthvalue works on each set with one multiprocessor of a GPU, topk with all
+        return scores.topk(scores.shape[-1] + 1 - k, dim=-1, sorted=False).values.amin(-1, keepdim=True)
     return scores.kthvalue(k, dim=-1, keepdim=True).values
 
 

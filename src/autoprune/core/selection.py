@@ -25,7 +25,7 @@ def keep_highest(scores: Float[Tensor, "sets size"], drop: int) -> Bool[Tensor, 
     cut = kth_lowest(scores, drop)
     keep = scores > cut
     surplus = keep.shape[-1] - drop - count_true(keep).unsqueeze(-1)  # ties that survive: the last ones of the set
-    if bool((surplus > 0).any()):
+    if scores.is_cuda or bool((surplus > 0).any()):  # to ask would keep a GPU waiting for longer than to do it
         tied = scores == cut
         from_the_end = tied.flip(-1).cumsum(-1, dtype=torch.int32).flip(-1)
         keep |= tied & (from_the_end <= surplus)

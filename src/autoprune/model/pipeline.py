@@ -56,6 +56,10 @@ class Store(Protocol):
         """The block's weights are these, by their stored names."""
         ...
 
+    def read_ahead(self, index: int) -> None:
+        """This block will be loaded next."""
+        ...
+
     def passed(self, number: int, block: Block, solutions: Mapping[str, LayerSolution]) -> None:
         """An earlier pass is done with the block; a later one follows on hidden states of its own."""
         ...
@@ -112,6 +116,8 @@ def prune_blocks(
     with eager_experts(store.anatomy.model):
         for block in blocks[start:]:
             store.load(block.index)
+            if block is not blocks[-1]:
+                store.read_ahead(block.index + 1)
             work = Work(block, chosen[block.index], target, inputs, emit, len(blocks))
             work.hold(store.storage_dtype, in_place=passes[0].at_once is not None)
             for number, step in enumerate(passes):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from autoprune.core.problem import LayerSolution
 from autoprune.model.anatomy import Anatomy, Block, examine
+from autoprune.storage.ahead import ReadAhead
 from autoprune.storage.memory import return_large_blocks
 from autoprune.storage.skeleton import Skeleton
 from autoprune.storage.values import ValueCheck
@@ -43,6 +44,9 @@ class MemoryStore:
     def load_stored(self, index: int, stored: Mapping[str, Tensor]) -> None:
         """Never asked for: only runs that write to disk are resumed."""
 
+    def read_ahead(self, index: int) -> None:
+        """Nothing to do: the weights are there."""
+
     def passed(self, number: int, block: Block, solutions: Mapping[str, LayerSolution]) -> None:
         """Nothing to do: a model in memory is not resumed."""
 
@@ -69,6 +73,7 @@ class CheckpointStore:
         self._values: ValueCheck | None = None
         self._loaded: set[int] = set()
         self._stored: dict[str, Tensor] = {}
+        self._ahead = ReadAhead(skeleton.checkpoint) if self.device.type == "cuda" and not resident else None
         if not resident:
             return_large_blocks()
         self._load_outside(with_head=resident)
@@ -110,7 +115,8 @@ class CheckpointStore:
         """
         if index in self._loaded:
             return
-        self._stored = self.skeleton.checkpoint.read(self.skeleton.stored_under(self.anatomy.blocks[index].name))
+        read = self._ahead.take(index) if self._ahead else None
+        self._stored = read if read is not None else self.skeleton.checkpoint.read(self._names_of(index))
         if self._values is not None:
             self._values.see(self._stored)
         self.load_stored(index, self._stored)
@@ -121,6 +127,11 @@ class CheckpointStore:
         self.skeleton.fill(dict(stored))
         self.skeleton.check_filled(block.module, block.name)
         self._loaded.add(index)
+
+    def read_ahead(self, index: int) -> None:
+        """Begins to read a block that will be loaded next, where that is of use."""
+        if self._ahead and index not in self._loaded:
+            self._ahead.begin(index, self._names_of(index))
 
     def passed(self, number: int, block: Block, solutions: Mapping[str, LayerSolution]) -> None:
         """Keeps the block as an earlier pass leaves it, so that the run can be resumed."""
@@ -135,8 +146,11 @@ class CheckpointStore:
     def _stored_of(self, block: Block) -> dict[str, Tensor]:
         """The block's tensors as the checkpoint holds them; a resident store that loaded it earlier reads them once more."""
         if not self._stored:
-            self._stored = self.skeleton.checkpoint.read(self.skeleton.stored_under(block.name))
+            self._stored = self.skeleton.checkpoint.read(self._names_of(block.index))
         return self._stored
+
+    def _names_of(self, index: int) -> list[str]:
+        return self.skeleton.stored_under(self.anatomy.blocks[index].name)
 
     def release(self, index: int) -> None:
         """Lets the block's weights go, unless the store is resident."""

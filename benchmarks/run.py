@@ -35,6 +35,7 @@ from autoprune.model.pipeline import Pass, prepare_inputs, prune_blocks
 from autoprune.model.stream import Place
 from autoprune.storage.manifest import versions
 
+BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 HALF, TWO_FOUR = Unstructured(0.5), SemiStructured(2, 4)
 Work = Callable[[], object]
 
@@ -234,6 +235,19 @@ def main() -> None:
         lines = [asdict(row) | {"ratio": row.ratio, "met": row.met} for row in rows]
         out.write_text(json.dumps({**facts, "rows": lines}, indent=2) + "\n", encoding="utf-8")
         console.print(f"written to {out}")
+    if out and not given.out and given.device == "cpu":
+        publish(rows, facts)
+
+
+def publish(rows: Sequence[Row], facts: dict[str, object]) -> None:
+    """Puts the table into docs/performance.md."""
+    lines = [f"Measured on {facts['date']}, medians of {facts['runs']}:", "", "| phase | floor | ratio | spread | aim |", "|---|---|---:|---:|---|"]
+    for row in rows:
+        aim = f"{'≥' if row.at_least else '≤'} {row.goal:g}" + ("" if row.met else ", missed")
+        lines.append(f"| {row.phase} | {row.against} | {row.ratio:.3g} | {min(row.ratios):.3g} to {max(row.ratios):.3g} | {aim} |")
+    page = Path(__file__).parent.parent / "docs" / "performance.md"
+    before, rest = page.read_text(encoding="utf-8").split(BEGIN)
+    page.write_text(f"{before}{BEGIN}\n" + "\n".join(lines) + f"\n{END}{rest.split(END)[1]}", encoding="utf-8")
 
 
 if __name__ == "__main__":

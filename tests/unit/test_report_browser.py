@@ -23,11 +23,9 @@ from autoprune.report.results import Cost, EvaluationRow
 from autoprune.report.svg import DARK, LIGHT
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-SETTINGS: tuple[dict[str, Any], ...] = (
-    {},
-    {"prune_granularity": "block", "threshold": 0.1},
-    {"prune_granularity": "output1", "threshold": 0.01, "retain_reconstruction": True},
-)
+BLOCK = {"prune_granularity": "block", "threshold": 0.1}
+KEPT = {"prune_granularity": "output1", "threshold": 0.01, "retain_reconstruction": True}
+SETTINGS: tuple[dict[str, Any], ...] = ({}, BLOCK, KEPT)
 # Boxes of words in drawings that cover each other or leave their drawing, and how far the page is wider than the window.
 MEASURE = """
 <script>
@@ -37,7 +35,8 @@ for (const drawing of document.querySelectorAll("svg")) {
   const frame = drawing.getBoundingClientRect(), title = drawing.querySelector("title").textContent;
   const words = [...drawing.querySelectorAll("text")].map(text => [text.textContent, text.getBoundingClientRect()]);
   for (const [i, [word, a]] of words.entries()) {
-    if (a.left < frame.left - 1 || a.right > frame.right + 1 || a.top < frame.top - 1 || a.bottom > frame.bottom + 1) faults.push([title, word, "sticks out"]);
+    const outside = Math.max(frame.left - a.left, a.right - frame.right, frame.top - a.top, a.bottom - frame.bottom);
+    if (outside > 1) faults.push([title, word, "sticks out"]);
     for (const [other, b] of words.slice(i + 1)) {
       const wide = Math.min(a.right, b.right) - Math.max(a.left, b.left), high = Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top);
       if (wide > 1 && high > 3) faults.push([title, word, other]);

@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: setup demo test check bench figures clean
+.PHONY: setup demo test check bench figures results clean
 
 setup: $(STAMP)  ## a virtual environment with everything
 
@@ -30,6 +30,10 @@ bench: setup  ## speed, as ratios to the work that can't be avoided
 
 figures: setup  ## the drawings in img/
 	$(BIN)/python scripts/draw_figures.py
+
+results: demo  ## README's tables and picture; takes up what the last run left
+	$(BIN)/autoprune bench benchmarks/demo.toml --out out/bench --jobs 2
+	$(BIN)/python scripts/update_results.py
 
 clean:
 	rm -rf $(VENV) out build dist src/*.egg-info

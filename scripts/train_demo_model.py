@@ -31,45 +31,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 VERSE = re.compile(r"^\s*(?P<chapter>[1-3]?\s?[A-Za-z]+\s?\d+):\d+\s+(?P<text>.+)$")
 SPECIAL_TOKENS = ["<unk>", "<s>", "</s>"]
 
-README = """# Demo model
-
-A small Llama-style language model (grouped-query attention, {blocks} blocks, width
-{hidden}, {parameters:,} parameters, stored as {dtype}) for trying out
-AutoPrune without a download. It continues English prose in the style of the
-King James Bible and is good for nothing else.
-
-| file | what it is |
-| --- | --- |
-| `config.json`, `generation_config.json`, `model.safetensors` | the model |
-| `tokenizer.json`, `tokenizer_config.json` | byte-level BPE, {vocab} tokens, trained on the training text only |
-| `calibration.txt` | {calibration}, {chapters} chapters, one a line, all part of the training text |
-| `heldout.txt` | {heldout}, {held_chapters} other chapters, one a line, never trained on |
-
-The chapters of both texts are spread evenly over the books. Some passages of the
-Bible stand in two books almost word for word (Isaiah 36-39 and 2 Kings 18-20, the
-Gospels), so a little of the held-out text has a near copy in the training text.
-
-## Figures
-
-- final training loss (mean of the last 5 % of the steps): {loss:.3f} nats a token
-- held-out perplexity: **{perplexity:.2f}** (weights as stored, computed in float32;
-  non-overlapping windows of {context} tokens, the first token of each window not predicted)
-
-## How it was made
-
-```
-{command}
-```
-
-with the text printed by `bible -f gen1:1-rev22:21` (Debian package `bible-kjv`), the
-verse references taken off. It took {minutes:.0f} minutes on {threads} CPU thread{plural} (torch {torch}).
-Seeds are fixed; another machine or thread count can still change the weights slightly.
-
-## Licence
-
-The text is in the public domain. The weights and the tokenizer are under the
-project's MIT licence.
-"""
+README = Path(__file__).with_name("demo_model_card.md")
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -277,7 +239,7 @@ def write_readme(a: argparse.Namespace, model: LlamaForCausalLM, **figures: obje
     """Write the README of the output folder."""
     sizes = {name: f"{(a.output / (name + '.txt')).stat().st_size / 1000:.0f} kB" for name in ("calibration", "heldout")}
     (a.output / "README.md").write_text(
-        README.format(
+        README.read_text(encoding="utf-8").format(
             blocks=a.blocks,
             hidden=a.hidden,
             vocab=a.vocab,

@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 
 FILE_LINES, FUNCTION_LINES = 300, 50
-PACKAGE = Path(__file__).resolve().parents[2] / "src" / "autoprune"
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = ROOT / "src" / "autoprune"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
+EVERYTHING = sorted([*SOURCES, *(file for folder in ("scripts", "tests", "benchmarks") for file in (ROOT / folder).rglob("*.py"))])
 PURE = [f for f in SOURCES if f.relative_to(PACKAGE).parts[0] in ("core", "methods")]
 SPEAKING = ("cli", "report", "launch.py")  # the only packages that may print
 NOISE = {"print", "open", "input", "breakpoint"}
@@ -54,7 +56,7 @@ def _ids(file: Path) -> str:
     return file.relative_to(PACKAGE).as_posix()
 
 
-@pytest.mark.parametrize("file", SOURCES, ids=_ids)
+@pytest.mark.parametrize("file", EVERYTHING, ids=lambda file: file.relative_to(ROOT).as_posix())
 def test_files_and_functions_are_short(file: Path) -> None:
     source = file.read_text(encoding="utf-8")
     assert len(source.splitlines()) <= FILE_LINES

@@ -111,8 +111,8 @@ def test_frames() -> None:
     pytest.importorskip("pandas")
     rows = timed(sample_rows())
     frame = rows_frame([answered(rows[0], "10"), *rows[1:]])
-    measured = ["wikitext2 (128)", "a acc", "prune_seconds", "seconds", "peak_bytes"]
-    assert list(frame.columns) == ["model", "method", "target", "seed", "sparsity", *measured]
+    measured = ["wikitext2 (128)", "a acc", "a acc stderr", "prune_seconds", "seconds", "peak_bytes"]
+    assert list(frame.columns) == ["model", "method", "settings", "target", "seed", "sparsity", *measured]
     assert frame.groupby("method")["wikitext2 (128)"].count().to_dict() == {"dense": 1, "wanda": 4, "wanda+barber": 4}
     layers = layers_frame(rows[2].pruning)  # type: ignore[arg-type]
     assert list(layers.block.unique()) == [0, 1]

@@ -62,8 +62,15 @@ def test_rows_that_differ_only_by_seed_are_one_variant() -> None:
 def test_variants_are_told_apart_by_the_settings_that_differ() -> None:
     """Same method and target, another granularity; where results are saved is no difference."""
     rows = [row("wanda+barber", "50 %", 9, prune_granularity=g, threshold=0.1, save_ppl=g) for g in ("block", "layer")]
-    assert [v.name for v in variants_of(rows)] == ["wanda+barber (block)", "wanda+barber (layer)"]
+    assert [v.name for v in variants_of(rows)] == ["wanda+barber (block 0.1)", "wanda+barber (layer 0.1)"]
     assert len(variants_of([row("wanda", "50 %", 9, save_ppl=where) for where in "ab"])) == 1
+
+
+def test_settings_of_llm_barber_are_always_named() -> None:
+    """Also where there is only one; a first pass has none, whatever its record says."""
+    settings = {"prune_granularity": "layer", "threshold": 0.01, "prune_metric": "D", "retain_reconstruction": True}
+    names = [v.name for v in variants_of([row("sparsegpt", "50 %", 9, **settings), row("sparsegpt+barber", "50 %", 9, **settings)])]
+    assert names == ["sparsegpt", "sparsegpt+barber (layer 0.01, metric D, update kept)"]
 
 
 def test_paths_are_shortened_unless_ambiguous() -> None:

@@ -11,7 +11,9 @@ from rich.console import Console
 from test_report_samples import row, sample_rows, summary
 
 from autoprune.report import numbers, tables
+from autoprune.report.grid import grid_to_latex, grid_to_markdown
 from autoprune.report.results import PruningSummary
+from autoprune.report.views import barber_effect, texts_of, variants_of
 
 
 def column_starts(text: str) -> list[int]:
@@ -47,6 +49,7 @@ def test_other_numbers() -> None:
     assert numbers.perplexity_text(2e6, 1e5) == "2.0e+06 ± 1.0e+05"
     assert [numbers.share_text(s) for s in (0.0, 0.5, 0.00001)] == ["0.00 %", "50.00 %", "1.0e-03 %"]
     assert [numbers.change_text(r) for r in (0.9, 1.021, 12.0, float("nan"))] == ["-10.0 %", "+2.1 %", "x12", "nan"]
+    assert numbers.change_text(0.968, 0.00123) == "-3.2 ± 0.1 %"
     assert [numbers.error_text(e) for e in (None, 0.12345, 1e-5, float("inf"))] == ["-", "0.1235", "1.00e-05", "inf"]
 
 
@@ -62,14 +65,24 @@ def test_the_log_is_exactly_this() -> None:
 def test_the_comparison_is_exactly_this() -> None:
     """Golden: means stand below each other, and LLM-Barber's effect beside its row."""
     assert tables.comparison_table(sample_rows()) == (
-        "method        target  sparsity  wikitext2 (128)  LLM-Barber's effect\n"
-        "------------  ------  --------  ---------------  -------------------\n"
+        "method        target  sparsity  wikitext2 (128)     LLM-Barber\n"
+        "------------  ------  --------  ---------------  -------------\n"
         "dense         dense     0.00 %     4.241\n"
         "wanda         50 %     50.00 %     18.50 ± 0.71\n"
-        "wanda+barber  50 %     50.00 %     16.65 ± 0.64              -10.0 %\n"
+        "wanda+barber  50 %     50.00 %     16.65 ± 0.64  -10.0 ± 0.0 %\n"
         "wanda         2:4      50.00 %      2404 ± 1\n"
-        "wanda+barber  2:4      50.00 %      2164 ± 1                 -10.0 %\n"
+        "wanda+barber  2:4      50.00 %      2164 ± 1     -10.0 ± 0.0 %\n"
     )
+
+
+def test_effect_is_that_of_each_seed_on_its_own_first_pass() -> None:
+    """Seeds of different difficulty do not hide a change that is the same in all; a seed without a first pass does not count."""
+    first = [row("wanda", "50 %", value, seed=seed) for seed, value in enumerate((10.0, 20.0))]
+    after = [row("wanda+barber", "50 %", value, seed=seed) for seed, value in enumerate((9.0, 18.4, 77.0))]
+    effect = barber_effect(variants_of([*first, *after])[1], variants_of([*first, *after]), texts_of(first))
+    assert effect is not None
+    assert (effect.mean, effect.sd, effect.count) == (pytest.approx(0.91), pytest.approx(0.01 * 2**0.5), 2)
+    assert tables.comparison_table([*first, *after]).splitlines()[-1].endswith("-9.0 ± 1.4 %")
 
 
 @pytest.mark.parametrize(
@@ -122,31 +135,31 @@ def test_barber_table_shows_exchange_loss_and_movement() -> None:
 
 def test_markdown_parses_back() -> None:
     """Same number of cells in every line, the best of a target bold, bars in names escaped."""
-    lines = tables.to_markdown(sample_rows()).splitlines()
+    lines = grid_to_markdown(tables.comparison_grid(sample_rows())).splitlines()
     cells = [[c.strip() for c in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
     assert {len(c) for c in cells} == {5}
     assert len({len(line) for line in lines}) == 1
     assert all(re.fullmatch("-+", c) for c in cells[1][:2])
     assert all(re.fullmatch("-+:", c) for c in cells[1][2:])
     assert cells[4][3] == "**16.65 ± 0.64**"
-    assert r"a\|b" in tables.to_markdown([row("a|b", "50 %", 3)])
+    assert r"a\|b" in grid_to_markdown(tables.comparison_grid([row("a|b", "50 %", 3)]))
 
 
 def test_csv_parses_back() -> None:
-    """One line per row and text, numbers in full, odd words quoted."""
+    """One line per row, numbers in full, odd words quoted."""
     rows = [*sample_rows(), row('odd, "name"', "50 %", float("inf"))]
     parsed = list(csv.DictReader(io.StringIO(tables.to_csv(rows))))
     assert len(parsed) == len(rows)
     for line, original in zip(parsed, rows, strict=True):
         assert line["method"] == original.method
-        assert float(line["perplexity"]) == original.perplexity[0].perplexity
+        assert float(line["wikitext2 (128)"]) == original.perplexity[0].perplexity
         assert float(line["sparsity"]) == original.sparsity
     assert (parsed[0]["seed"], parsed[1]["seed"]) == ("", "0")
 
 
 def test_latex_parses_back() -> None:
     """Balanced environment, the same number of cells in every line, special characters escaped."""
-    text = tables.to_latex([*sample_rows(), row("my_method & 1{0}%", "50 %", 20)])
+    text = grid_to_latex(tables.comparison_grid([*sample_rows(), row("my_method & 1{0}%", "50 %", 20)]))
     assert text.startswith(r"\begin{tabular}{llrrr}")
     assert text.endswith("\\end{tabular}\n")
     body = [line for line in text.splitlines() if line.endswith(r"\\")]

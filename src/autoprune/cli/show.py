@@ -21,15 +21,15 @@ if TYPE_CHECKING:
 WIDE = 160
 
 
-def _console() -> Console:
-    """Takes text as it is: a path may hold brackets. A file or a pipe has no width to fit tables into."""
+def terminal() -> Console:
+    """Where results are printed. It takes text as it is, for a path may hold brackets. A file or a pipe has no width to fit tables into."""
     console = Console(markup=False)
     return console if console.is_terminal else Console(markup=False, width=WIDE)
 
 
 def show_result(result: PruneResult) -> None:
     """Tables per block and sub-block, the perplexities, and where the files are."""
-    console = _console()
+    console = terminal()
     if result.summary:
         print_layers(result.summary, console)
         if result.summary.sub_blocks:
@@ -54,7 +54,7 @@ def show_result(result: PruneResult) -> None:
 
 def show_inspection(inspection: Inspection) -> None:
     """The structure of a model, what of it can be pruned, and what that will cost."""
-    console = _console()
+    console = terminal()
     size = f"{inspection.blocks} blocks ({inspection.block_list}), {inspection.parameters:,} parameters, {inspection.dtype}"
     console.print(f"{inspection.model}: {size}", highlight=False, soft_wrap=True)
     table = Table("layer", "shape", "shares its input with", "blocks", box=None, pad_edge=False, header_style="bold")
@@ -75,7 +75,7 @@ def show_inspection(inspection: Inspection) -> None:
 
 def show_audit(report: AuditReport, hashes: bool = True) -> None:
     """What `autoprune verify` found."""
-    console = _console()
+    console = terminal()
     weights, zeros = sum(layer.weights for layer in report.layers), sum(layer.zeros for layer in report.layers)
     if weights:
         found = f"{len(report.layers)} pruned layers, {zeros:,} of {weights:,} weights are zero ({zeros / weights:.2%})"
@@ -88,19 +88,20 @@ def show_audit(report: AuditReport, hashes: bool = True) -> None:
 
 
 def show_bench(summary: BenchSummary) -> None:
-    """The comparison of all cells, those that failed, and where the reports are."""
-    console = _console()
-    if summary.rows:
-        print_comparison(summary.rows, console)
+    """The comparisons of all cells, those that failed, and where the reports are."""
+    console = terminal()
+    for table in summary.tables:
+        console.print(grid_to_rich(table))
     for result in summary.failed:
         console.print(f"FAILED {result.cell.name}: {result.error}", style="red", highlight=False, soft_wrap=True)
     for path in summary.reports:
         console.print(str(path), highlight=False, soft_wrap=True)
+    console.print(f"{summary.seconds:.0f} s", highlight=False)
 
 
 def show_reproduction(result: Reproduction) -> None:
     """The published table beside what came out here."""
-    console = _console()
+    console = terminal()
     console.print(f"{result.name}: {result.source}", highlight=False, soft_wrap=True)
     console.print(grid_to_rich(result.grid))
     for comparison in result.comparisons:

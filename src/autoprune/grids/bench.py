@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,10 +13,14 @@ from autoprune.errors import RecipeError
 from autoprune.grids.grid import make_grid, read_grid
 from autoprune.grids.runner import CellResult, run_grid
 from autoprune.model.events import Emit, silent
+from autoprune.report.costs import cost_grid
 from autoprune.report.frames import rows_frame
+from autoprune.report.grid import Grid, grid_to_latex, grid_to_markdown
 from autoprune.report.html import render_html
 from autoprune.report.results import EvaluationRow, dump_json
-from autoprune.report.tables import to_csv, to_latex, to_markdown
+from autoprune.report.tables import comparison_grid, to_csv
+from autoprune.report.views import variants_of
+from autoprune.report.zeroshot import accuracy_grid, metrics_of
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -40,6 +45,13 @@ class BenchSummary:
         """The cells that did not."""
         return [result for result in self.results if result.error]
 
+    @property
+    def tables(self) -> list[Grid]:
+        """Perplexities, then accuracies and costs where they were measured."""
+        variants = variants_of(self.rows)
+        grids = (comparison_grid(self.rows), *(accuracy_grid(variants, metric) for metric in metrics_of(variants)), cost_grid(variants))
+        return [grid for grid in grids if grid.rows]
+
     def to_pandas(self) -> DataFrame:
         """One line for each cell that succeeded: what it was, perplexities, accuracies, seconds and peak memory."""
         return rows_frame(self.rows)
@@ -57,15 +69,15 @@ def benchmark(grid: str | Path | Mapping[str, Any], directory: str | Path = "out
     start, directory = time.monotonic(), Path(directory)
     chosen = make_grid(grid) if isinstance(grid, Mapping) else read_grid(Path(grid))
     results = tuple(run_grid(chosen, directory, jobs=jobs, emit=emit))
-    rows = [result.row for result in results if result.row]
+    summary = BenchSummary(chosen.title, results, (), 0.0)
     reports = {"results.json": dump_json([_entry(result) for result in results])}
-    if rows:
+    if summary.rows:
         command = None if isinstance(grid, Mapping) else f"autoprune bench {Path(grid).name}"
-        page = render_html(rows, title=chosen.title, command=command)
-        reports |= {"results.csv": to_csv(rows), "results.md": to_markdown(rows), "results.tex": to_latex(rows), "report.html": page}
+        reports |= {"results.csv": to_csv(summary.rows), "report.html": render_html(summary.rows, title=chosen.title, command=command)}
+        reports |= {"results.md": "\n".join(map(grid_to_markdown, summary.tables)), "results.tex": "\n".join(map(grid_to_latex, summary.tables))}
     for name, text in reports.items():
         (directory / name).write_text(text, encoding="utf-8")
-    return BenchSummary(chosen.title, results, tuple(directory / name for name in reports), time.monotonic() - start)
+    return dataclasses.replace(summary, reports=tuple(directory / name for name in reports), seconds=time.monotonic() - start)
 
 
 def _entry(result: CellResult) -> dict[str, object]:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from autoprune.report import numbers
 from autoprune.report.grid import Grid
-from autoprune.report.plots import LOG_FROM, WIDTH, family_colours, plain_ticks
+from autoprune.report.plots import LOG_FROM, WIDTH, family_colours, legend_columns, legend_height, marker_of, plain_ticks
 from autoprune.report.svg import MUTED, PAPER, Drawing, canvas, finish
-from autoprune.report.views import Spread, Text, Variant, is_dense, prune_seconds
+from autoprune.report.views import Spread, Text, Variant, is_dense, prune_seconds, spread
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,7 +22,7 @@ Point = tuple[Variant, Spread, Spread]  # variant, seconds, perplexity
 def cost_grid(variants: Sequence[Variant]) -> Grid:
     """Seconds of the pruning and of the whole run, and peak memory; a column is left out where nothing was measured."""
     seconds = [seconds_of(v) for v in variants]
-    whole = [_spread([row.cost.seconds for row in v.rows if row.cost]) for v in variants]
+    whole = [spread([row.cost.seconds for row in v.rows if row.cost]) for v in variants]
     memory = [_most([row.cost.peak_bytes for row in v.rows if row.cost]) for v in variants]
     device = [_most([row.cost.device_bytes for row in v.rows if row.cost]) for v in variants]
     columns = [
@@ -35,7 +34,7 @@ def cost_grid(variants: Sequence[Variant]) -> Grid:
     columns = [(head, cells) for head, cells in columns if any(cell != "-" for cell in cells)]
     lines = [(v.name, v.target, *(cells[i] for _, cells in columns)) for i, v in enumerate(variants)] if columns else []
     breaks = frozenset(i for i in range(len(lines) - 1) if variants[i].target != variants[i + 1].target)
-    return Grid(("method", "target", *(head for head, _ in columns)), tuple(lines), breaks=breaks)
+    return Grid(("method", "target", *(head for head, _ in columns)), tuple(lines), breaks=breaks, title="What it took")
 
 
 def pareto(variants: Sequence[Variant], text: Text) -> list[Drawing]:
@@ -62,12 +61,13 @@ def frontier(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]
 
 def seconds_of(variant: Variant) -> Spread | None:
     """Seconds of the pruning over the seeds."""
-    return _spread([s for row in variant.rows if (s := prune_seconds(row)) is not None])
+    return spread([s for row in variant.rows if (s := prune_seconds(row)) is not None])
 
 
 def _pareto(points: Sequence[Point], text: Text, target: str, dense: float | None, colours: dict[str, str]) -> Drawing:
     xs, ys = [s.mean for _, s, _ in points], [p.mean for _, _, p in points] + ([dense] if dense else [])
-    with canvas(WIDTH, 270 + 19 * math.ceil((len(points) + 1) / 2)) as figure:
+    names = [variant.title for variant, _, _ in points]
+    with canvas(WIDTH, 260 + legend_height(names)) as figure:
         axes = figure.add_subplot()
         log_x, log_y = max(xs) / min(xs) > LOG_FROM, max(ys) / min(ys) > LOG_FROM
         axes.set(xscale="log" if log_x else "linear", yscale="log" if log_y else "linear")
@@ -76,7 +76,7 @@ def _pareto(points: Sequence[Point], text: Text, target: str, dense: float | Non
         line = frontier([(s.mean, p.mean) for _, s, p in points])
         axes.plot(*zip(*line, strict=True), color=MUTED, linewidth=1.2, drawstyle="steps-post", zorder=1)
         for point in points:
-            _dot(axes, point, colours)
+            _dot(axes, point, colours, marker_of(point[0], [variant for variant, _, _ in points]))
         if dense is not None:
             axes.axhline(dense, color=MUTED, linestyle=(0, (4, 3)), linewidth=1.2, label="Dense")
         if not log_x:
@@ -84,23 +84,17 @@ def _pareto(points: Sequence[Point], text: Text, target: str, dense: float | Non
         axes.margins(y=0.12)
         plain_ticks(axes, log_x)
         plain_ticks(axes, log_y, vertical=True)
-        figure.legend(loc="outside lower center", ncols=2)
+        figure.legend(loc="outside lower center", ncols=legend_columns(names))
         return finish(figure, f"Perplexity on {text.label} against time at {target}")
 
 
-def _dot(axes: Axes, point: Point, colours: dict[str, str]) -> None:
+def _dot(axes: Axes, point: Point, colours: dict[str, str], marker: str) -> None:
     variant, seconds, value = point
     colour = colours[variant.family]
-    look: dict[str, Any] = {"marker": "o", "markersize": 8, "markeredgewidth": 1.8, "markerfacecolor": colour if variant.rebuilt else PAPER}
+    look: dict[str, Any] = {"marker": marker, "markersize": 8, "markeredgewidth": 1.8, "markerfacecolor": colour if variant.rebuilt else PAPER}
     axes.errorbar(
         seconds.mean, value.mean, xerr=seconds.sd, yerr=value.sd, color=colour, linestyle="none", linewidth=1.2, label=variant.title, zorder=3, **look
     )
-
-
-def _spread(values: Sequence[float]) -> Spread | None:
-    if not values:
-        return None
-    return Spread(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, len(values))
 
 
 def _most(values: Sequence[int]) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from autoprune.report.results import EvaluationRow, PerplexityResult, PruningSummary
-from autoprune.report.views import prune_seconds, seed_of, settings_of, short_name, texts_of
+from autoprune.report.views import prune_seconds, seed_of, settings_of, short_name, texts_of, variants_of
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -32,20 +32,28 @@ def perplexity_frame(results: Iterable[PerplexityResult]) -> DataFrame:
 
 
 def rows_frame(rows: Sequence[EvaluationRow]) -> DataFrame:
-    """One line a row; a column for each text's perplexity, headed as in the tables, and for each task's accuracies."""
+    """The lines of ``flat_rows``."""
     from pandas import DataFrame
 
+    return DataFrame(flat_rows(rows))
+
+
+def flat_rows(rows: Sequence[EvaluationRow]) -> list[dict[str, Any]]:
+    """One line a row: what it was, each text's perplexity, headed as in the tables, each task's accuracies and standard errors, what it took."""
     labels = {(text.source, text.seqlen): text.label for text in texts_of(rows)}
+    extras = {id(row): variant.extra for variant in variants_of(rows) for row in variant.rows}
     lines = []
     for row in rows:
-        line: dict[str, Any] = {"model": settings_of(row).get("model"), "method": row.method, "target": row.target}
-        line |= {"seed": seed_of(row), "sparsity": row.sparsity}
+        line: dict[str, Any] = {"model": settings_of(row).get("model"), "method": row.method, "settings": extras[id(row)]}
+        line |= {"target": row.target, "seed": seed_of(row), "sparsity": row.sparsity}
         line |= {labels[p.source, p.seqlen]: p.perplexity for p in row.perplexity}
-        line |= {f"{task.task} {metric}": value for task in (row.zeroshot.tasks if row.zeroshot else ()) for metric, value in task.metrics.items()}
+        for task in row.zeroshot.tasks if row.zeroshot else ():
+            line |= {f"{task.task} {metric}": value for metric, value in task.metrics.items()}
+            line |= {f"{task.task} {metric} stderr": error for metric, error in task.errors.items()}
         line |= {"prune_seconds": prune_seconds(row)}
         line |= {"seconds": row.cost.seconds, "peak_bytes": row.cost.peak_bytes} if row.cost else {}
         lines.append(line)
-    return DataFrame(lines)
+    return lines
 
 
 def layers_frame(summary: PruningSummary) -> DataFrame:

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field, replace
 from importlib import resources
 from typing import Any
 
-from autoprune.report import costs, numbers, plots, zeroshot
+from autoprune.report import costs, maps, numbers, plots, zeroshot
 from autoprune.report.grid import Grid, parts
 from autoprune.report.results import EvaluationRow
-from autoprune.report.svg import Drawing
+from autoprune.report.svg import DARK, LIGHT, PRINT, Drawing, css
 from autoprune.report.tables import barber_grid, comparison_grid, layer_grid
 from autoprune.report.views import Text, Variant, is_dense, seed_of, settings_of, sparsity_moved, texts_of, variants_of
 
@@ -62,7 +62,8 @@ def render_html(rows: Sequence[EvaluationRow], *, title: str, subtitle: str = ""
     def inline(picture: Drawing) -> str:
         return picture.inline(f"p{next(counter)}")
 
-    return environment.from_string(source).render(title=title, subtitle=subtitle, command=command, sections=shown, inline=inline)
+    palettes = {"light": css(LIGHT), "dark": css(DARK), "print": css(PRINT)}
+    return environment.from_string(source).render(title=title, subtitle=subtitle, command=command, sections=shown, inline=inline, **palettes)
 
 
 def _of_one_model(rows: Sequence[EvaluationRow], model: str, *, named: bool) -> list[Section]:
@@ -94,7 +95,7 @@ def _results(rows: Sequence[EvaluationRow], variants: Sequence[Variant], texts: 
     if seeds > 1:
         lead += f" Mean ± standard deviation over up to {seeds} seeds."
     if any(v.method.endswith("+barber") for v in variants):
-        lead += " LLM-Barber’s effect is the change of perplexity against its own first pass."
+        lead += " The last column is LLM-Barber’s change of perplexity against its own first pass."
     return Section("Results", lead, comparison_grid(rows) if rows else None, tuple(figures), notes=tuple(_findings(variants, texts)))
 
 
@@ -148,12 +149,12 @@ def _zeroshot(variants: Sequence[Variant]) -> Section:
 def _errors(variants: Sequence[Variant]) -> Section:
     errors = [la.error for v in variants if v.summary for la in v.summary.layers if la.error is not None and math.isfinite(la.error)]
     highest = max(errors, default=0.0)
-    maps = tuple(m for v in variants if (m := plots.error_map(v, highest)))
+    drawn = tuple(m for v in variants if (m := maps.error_map(v, highest)))
     figures = []
-    if maps:
+    if drawn:
         caption = f"Relative output error of each layer on calibration tokens, ‖(W−W′)X‖ / ‖WX‖. One colour scale for all, from 0 to {highest:.2f}."
-        figures.append(Figure(maps, caption + _first_seed(variants)))
-    if sparse := tuple(m for v in variants if (m := plots.sparsity_map(v))):
+        figures.append(Figure(drawn, caption + _first_seed(variants)))
+    if sparse := tuple(m for v in variants if (m := maps.sparsity_map(v))):
         caption = "Sparsity of each layer in %, where a method does not give every layer the same. Each map has its own colour scale."
         figures.append(Figure(sparse, caption + _first_seed(variants)))
     folds = [Fold(f"{v.title}, {v.target}: every layer", layer_grid(v.summary, per_layer=True)) for v in variants if v.summary and v.summary.layers]
@@ -166,7 +167,7 @@ def _barber(variants: Sequence[Variant]) -> Section:
         summary = variant.summary
         if summary is None or not summary.sub_blocks:
             continue
-        drawn = (plots.loss_dumbbells(summary), plots.exchange_dumbbells(summary), plots.movement_map(variant))
+        drawn = (maps.loss_dumbbells(summary), maps.exchange_dumbbells(summary), maps.movement_map(variant))
         before, after = sum(s.loss_before for s in summary.sub_blocks), sum(s.loss_after for s in summary.sub_blocks)
         pairs, compared = sum(s.exchanged for s in summary.sub_blocks), sum(s.compared for s in summary.sub_blocks)
         caption = f"{pairs:,} pairs exchanged, {numbers.share_text(pairs / compared) if compared else '-'} of those compared."

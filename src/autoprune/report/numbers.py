@@ -26,11 +26,15 @@ def share_text(share: float) -> str:
     return percent_text(share) if value == 0 or value >= 0.1 or not math.isfinite(value) else f"{value:.1e} %"
 
 
-def change_text(ratio: float) -> str:
-    """A factor as a signed change: 0.9 is ``-10.0 %``."""
+def change_text(ratio: float, sd: float | None = None) -> str:
+    """A factor as a signed change: 0.9 is ``-10.0 %``; with the factor's ``sd`` as ``-10.0 ± 0.5 %``."""
     if not math.isfinite(ratio):
         return perplexity_text(ratio)
-    return f"{100 * (ratio - 1):+.1f} %" if ratio < 10 else f"x{ratio:.3g}"
+    if ratio >= 10:
+        return f"x{ratio:.3g}"
+    change = f"{100 * (ratio - 1):+.1f}"
+    change = "0.0" if change in ("+0.0", "-0.0") else change
+    return f"{change} %" if sd is None else f"{change} ± {100 * sd:.1f} %"
 
 
 def error_text(error: float | None) -> str:

@@ -1,6 +1,7 @@
 """Matplotlib figures as inline SVG that takes the page's colours, so that it follows light and dark mode.
 
-Drawings use stand-in colours; in the SVG they are replaced by CSS variables (see ``templates/report.html.j2``).
+Drawings use stand-in colours. In the SVG they are replaced by CSS variables, whose values the page takes from the palettes here; in a
+PNG (``png.py``) by the colours of the light palette.
 """
 
 from __future__ import annotations
@@ -9,17 +10,29 @@ import io
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from html import escape
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+# Series after Okabe and Ito, darkened or lightened until they stand out from the paper; readable with any colour vision.
+LIGHT = {
+    "paper": "#ffffff", "desk": "#f4f5f7", "ink": "#1c2127", "muted": "#5c6670", "lines": "#dde1e6", "accent": "#0a62a0",
+    "series0": "#cc7a00", "series1": "#0072b2", "series2": "#00875f", "series3": "#a8478a",
+    "series4": "#1f8fc4", "series5": "#c24a00", "series6": "#6b6b6b", "series7": "#8a7d00",
+}  # fmt: skip
+DARK = {
+    "paper": "#1a1e24", "desk": "#12151a", "ink": "#e8ebee", "muted": "#a2acb6", "lines": "#343b44", "accent": "#7cc0f4",
+    "series0": "#f0a93a", "series1": "#56b4e9", "series2": "#2fc298", "series3": "#dd8fc2",
+    "series4": "#8fd0f5", "series5": "#f5804a", "series6": "#b5b5b5", "series7": "#e6da55",
+}  # fmt: skip
+PRINT = LIGHT | {"desk": "#ffffff", "ink": "#000000", "muted": "#444444", "lines": "#cccccc", "accent": "#0a4a7a"}
+
 INK, MUTED, LINES, PAPER = "#010101", "#010102", "#010103", "#010104"
 SERIES = tuple(f"#0102{i:02x}" for i in range(8))
-VARIABLES = {INK: "currentColor", MUTED: "var(--muted)", LINES: "var(--lines)", PAPER: "var(--paper)"}
-VARIABLES |= {colour: f"var(--series{i})" for i, colour in enumerate(SERIES)}
+NAMES: dict[str, str] = {INK: "ink", MUTED: "muted", LINES: "lines", PAPER: "paper"} | {colour: f"series{i}" for i, colour in enumerate(SERIES)}
 
 UNITS_PER_INCH = 72  # matplotlib's SVG unit is the point; the page shows one unit as one pixel
 STYLE = {
@@ -53,10 +66,11 @@ STYLE = {
 
 @dataclass(frozen=True)
 class Drawing:
-    """One picture: what it shows in words, and its SVG."""
+    """One picture: what it shows in words, its SVG, and the figure that the SVG was made of."""
 
     title: str
     svg: str
+    figure: Figure = field(compare=False, repr=False)
 
     def inline(self, prefix: str) -> str:
         """The SVG with every id under ``prefix``, so that several fit on one page."""
@@ -80,7 +94,12 @@ def finish(figure: Figure, title: str) -> Drawing:
 
     buffer = io.StringIO()
     FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None, "Creator": None, "Type": None, "Format": None})
-    return Drawing(title, _cleaned(buffer.getvalue(), title))
+    return Drawing(title, _cleaned(buffer.getvalue(), title), figure)
+
+
+def css(palette: dict[str, str]) -> str:
+    """A palette as declarations of CSS variables."""
+    return " ".join(f"--{name}: {colour};" for name, colour in palette.items())
 
 
 def _cleaned(svg: str, title: str) -> str:
@@ -91,8 +110,8 @@ def _cleaned(svg: str, title: str) -> str:
     svg = re.sub(r"\s+", " ", svg).replace(" <", "<").replace("<g/>", "")
     used = set(re.findall(r'(?:href="|url\()#([^")]+)', svg))
     svg = re.sub(r' id="([^"]*)"', lambda m: m[0] if m[1] in used else "", svg)
-    for stand_in, variable in VARIABLES.items():
-        svg = svg.replace(stand_in, variable)
+    for stand_in, name in NAMES.items():
+        svg = svg.replace(stand_in, "currentColor" if name == "ink" else f"var(--{name})")
     opening = svg[: svg.index(">") + 1]
     view = re.search(r'viewBox="[^"]*"', opening)
     assert view is not None

@@ -7,12 +7,13 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from autoprune.report import numbers
-from autoprune.report.grid import Grid, grid_to_csv, grid_to_latex, grid_to_markdown, grid_to_rich, to_text
+from autoprune.report.frames import flat_rows
+from autoprune.report.grid import Grid, grid_to_csv, grid_to_rich, to_text
 from autoprune.report.results import EvaluationRow, LayerOutcome, PruningSummary, SubBlockOutcome
 from autoprune.report.views import (
     Text,
     Variant,
-    first_pass_of,
+    barber_effect,
     perplexity_of,
     seed_of,
     short_name,
@@ -42,25 +43,11 @@ def comparison_table(rows: Sequence[EvaluationRow]) -> str:
     return to_text(comparison_grid(rows))
 
 
-def to_markdown(rows: Sequence[EvaluationRow]) -> str:
-    """The comparison as a Markdown table; the lowest perplexity of each target is bold."""
-    return grid_to_markdown(comparison_grid(rows))
-
-
-def to_latex(rows: Sequence[EvaluationRow]) -> str:
-    """The comparison as a LaTeX ``tabular`` (booktabs)."""
-    return grid_to_latex(comparison_grid(rows))
-
-
 def to_csv(rows: Sequence[EvaluationRow]) -> str:
-    """One line per row and text, numbers in full, for programs."""
-    header = ("method", "target", "seed", "sparsity", "source", "seqlen", "tokens", "perplexity")
-    lines = [
-        (row.method, row.target, _word(seed_of(row), ""), repr(row.sparsity), p.source, str(p.seqlen), str(p.tokens), repr(p.perplexity))
-        for row in rows
-        for p in row.perplexity
-    ]
-    return grid_to_csv(Grid(header, tuple(lines)))
+    """One line per row, numbers in full, for programs: the columns of ``flat_rows``."""
+    lines = flat_rows(rows)
+    header = tuple(dict.fromkeys(name for line in lines for name in line))
+    return grid_to_csv(Grid(header, tuple(tuple(_word(line.get(name), "") for name in header) for line in lines)))
 
 
 def layer_table(summary: PruningSummary, *, per_layer: bool = False) -> str:
@@ -94,13 +81,13 @@ def print_barber(summary: PruningSummary, console: Console, *, per_layer: bool =
 def comparison_grid(rows: Sequence[EvaluationRow]) -> Grid:
     """The comparison as cells."""
     texts, variants = texts_of(rows), variants_of(rows)
-    effects = [_barber_effect(v, variants, texts) for v in variants]
+    effects = [barber_effect(v, variants, texts) for v in variants]
     shown = any(effect is not None for effect in effects)
-    header = ("method", "target", "sparsity", *(text.label for text in texts), *(("LLM-Barber's effect",) if shown else ()))
+    header = ("method", "target", "sparsity", *(text.label for text in texts), *(("LLM-Barber",) if shown else ()))
     lines = []
     for variant, effect in zip(variants, effects, strict=True):
         cells = [_spread_cell(variant, text) for text in texts]
-        last = ("" if effect is None else numbers.change_text(effect),) if shown else ()
+        last = ("" if effect is None else numbers.change_text(effect.mean, effect.sd),) if shown else ()
         lines.append((variant.name, variant.target, numbers.percent_text(variant.sparsity), *cells, *last))
     breaks = frozenset(i for i in range(len(variants) - 1) if variants[i].target != variants[i + 1].target)
     return Grid(header, tuple(lines), strong=_best(variants, texts), breaks=breaks, title="Perplexity, lower is better")
@@ -141,16 +128,6 @@ def _best(variants: Sequence[Variant], texts: Sequence[Text]) -> frozenset[tuple
             if len(found) > 1:
                 best.add((min(found, key=found.__getitem__), 3 + j))
     return frozenset(best)
-
-
-def _barber_effect(variant: Variant, variants: Sequence[Variant], texts: Sequence[Text]) -> float | None:
-    """Perplexity after LLM-Barber over before, geometric mean over the texts; None without a first pass beside it."""
-    first = first_pass_of(variant, variants)
-    pairs = [(variant.perplexity(text), first.perplexity(text)) for text in texts] if first else []
-    ratios = [after.mean / before.mean for after, before in pairs if after and before and before.mean > 0]
-    if not ratios or any(not math.isfinite(r) or r <= 0 for r in ratios):
-        return None
-    return math.exp(sum(map(math.log, ratios)) / len(ratios))
 
 
 def _block_line(block: int, layers: Sequence[LayerOutcome]) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from autoprune.report.results import EvaluationRow, LayerOutcome, PruningSummary
 
 # settings that say where results go or how they are shown, not how they came about
 NOT_SETTINGS = frozenset({"seed", "save_model", "save_ppl", "save_zeroshot", "delete", "overwrite", "quiet", "cache_dir", "datasets_cache_dir"})
+BARBER = ("prune_granularity", "threshold", "prune_metric", "retain_reconstruction")
 PRETTY = {"magnitude": "Magnitude", "wanda": "Wanda", "sparsegpt": "SparseGPT", "barber": "LLM-Barber", "dense": "Dense", "given": "Given pattern"}
 
 
@@ -46,7 +47,7 @@ class Variant:
 
     method: str
     target: str
-    extra: str  # the settings that tell it from another variant of the same method and target
+    extra: str  # LLM-Barber's settings, and what else tells it from another variant of the same method and target
     rows: tuple[EvaluationRow, ...]
 
     @property
@@ -82,12 +83,7 @@ class Variant:
 
     def perplexity(self, text: Text) -> Spread | None:
         """Perplexity on a text over the seeds, or None where it was not measured."""
-        values = [v for row in self.rows if (v := perplexity_of(row, text)) is not None]
-        if not values:
-            return None
-        several = len(values) > 1 and all(math.isfinite(v) for v in values)
-        mean = statistics.fmean(values) if all(math.isfinite(v) for v in values) else sum(values)
-        return Spread(mean, statistics.stdev(values) if several else None, len(values))
+        return spread([v for row in self.rows if (v := perplexity_of(row, text)) is not None])
 
 
 def dense_of(variant: Variant, variants: Sequence[Variant]) -> Variant | None:
@@ -103,6 +99,23 @@ def first_pass_of(variant: Variant, variants: Sequence[Variant]) -> Variant | No
     wanted = (variant.method.removesuffix("+barber"), variant.target, _model(variant))
     found = [v for v in variants if (v.method, v.target, _model(v)) == wanted]
     return found[0] if len(found) == 1 else None
+
+
+def barber_effect(variant: Variant, variants: Sequence[Variant], texts: Sequence[Text]) -> Spread | None:
+    """Perplexity after LLM-Barber over before, seed by seed, geometric mean over the texts; None without a first pass beside it."""
+    first = first_pass_of(variant, variants)
+    before = {seed_of(row): row for row in first.rows} if first else {}
+    ratios = [_ratio(row, before[seed_of(row)], texts) for row in variant.rows if seed_of(row) in before]
+    return spread([ratio for ratio in ratios if ratio is not None])
+
+
+def spread(values: Sequence[float]) -> Spread | None:
+    """Mean, and standard deviation where there are several; None for no value. One that is no number makes the mean none."""
+    if not values:
+        return None
+    finite = all(math.isfinite(v) for v in values)
+    mean = statistics.fmean(values) if finite else sum(values)
+    return Spread(mean, statistics.stdev(values) if finite and len(values) > 1 else None, len(values))
 
 
 def is_dense(row: EvaluationRow) -> bool:
@@ -168,6 +181,14 @@ def sparsity_moved(summary: PruningSummary) -> bool:
     return any(layer.notes.get("grown") != layer.notes.get("dropped") for layer in summary.layers)
 
 
+def _ratio(after: EvaluationRow, before: EvaluationRow, texts: Sequence[Text]) -> float | None:
+    pairs = [(perplexity_of(after, text), perplexity_of(before, text)) for text in texts]
+    ratios = [a / b for a, b in pairs if a is not None and b]
+    if not ratios or any(not math.isfinite(r) or r <= 0 for r in ratios):
+        return None
+    return math.exp(statistics.fmean(map(math.log, ratios)))
+
+
 def _model(variant: Variant) -> Any:
     return settings_of(variant.rows[0]).get("model")
 
@@ -182,5 +203,13 @@ def _flat(settings: dict[str, Any]) -> dict[str, Any]:
 def _extra(key: tuple[str, str, str], groups: dict[tuple[str, str, str], list[EvaluationRow]]) -> str:
     rivals = [settings_of(rows[0]) for k, rows in groups.items() if k[:2] == key[:2]]
     mine = settings_of(groups[key][0])
-    differing = [name for name in mine if any(other.get(name) != mine[name] for other in rivals)]
-    return ", ".join(f"{name}={mine[name]}" if not isinstance(mine[name], str) else mine[name] for name in differing)
+    differing = [name for name in mine if name not in BARBER and any(other.get(name) != mine[name] for other in rivals)]
+    words = [f"{name}={mine[name]}" if not isinstance(mine[name], str) else mine[name] for name in differing]
+    return ", ".join([*_barber_words(mine), *words] if key[0].endswith("+barber") else words)
+
+
+def _barber_words(settings: dict[str, Any]) -> list[str]:
+    """LLM-Barber's settings in short: ``block 0.1``, and what is not as usual."""
+    granularity, threshold, metric, retain = (settings.get(name) for name in BARBER)
+    usual = [f"{granularity} {threshold:g}"] if granularity is not None and threshold is not None else []
+    return [*usual, *([f"metric {metric}"] if metric not in (None, "WD") else []), *(["update kept"] if retain else [])]

@@ -84,8 +84,9 @@ def joined() -> Iterator[Ranks]:
         except RankError:
             raise
         except Exception as error:
-            with contextlib.suppress(RankError):  # then others are gone too, and this error is the one to tell
-                ranks.part(error)
+            if not getattr(error, "everywhere", False):
+                with contextlib.suppress(RankError):  # then others are gone too, and this error is the one to tell
+                    ranks.part(error)
             raise
         else:
             ranks.part()

@@ -146,7 +146,8 @@ def _ended_by_launcher(rank: int) -> Iterator[None]:
 
     def watch() -> None:
         if signal.SIGTERM in os.read(heard, 1) and not left.wait(GRACE):
-            print(f"error: rank {rank}: {TERMINATED}", file=sys.stderr, flush=True)
+            sys.stderr.write(f"error: rank {rank}: {TERMINATED}\n")  # nobody else will come to say it
+            sys.stderr.flush()
             os._exit(2)
 
     left = threading.Event()

@@ -34,7 +34,12 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 COMMON: dict[str, Any] = {"sparsity_ratio": 0.5, "nsamples": SAMPLES, "seqlen": SEQLEN, "batch_size": 2}
 # On process 1 only, but for the first.
-FAULTS: dict[str, dict[str, Any]] = {"crowded": {"nsamples": 1}, "device": {"device": "cuda:7"}, "options": {"seed": 5}, "missing": {"model": "nowhere"}}
+FAULTS: dict[str, dict[str, Any]] = {
+    "crowded": {"nsamples": 1},
+    "device": {"device": "cuda:7"},
+    "options": {"seed": 5},
+    "missing": {"model": "nowhere"},
+}
 
 
 @contextmanager

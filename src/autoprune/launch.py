@@ -84,8 +84,9 @@ def joined() -> Iterator[Ranks]:
         except RankError:
             raise
         except Exception as error:
-            with contextlib.suppress(RankError):  # then others are gone too, and this error is the one to tell
-                ranks.part(error)
+            if not getattr(error, "everywhere", False):
+                with contextlib.suppress(RankError):  # then others are gone too, and this error is the one to tell
+                    ranks.part(error)
             raise
         else:
             ranks.part()
@@ -145,7 +146,8 @@ def _ended_by_launcher(rank: int) -> Iterator[None]:
 
     def watch() -> None:
         if signal.SIGTERM in os.read(heard, 1) and not left.wait(GRACE):
-            print(f"error: rank {rank}: {TERMINATED}", file=sys.stderr, flush=True)
+            sys.stderr.write(f"error: rank {rank}: {TERMINATED}\n")  # nobody else will come to say it
+            sys.stderr.flush()
             os._exit(2)
 
     left = threading.Event()

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from autoprune.checking import check_model, check_values
 from autoprune.core.outcome import LayerOutcome, SubBlockOutcome
-from autoprune.errors import DataError, ModelError, OutputError, RankError
+from autoprune.errors import DataError, ModelError, OutputError, RecipeError
 from autoprune.model.events import BlockResult, Emit, Notice, Phase
 from autoprune.model.pipeline import Pass, prepare_inputs, prune_blocks, replay_finished
 from autoprune.model.ranks import Ranks
@@ -88,9 +88,13 @@ def _about(run: _Run, *, complete: bool) -> dict[str, Any]:
 
 
 def _require_same(ranks: Ranks, about: dict[str, Any]) -> None:
-    """Raises: RankError if this rank's model, versions or options are not those of rank 0."""
-    if difference := first_difference(ranks.from_first(lambda: about), about):
-        raise RankError(f"this process does not do what rank 0 does: {difference}; give all machines the same command, model and versions")
+    """Raises: RecipeError, on all ranks, if the model, versions or options of one are not those of rank 0."""
+    first, *others = ranks.gathered(about)
+    for rank, other in enumerate(others, start=1):
+        if difference := first_difference(first, other):
+            raise RecipeError(
+                f"rank {rank} does not do what rank 0 does (rank 0's value first): {difference}; give all machines the same command, model and versions"
+            )
 
 
 def _prune(run: _Run) -> PruningSummary:

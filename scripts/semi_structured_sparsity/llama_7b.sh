@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# LLaMA 7B, 2:4 and 4:8: every first pass with and without LLM-Barber, with the settings of its authors.
+# LLaMA 7B, 2:4 and 4:8: the dense model, every first pass, and LLM-Barber after those that its authors give settings for.
 # Results go under $OUT_ROOT (default: out). EXTRA_ARGS is added to every command: EXTRA_ARGS="--nsamples 32" bash scripts/semi_structured_sparsity/llama_7b.sh
 set -euo pipefail
 
+ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)"
 MODEL="${MODEL:-huggyllama/llama-7b}"
 OUT="${OUT_ROOT:-out}/semi_structured/llama_7b"
 read -r -a EXTRA <<<"${EXTRA_ARGS:-}"
@@ -10,9 +11,10 @@ read -r -a EXTRA <<<"${EXTRA_ARGS:-}"
 run() { # run NAME FLAGS...: one row of the table; the checkpoint is deleted when it has been measured
   local name="$1"
   shift
-  python main.py --model "$MODEL" "$@" --save_model "$OUT/$name/model" --save_ppl "$OUT/$name" --save_zeroshot "$OUT/$name" --delete ${EXTRA[@]+"${EXTRA[@]}"}
+  python "$ROOT/main.py" --model "$MODEL" "$@" --save_model "$OUT/$name/model" --save_ppl "$OUT/$name" --save_zeroshot "$OUT/$name" --delete ${EXTRA[@]+"${EXTRA[@]}"}
 }
 
+run dense --sparsity_ratio 0
 run magnitude_2_4 --prune_method magnitude --sparsity_ratio 0.5 --sparsity_type 2:4
 run magnitude_2_4_barber --prune_method magnitude --sparsity_ratio 0.5 --sparsity_type 2:4 --prune_barber --prune_granularity output1 --threshold 0.1
 run sparsegpt_2_4 --prune_method sparsegpt --sparsity_ratio 0.5 --sparsity_type 2:4

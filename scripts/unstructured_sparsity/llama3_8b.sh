@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# LLaMA-3 8B, 50 % unstructured: every first pass with and without LLM-Barber, with the settings of its authors.
+# LLaMA-3 8B, 50 % unstructured: the dense model, every first pass with and without LLM-Barber, with the settings of its authors.
 # Results go under $OUT_ROOT (default: out). EXTRA_ARGS is added to every command: EXTRA_ARGS="--nsamples 32" bash scripts/unstructured_sparsity/llama3_8b.sh
 set -euo pipefail
 
+ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)"
 MODEL="${MODEL:-meta-llama/Meta-Llama-3-8B}"
 OUT="${OUT_ROOT:-out}/unstructured/llama3_8b"
 read -r -a EXTRA <<<"${EXTRA_ARGS:-}"
@@ -10,9 +11,10 @@ read -r -a EXTRA <<<"${EXTRA_ARGS:-}"
 run() { # run NAME FLAGS...: one row of the table; the checkpoint is deleted when it has been measured
   local name="$1"
   shift
-  python main.py --model "$MODEL" "$@" --save_model "$OUT/$name/model" --save_ppl "$OUT/$name" --save_zeroshot "$OUT/$name" --delete ${EXTRA[@]+"${EXTRA[@]}"}
+  python "$ROOT/main.py" --model "$MODEL" "$@" --save_model "$OUT/$name/model" --save_ppl "$OUT/$name" --save_zeroshot "$OUT/$name" --delete ${EXTRA[@]+"${EXTRA[@]}"}
 }
 
+run dense --sparsity_ratio 0
 run magnitude --prune_method magnitude --sparsity_ratio 0.5 --sparsity_type unstructured
 run magnitude_barber --prune_method magnitude --sparsity_ratio 0.5 --sparsity_type unstructured --prune_barber --prune_granularity block --threshold 0.1
 run sparsegpt --prune_method sparsegpt --sparsity_ratio 0.5 --sparsity_type unstructured

@@ -9,13 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import psutil
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from autoprune.budget import PROGRAM, parse_memory
 from autoprune.launch import joined
-from autoprune.measuring import accuracy, count_zeros, measured
+from autoprune.measuring import accuracy, check_room, count_zeros, measured
 from autoprune.model.events import Emit, Notice, silent
 from autoprune.planning import (
     Plan,
@@ -31,12 +29,10 @@ from autoprune.report.results import EvaluationRow, Perplexities, PruningSummary
 from autoprune.report.save import check_report_directory, save_row
 from autoprune.storage.stores import CheckpointStore
 from autoprune.storage.writer import check_target, delete_result
-from autoprune.subject import Subject, held_model, open_model
+from autoprune.subject import Subject, fits, held_model, open_model
 
 if TYPE_CHECKING:
     from pandas import DataFrame
-
-RESIDENT_SHARE = 0.5  # of the free memory: a checkpoint up to this size is evaluated in memory, a larger one block by block
 
 
 @dataclass(frozen=True)
@@ -67,7 +63,7 @@ def prune(model: str | Path | nn.Module, *, tokenizer: PreTrainedTokenizerBase |
     """Prunes a model: a hub id, a directory, ``"demo"``, or a model in memory, which is changed in place.
 
     ``options`` are the fields of the recipe, named as the flags are: ``prune_method="wanda", sparsity_ratio=0.5, …``;
-    ``eval_data`` given means: measure perplexity. A model in memory needs its ``tokenizer`` unless calibration and
+    ``eval_data`` given means: measure perplexity, ``tasks``: zero-shot accuracy. A model in memory needs its ``tokenizer`` unless calibration and
     evaluation data are token ids.
     Raises: AutoPruneError for everything that the user can mend.
     """
@@ -78,11 +74,15 @@ def prune(model: str | Path | nn.Module, *, tokenizer: PreTrainedTokenizerBase |
 
 
 def evaluate(model: str | Path | nn.Module, *, tokenizer: PreTrainedTokenizerBase | None = None, emit: Emit = silent, **options: Any) -> Perplexities:
-    """Perplexity of a model as it is, on every text of ``eval_data``. Raises: AutoPruneError as ``prune`` does."""
+    """Perplexity of a model as it is, on every text of ``eval_data``, and beside it its accuracy on ``tasks``, if any are named.
+
+    Raises: AutoPruneError as ``prune`` does.
+    """
     held = model if isinstance(model, nn.Module) else None
     recipe = recipe_from_flat({"model": "" if held is not None else str(model), "sparsity_ratio": 0, **options})
     with _modes_kept(held):
-        return Perplexities(run(recipe, emit, held=held, tokenizer=tokenizer, measure=True).row.perplexity)
+        row = run(recipe, emit, held=held, tokenizer=tokenizer, measure=True).row
+    return Perplexities(row.perplexity, row.zeroshot)
 
 
 def run(
@@ -101,14 +101,17 @@ def run(
     output = recipe.output
     dense_only = recipe.target is None and not recipe.rebuild.pruned_model
     if measure is None:
-        measure = bool(output.save_ppl) or not (output.save_zeroshot or (output.save_model and not dense_only))
+        measure = bool(output.save_ppl) or not (recipe.zeroshot.tasks or (output.save_model and not dense_only))
     with joined() as ranks:
         emit = emit if ranks.first else silent
         if output.save_model and dense_only:
             emit(Notice("--save_model: nothing is pruned at ratio 0, so nothing is written"))
         if ranks.first:
             _check_outputs(recipe, emit)
-        subject = held_model(held, tokenizer) if held is not None else open_model(recipe, resident=not output.save_model)
+        resident = None if dense_only else not output.save_model
+        subject = held_model(held, tokenizer) if held is not None else open_model(recipe, resident=resident)
+        if subject.checkpoint:  # a pruned checkpoint is as large as the dense one
+            check_room(recipe, subject, resident=subject.store.resident or fits(subject.checkpoint, recipe))
         plan = make_plan(recipe, subject, emit, measure=measure, ranks=ranks)
         directory = Path(output.save_model) if output.save_model and plan.methods else None
         if plan.methods:
@@ -141,7 +144,7 @@ def _check_outputs(recipe: Recipe, emit: Emit) -> None:
     for flag in ("save_ppl", "save_zeroshot"):
         if directory := getattr(output, flag):
             check_report_directory(Path(directory), flag)
-    if output.save_zeroshot:
+    if recipe.zeroshot.tasks:
         from autoprune.evaluation.tasks import check_tasks
 
         check_tasks(recipe.zeroshot, emit)
@@ -149,14 +152,10 @@ def _check_outputs(recipe: Recipe, emit: Emit) -> None:
 
 def _reopened(recipe: Recipe, subject: Subject, directory: Path | None) -> Subject:
     """What is evaluated: the written checkpoint itself, in memory if it fits, or the model that was pruned in memory."""
-    if directory is None or not isinstance(subject.store, CheckpointStore) or subject.checkpoint is None:
+    if directory is None or not isinstance(subject.store, CheckpointStore):
         return subject
-    room = RESIDENT_SHARE * psutil.virtual_memory().available
-    if recipe.run.memory:
-        room = min(room, parse_memory(recipe.run.memory) - PROGRAM)
-    fits = subject.checkpoint.bytes < room
     subject.store.release_all()
-    return open_model(recipe.with_model(str(directory)), resident=fits)
+    return open_model(recipe.with_model(str(directory)), resident=None)
 
 
 @contextlib.contextmanager

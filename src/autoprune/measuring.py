@@ -35,21 +35,22 @@ def measured(plan: Plan, subject: Subject, emit: Emit) -> tuple[PerplexityResult
 
 
 def accuracy(recipe: Recipe, plan: Plan, subject: Subject, emit: Emit) -> ZeroShotResult | None:
-    """Zero-shot accuracy, if the recipe saves it.
-
-    Raises: ModelError if the model does not fit into memory, for lm-evaluation-harness needs all of it.
-    """
-    if not recipe.output.save_zeroshot:
+    """Zero-shot accuracy, if the recipe names tasks. Raises: ModelError as ``check_room`` does."""
+    if not recipe.zeroshot.tasks:
         return None
     from autoprune.evaluation.tasks import zeroshot
 
-    if not subject.store.resident:
-        raise ModelError(
-            f"{subject.name} does not fit into memory, so lm-evaluation-harness can't run it; evaluate the saved checkpoint on a larger machine"
-        )
+    check_room(recipe, subject, resident=subject.store.resident)
     for block in subject.store.anatomy.blocks:
         subject.store.load(block.index)
     return zeroshot(subject.store.model, subject.load_tokenizer(), recipe.zeroshot, batch=plan.layout.batch, emit=emit)  # type: ignore[arg-type]
+
+
+def check_room(recipe: Recipe, subject: Subject, *, resident: bool) -> None:
+    """Raises: ModelError if tasks are wanted of a model that is not in memory as a whole: lm-evaluation-harness needs all of it."""
+    if recipe.zeroshot.tasks and not resident:
+        reason = f"{subject.name} does not fit into memory, and lm-evaluation-harness needs all of it"
+        raise ModelError(f"{reason}; leave out --tasks and --save_zeroshot here, and evaluate the checkpoint on a larger machine")
 
 
 def count_zeros(store: AnyStore) -> float:

@@ -112,7 +112,9 @@ class EvaluationOptions:
 class ZeroShotOptions:
     """Zero-shot tasks, measured by lm-evaluation-harness."""
 
-    tasks: tuple[str, ...] = option(ZEROSHOT_TASKS, "comma list of tasks", metavar="TASK[,TASK]", comma=True)
+    tasks: tuple[str, ...] = option(
+        (), f"comma list of tasks to measure; with --save_zeroshot and without a list: {','.join(ZEROSHOT_TASKS)}", metavar="TASK[,TASK]", comma=True
+    )
     num_fewshot: int | None = option(None, "examples shown before each question (default: as the task says, 0 for most)", metavar="N")
     limit: int | None = option(None, "use only the first N samples of every task: for a trial, not for a paper", metavar="N")
     tasks_path: str | None = option(None, "folder with tasks of your own, as the harness's YAML files", metavar="DIR")

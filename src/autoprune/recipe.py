@@ -21,6 +21,7 @@ from autoprune.options import (
     PLACES,
     PRECISIONS,
     PROTOCOLS,
+    ZEROSHOT_TASKS,
     BarberOptions,
     CalibrationOptions,
     EvaluationOptions,
@@ -78,6 +79,8 @@ def recipe_from_flat(values: dict[str, Any]) -> Recipe:
     if unknown := sorted(set(values) - known):
         raise RecipeError(f"unknown option {unknown[0]!r}; known options: {', '.join(sorted(known))}")
     values = {**PROTOCOLS.get(str(values.get("protocol")), {}), **values}
+    if values.get("save_zeroshot"):
+        values = {"tasks": ZEROSHOT_TASKS, **values}
     parts = {}
     for group in groups(Recipe):
         hints = typing.get_type_hints(group.type)
@@ -143,6 +146,11 @@ def validated(recipe: Recipe) -> Recipe:
     for name in ("save_model", "save_ppl", "save_zeroshot"):
         if getattr(recipe.output, name) == "":
             raise RecipeError(f"--{name} is empty; name a directory, or leave the flag out")
+    if "" in recipe.zeroshot.tasks or (recipe.output.save_zeroshot and not recipe.zeroshot.tasks):
+        raise RecipeError("--tasks is empty or has an empty part; give a comma list such as boolq,rte")
+    for name in ("limit", "num_fewshot", "tasks_path"):
+        if getattr(recipe.zeroshot, name) is not None and not recipe.zeroshot.tasks:
+            raise RecipeError(f"--{name} is about zero-shot tasks, but none are measured; name some with --tasks, or give --save_zeroshot")
     if not recipe.evaluation.eval_data or "" in recipe.evaluation.eval_data:
         raise RecipeError("--eval_data is empty or has an empty part; give a comma list such as wikitext2,ptb")
     return recipe

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from autoprune.budget import PROGRAM, parse_memory
 from autoprune.devices import choose_device
 from autoprune.errors import DataError, ModelError
 from autoprune.recipe import Recipe
@@ -20,6 +22,7 @@ from autoprune.storage.skeleton import build_skeleton
 from autoprune.storage.stores import CheckpointStore, MemoryStore
 
 CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx")
+RESIDENT_SHARE = 0.5  # of the free memory: a checkpoint up to this size is evaluated in memory, a larger one block by block
 AnyStore = CheckpointStore | MemoryStore
 
 
@@ -50,15 +53,26 @@ def context_of(config: Any) -> int | None:
     return next((value for value in found if isinstance(value, int) and value > 0), None)
 
 
-def open_model(recipe: Recipe, *, resident: bool) -> Subject:
-    """Finds and opens the recipe's model. Raises: ModelError if it is missing, damaged or of an unknown kind."""
+def open_model(recipe: Recipe, *, resident: bool | None) -> Subject:
+    """Finds and opens the recipe's model; ``resident`` None: in memory as a whole if it fits there, else block by block.
+
+    Raises: ModelError if it is missing, damaged or of an unknown kind.
+    """
     options = recipe.model
     directory = locate(options.model, options.cache_dir)
     checkpoint = Checkpoint.open(directory)
     skeleton = build_skeleton(checkpoint, options.dtype, choose_device(options.device), trust_remote_code=options.trust_remote_code)
     check_complete(skeleton)
-    store = CheckpointStore(skeleton, resident=resident)
+    store = CheckpointStore(skeleton, resident=fits(checkpoint, recipe) if resident is None else resident)
     return Subject(options.model, store, checkpoint, lambda: load_tokenizer(directory, options.trust_remote_code))
+
+
+def fits(checkpoint: Checkpoint, recipe: Recipe) -> bool:
+    """Whether a model can be held in memory as a whole, beside what else is needed, and within the recipe's budget."""
+    room = RESIDENT_SHARE * psutil.virtual_memory().available
+    if recipe.run.memory:
+        room = min(room, parse_memory(recipe.run.memory) - PROGRAM)
+    return checkpoint.bytes < room
 
 
 def held_model(model: nn.Module, tokenizer: PreTrainedTokenizerBase | None) -> Subject:

@@ -152,19 +152,33 @@ def test_streamed_equals_resident(tiny: Path, texts: Texts, tmp_path: Path, opti
 
 def test_streamed_perplexity_equals_resident_perplexity(tiny: Path, texts: Texts, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A checkpoint larger than the free memory is evaluated block by block; the number is the same to the last bit."""
-    from autoprune import api
+    from autoprune import api, subject
 
     common = {"calibration_data": texts.calibration, "eval_data": texts.heldout, "nsamples": 8, "seqlen": SEQLEN, "sparsity_ratio": 0.5}
     whole = autoprune.prune(tiny, save_model=tmp_path / "whole", **common)
-    monkeypatch.setattr(api, "RESIDENT_SHARE", 0.0)
+    monkeypatch.setattr(subject, "RESIDENT_SHARE", 0.0)
     for batch in (1, 3, 64):
         streamed = autoprune.prune(tiny, save_model=tmp_path / f"{batch}", batch_size=batch, **common)
         assert not api._reopened(streamed.recipe, api.open_model(streamed.recipe, resident=False), streamed.directory).store.resident
         assert streamed.row.perplexity[0].perplexity == pytest.approx(whole.row.perplexity[0].perplexity, rel=1e-6)
-        monkeypatch.setattr(api, "RESIDENT_SHARE", 0.5)
+        monkeypatch.setattr(subject, "RESIDENT_SHARE", 0.5)
         resident = autoprune.prune(tiny, save_model=tmp_path / f"resident{batch}", batch_size=batch, **common)
         assert resident.row.perplexity == streamed.row.perplexity
-        monkeypatch.setattr(api, "RESIDENT_SHARE", 0.0)
+        monkeypatch.setattr(subject, "RESIDENT_SHARE", 0.0)
+
+
+def test_dense_model_larger_than_memory_is_measured_block_by_block(tiny: Path, texts: Texts, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is pruned, so nothing need stay in memory; ``--memory`` counts as well."""
+    from autoprune import subject
+
+    options = {"eval_data": texts.heldout, "seqlen": SEQLEN}
+    whole = autoprune.prune(tiny, sparsity_ratio=0, **options)
+    assert whole.model is not None
+    assert autoprune.prune(tiny, sparsity_ratio=0, memory="480MiB", **options).model is None
+    monkeypatch.setattr(subject, "RESIDENT_SHARE", 0.0)
+    streamed = autoprune.prune(tiny, sparsity_ratio=0, **options)
+    assert streamed.model is None
+    assert streamed.row.perplexity == whole.row.perplexity
 
 
 def test_sharded_input_gives_the_same_weights(run: Run, tiny: Path, tmp_path: Path) -> None:

@@ -33,6 +33,19 @@ def test_defaults_are_the_papers() -> None:
     assert (recipe.sparsegpt.column_block, recipe.sparsegpt.damping) == (128, 0.01)
 
 
+def test_tasks_are_those_that_are_named_or_the_usual_ones_where_they_are_saved() -> None:
+    """What is about tasks has no meaning without any."""
+    assert recipe_from_flat(HALF).zeroshot.tasks == ()
+    assert recipe_from_flat({**HALF, "save_zeroshot": "out"}).zeroshot.tasks[:2] == ("boolq", "rte")
+    assert recipe_from_flat({**HALF, "save_zeroshot": "out", "tasks": "piqa"}).zeroshot.tasks == ("piqa",)
+    for name, value in {"limit": 3, "num_fewshot": 0, "tasks_path": "here"}.items():
+        refused(f"--{name} is about zero-shot tasks, but none are measured", **{name: value})
+        assert getattr(recipe_from_flat({**HALF, name: value, "tasks": ["piqa"]}).zeroshot, name) == value
+    for empty in ("", "piqa,", ["piqa", ""]):
+        refused("--tasks is empty or has an empty part", tasks=empty)
+    refused("--tasks is empty or has an empty part", tasks=[], save_zeroshot="out")
+
+
 def test_no_two_options_share_a_name() -> None:
     names = [field.name for _, field in FIELDS]
     assert len(names) == len(set(names))

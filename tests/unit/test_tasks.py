@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from end_to_end.tiny import run_classic, save_tiny, tiny_model, tiny_tokenizer
+from end_to_end.tiny import run_classic, save_tiny, tiny_model, tiny_tokenizer, write_words
 
-from autoprune.api import prune
+from autoprune import subject
+from autoprune.api import evaluate, prune
 from autoprune.cli.main import classic
-from autoprune.errors import DataError, RecipeError
+from autoprune.errors import DataError, ModelError, RecipeError
 from autoprune.evaluation import tasks
 from autoprune.evaluation.tasks import check_tasks
-from autoprune.model.events import Event, Notice, Step
+from autoprune.model.events import Event, Notice, Phase, Step
 from autoprune.recipe import ZeroShotOptions
 from autoprune.report.results import TaskResult, ZeroShotResult, row_from_json
 from autoprune.report.zeroshot import zeroshot_grid
@@ -149,6 +150,34 @@ def test_bars_of_the_harness_become_events(folder: Path, tmp_path: Path, capsys:
     assert huggingface.tqdm is tqdm
 
 
+def test_named_tasks_are_measured_without_being_saved(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """From Python beside the perplexities, as a data frame too; on the command line as a table."""
+    options: dict[str, Any] = {"tasks": "long_words", "tasks_path": folder}
+    text = write_words(tmp_path / "words.txt", 100, 0)
+    found = evaluate(tiny_model(), tokenizer=tiny_tokenizer(), eval_data=text, seqlen=16, **options)
+    assert len(found) == 1
+    assert found.zeroshot is not None
+    frame = found.zeroshot.to_pandas()
+    assert list(frame.columns) == ["task", "acc", "acc_norm", "acc stderr", "acc_norm stderr", "version", "num_fewshot", "samples"]
+    assert list(frame.task) == ["long_words"]
+    save_tiny(tmp_path / "dense")
+    flags = ["--model", str(tmp_path / "dense"), "--sparsity_ratio", "0", "--tasks", "long_words", "--tasks_path", str(folder)]
+    answer = run_classic(capsys, flags)
+    assert answer.status == 0, answer.err
+    assert "long_words" in answer.out
+    assert "Perplexity" not in answer.out
+
+
+def test_model_that_does_not_fit_is_refused_before_work_begins(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The harness needs all of it; perplexity and pruning would not."""
+    monkeypatch.setattr(subject, "RESIDENT_SHARE", 0.0)
+    dense, said = save_tiny(tmp_path / "dense"), list[Event]()
+    for options in ({"sparsity_ratio": 0}, {"prune_method": "magnitude", "sparsity_ratio": 0.5, "save_model": tmp_path / "out"}):
+        with pytest.raises(ModelError, match="does not fit into memory, and lm-evaluation-harness needs all of it"):
+            prune(dense, tasks="plain_words", tasks_path=folder, emit=said.append, **options)
+    assert {event.name for event in said if isinstance(event, Phase)} == {"task plain_words"}
+
+
 def test_files(pruned: tuple[Path, ZeroShotResult]) -> None:
     """An aligned table whose means say what they average, and JSON with everything."""
     place, result = pruned
@@ -188,7 +217,7 @@ def test_unknown_task(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_unknown_folder() -> None:
     with pytest.raises(DataError, match="--tasks_path nowhere: there is no such directory"):
-        check_tasks(ZeroShotOptions(tasks_path="nowhere"))
+        check_tasks(ZeroShotOptions(tasks=("plain_words",), tasks_path="nowhere"))
 
 
 def test_data_that_can_not_be_had_is_said_before_work_begins(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

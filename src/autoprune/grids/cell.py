@@ -49,8 +49,6 @@ def main(options: Path, result: Path) -> int:
     clock.start("opening")
     outcome: dict[str, Any] = {"error": None, "row": None}
     values = json.loads(options.read_text(encoding="utf-8"))["options"]
-    if "tasks" in values:  # naming tasks means measuring them
-        values = {"save_zeroshot": str(result.with_suffix("")), **values}
     try:
         outcome["row"] = run(recipe_from_flat(values), clock, measure=True).row
     except AutoPruneError as error:

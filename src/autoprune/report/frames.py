@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from autoprune.report.results import EvaluationRow, PerplexityResult, PruningSummary
+from autoprune.report.results import EvaluationRow, PerplexityResult, PruningSummary, ZeroShotResult
 from autoprune.report.views import prune_seconds, seed_of, settings_of, short_name, texts_of, variants_of
 
 if TYPE_CHECKING:
@@ -27,6 +27,24 @@ def perplexity_frame(results: Iterable[PerplexityResult]) -> DataFrame:
             "tokens": r.tokens,
         }
         for r in results
+    ]
+    return DataFrame(lines)
+
+
+def accuracy_frame(result: ZeroShotResult) -> DataFrame:
+    """One line for each task."""
+    from pandas import DataFrame
+
+    lines = [
+        {
+            "task": task.task,
+            **task.metrics,
+            **{f"{metric} stderr": error for metric, error in task.errors.items()},
+            "version": task.version,
+            "num_fewshot": task.num_fewshot,
+            "samples": task.samples,
+        }
+        for task in result.tasks
     ]
     return DataFrame(lines)
 

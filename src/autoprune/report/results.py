@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,6 +72,12 @@ class ZeroShotResult:
         values = [task.metrics[metric] for task in self.tasks if metric in task.metrics]
         return sum(values) / len(values) if values else None
 
+    def to_pandas(self) -> DataFrame:
+        """One line for each task: its metrics, their standard errors, version, shots and samples."""
+        from autoprune.report.frames import accuracy_frame
+
+        return accuracy_frame(self)
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -97,7 +104,14 @@ class EvaluationRow:
 
 
 class Perplexities(tuple[PerplexityResult, ...]):
-    """Perplexities of one model, one for each text."""
+    """Perplexities of one model, one for each text; ``zeroshot`` has its accuracies where tasks were measured."""
+
+    zeroshot: ZeroShotResult | None
+
+    def __new__(cls, results: Iterable[PerplexityResult], zeroshot: ZeroShotResult | None = None) -> Perplexities:
+        made = super().__new__(cls, results)
+        made.zeroshot = zeroshot
+        return made
 
     def to_pandas(self) -> DataFrame:
         """One line for each text."""

@@ -64,6 +64,8 @@ def prune_and_write(recipe: Recipe, plan: Plan, directory: Path | None, emit: Em
     workplace = Workplace(directory, overwrite=output.overwrite, resume=output.resume) if directory and ranks.first else None
     run = _Run(recipe, plan, emit, workplace)
     complete = ranks.from_first(lambda: directory is not None and output.resume and not output.overwrite and (directory / MANIFEST).is_file())
+    if left_alone := run.subject.store.left_alone:
+        emit(Notice(f"the blocks of {run.subject.store.anatomy.name} are pruned; left as they are: {', '.join(left_alone)}"))
     if workplace and not complete:
         _begin(workplace, run.subject)
     try:

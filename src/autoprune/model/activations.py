@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -72,10 +72,11 @@ def hidden_of(output: Any) -> Tensor:
 
 
 def mirror_of(output: Any) -> Mirror:
-    """Remembers the shape of an output; tensors beside the hidden states are not kept."""
+    """Remembers the shape of an output; of tensors beside the hidden states only parameters are kept, which are the same for all samples."""
     if isinstance(output, Tensor):
         return Mirror(None)
-    return Mirror(tuple(None if isinstance(part, Tensor) else part for part in output[1:]), list if isinstance(output, list) else tuple)
+    rest = (None if isinstance(part, Tensor) and not isinstance(part, nn.Parameter) else part for part in output[1:])
+    return Mirror(tuple(rest), list if isinstance(output, list) else tuple)
 
 
 def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
@@ -190,9 +191,31 @@ class Calls:
             shared[i] = next((known for known in candidates if known.same_as(call)), call)
         self._calls.append(shared)
 
+    def apart(self) -> Calls:
+        """The same calls with copies of what blocks may leave something in, for another pass over the same blocks."""
+        copies: dict[int, Any] = {}
+        other = Calls()
+        for row in self._calls:
+            for call in row:
+                if id(call) not in copies:
+                    copies[id(call)] = replace(call, args=_apart(call.args, copies), kwargs=_apart(call.kwargs, copies))
+            other._calls.append([copies[id(call)] for call in row])
+        return other
+
     def of(self, batch: int, block: int) -> BlockCall:
         """How this block is called on this micro-batch."""
         return self._calls[batch][block]
+
+
+def _apart(value: Any, copies: dict[int, Any]) -> Any:
+    """Lists and mappings copied, each of them once; everything else as it is."""
+    if isinstance(value, tuple):
+        return type(value)(_apart(v, copies) for v in value)
+    if isinstance(value, (list, MutableMapping)) and id(value) not in copies:
+        copies[id(value)] = changed = copy.copy(value)
+        for key in value if isinstance(value, MutableMapping) else range(len(value)):
+            changed[key] = _apart(value[key], copies)
+    return copies.get(id(value), value)
 
 
 def _equal(a: Any, b: Any) -> bool:

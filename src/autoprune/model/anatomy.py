@@ -68,7 +68,8 @@ def examine(model: nn.Module) -> Anatomy:
     blocks = tuple(_examine_block(i, f"{name}.{i}", module) for i, module in enumerate(modules))
     if not any(block.layers for block in blocks):
         raise ModelError(f"{type(model).__name__}: no linear layers were found in its blocks ({name}); autoprune can't prune this model")
-    return Anatomy(model, name, blocks, tuple(_beside(model, decoder)))
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    return Anatomy(model, name, blocks, tuple(_beside(model, decoder, head)))
 
 
 def check_coverage(anatomy: Anatomy, allow_partial: bool) -> None:
@@ -143,30 +144,29 @@ def _decoder(model: nn.Module) -> nn.Module:
     return decoder if isinstance(decoder, nn.Module) and any(map(_is_list, decoder.modules())) else model
 
 
-def _beside(module: nn.Module, decoder: nn.Module, prefix: str = "") -> Iterator[tuple[str, int]]:
+def _beside(module: nn.Module, decoder: nn.Module, head: nn.Module | None, prefix: str = "") -> Iterator[tuple[str, int]]:
     """Names and sizes of the parts that are neither in the decoder nor its head."""
-    find = getattr(module, "get_output_embeddings", None)
-    head = find() if callable(find) else None
     for name, child in module.named_children() if module is not decoder else ():
         inside = list(child.modules())
         if any(part is decoder for part in inside):
-            yield from _beside(child, decoder, f"{prefix}{name}.")
+            yield from _beside(child, decoder, head, f"{prefix}{name}.")
         elif not any(part is head for part in inside) and (count := sum(p.numel() for p in child.parameters())):
             yield prefix + name, count
 
 
 def _check_own_weights(model: nn.Module, name: str, modules: nn.ModuleList) -> None:
     """Raises: ModelError if two blocks share a parameter, or are to share it as soon as weights are loaded."""
-    owners: dict[int, tuple[int, str]] = {}
-    pairs = [(a, b) for a, b in getattr(model, "all_tied_weights_keys", {}).items() if a.startswith(f"{name}.") and b.startswith(f"{name}.")]
-    for i, module in enumerate(modules):
-        for parameter_name, parameter in module.named_parameters():
-            first = owners.setdefault(id(parameter), (i, parameter_name))
-            if first[0] != i:
-                pairs.append((f"{name}.{first[0]}.{first[1]}", f"{name}.{i}.{parameter_name}"))
+    owners: dict[int, str] = {}
+    inside = (f"{name}.{i}.{parameter_name}" for i, module in enumerate(modules) for parameter_name, _ in module.named_parameters())
+    pairs = {tuple(sorted(pair)) for pair in getattr(model, "all_tied_weights_keys", {}).items() if all(n.startswith(f"{name}.") for n in pair)}
+    for full_name in inside:
+        first = owners.setdefault(id(model.get_parameter(full_name)), full_name)
+        if first != full_name:
+            pairs.add((first, full_name))
     if pairs:
+        one, other = min(pairs)
         raise ModelError(
-            f"{type(model).__name__}: {pairs[0][1]} and {pairs[0][0]} are one and the same weights ({len(pairs)} such pairs); autoprune prunes "
+            f"{type(model).__name__}: {one} and {other} are one and the same weights ({len(pairs)} such pairs); autoprune prunes "
             "every block by itself and would prune them more than once, each time for another input. It can't prune this model"
         )
 

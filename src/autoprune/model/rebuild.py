@@ -71,7 +71,9 @@ def find_sub_blocks(block: Block, layers: Sequence[Layer], run: Callable[[Block]
     return found
 
 
-def _check_separable(block: Block, subs: Sequence[SubBlock], returned: dict[nn.Module, Tensor], run: Callable[[Block], Tensor], whole: Tensor) -> None:
+def _check_separable(
+    block: Block, subs: Sequence[SubBlock], returned: dict[nn.Module, Tensor], run: Callable[[Block], Tensor], whole: Tensor
+) -> None:
     """Raises: ModelError if more passes between the block's parts than one tensor: then they can't be run one by one."""
     members = [(member, mirror) for sub in subs for member, mirror in zip(sub.members, sub.mirrors, strict=True)]
     trouble = "it gives another result"

@@ -34,9 +34,9 @@ class Stream:
 
     @property
     def dtype(self) -> torch.dtype:
-        """What hidden states are kept in: the precision that the model runs in."""
-        assert self._data is not None, "a stream's precision is that of what is first written"
-        return self._data.dtype
+        """The precision in which the next block is given hidden states: that of the first micro-batch."""
+        assert self._dtypes, "a stream's precision is that of what is first written"
+        return self._dtypes[0]
 
     def __len__(self) -> int:
         return -(-self._samples // self._batch)

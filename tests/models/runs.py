@@ -37,8 +37,11 @@ def open_store(
     return store
 
 
-def prune(store: CheckpointStore | MemoryStore, methods: tuple[Method, ...], ids: Tensor, target: Target = HALF, batch: int = 4) -> list[BlockResult]:
-    inputs, stream = prepare_inputs(store, ids, batch, Place())
+def prune(
+    store: CheckpointStore | MemoryStore, methods: tuple[Method, ...], ids: Tensor, target: Target = HALF, batch: int = 4, place: Place | None = None
+) -> list[BlockResult]:
+    """Prunes by these passes, one after the other on each block, with hidden states in ``place``."""
+    inputs, stream = prepare_inputs(store, ids, batch, place or Place())
     passes = [Pass(method, stream.clone() if method.statistic else None, calls=inputs.calls.apart()) for method in methods]
     return list(prune_blocks(store, passes, select_layers(store.anatomy, (), target), target, inputs, silent))
 

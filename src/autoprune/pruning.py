@@ -96,7 +96,8 @@ def _require_same(ranks: Ranks, about: dict[str, Any]) -> None:
     for rank, other in enumerate(others, start=1):
         if difference := first_difference(first, other):
             raise RecipeError(
-                f"rank {rank} does not do what rank 0 does (rank 0's value first): {difference}; give all machines the same command, model and versions"
+                f"rank {rank} does not do what rank 0 does (rank 0's value first): {difference}; "
+                "give all machines the same command, model and versions"
             )
 
 

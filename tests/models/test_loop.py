@@ -114,13 +114,6 @@ def test_a_layer_that_never_runs_is_named() -> None:
     with pytest.raises(NumericsError, match=r"model\.layers\.1\.mlp\.spare saw no input.*--ignore"):
         prune(MemoryStore(model), (Wanda(),), tiny_ids(2))
     prune(MemoryStore(model), (Magnitude(),), tiny_ids(2))
-<<<<<<< HEAD
-
-
-def test_hidden_states_of_another_layout_are_refused() -> None:
-    """Gemma 3n hands several versions of the hidden states from block to block, stacked in front of the samples."""
-    with pytest.raises(ModelError, match=r"hidden states of shape \(2, 1, 8, 32\) for 1 samples of 8 tokens"):
-        replay_check(MemoryStore(tiny_model("gemma3n_text")), tiny_ids(6))
 
 
 def test_a_block_that_was_read_ahead_is_the_same(tmp_path: Path) -> None:
@@ -142,5 +135,3 @@ def test_a_block_that_was_read_ahead_is_the_same(tmp_path: Path) -> None:
     prune(store, (Wanda(), BARBER), tiny_ids())
     assert taken == [1]
     assert usual.keys() == ahead.keys() and all(torch.equal(usual[name], ahead[name]) for name in usual)
-=======
->>>>>>> e3dac97 (Architectures: 117 tried on tiny models, a page of them, what is refused and why)

@@ -29,13 +29,18 @@ def check_model(subject: Subject, ids: Tensor, emit: Emit) -> str:
     """
     if subject.checkpoint is None or not isinstance(subject.store, CheckpointStore):
         fingerprint = _check_held(subject)
-        require_replay(subject.store, ids[:2, :REPLAY_TOKENS], emit)
+        check_replay(subject, ids, emit)
         return fingerprint
     values = ValueCheck(subject.checkpoint)
     values.read(subject.store.outside)
     with subject.store.judged_by(values):
-        require_replay(subject.store, ids[:2, :REPLAY_TOKENS], emit)
+        check_replay(subject, ids, emit)
     return _finish(values, emit)
+
+
+def check_replay(subject: Subject, ids: Tensor, emit: Emit) -> None:
+    """The replay check on the beginnings of two windows. Raises: ModelError if blocks run alone give other numbers than in the model."""
+    require_replay(subject.store, ids[:2, :REPLAY_TOKENS], emit)
 
 
 def _finish(values: ValueCheck, emit: Emit) -> str:

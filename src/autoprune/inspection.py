@@ -24,6 +24,7 @@ from autoprune.recipe import Recipe, recipe_from_flat
 from autoprune.storage.checkpoint import has_weights
 from autoprune.storage.locate import locate
 from autoprune.storage.skeleton import hollow_model
+from autoprune.storage.stores import beside
 from autoprune.subject import context_of, open_model
 
 PROBE = 16  # tokens run through the blocks to see which layers share an input, and whether the blocks replay
@@ -65,6 +66,7 @@ class Inspection:
     layers: tuple[LayerLine, ...]
     coverage: float
     unreached: tuple[str, ...]
+    left_alone: tuple[str, ...]  # what lies beside the language model, such as an image encoder
     replay: str
     costs: tuple[Cost, ...]
     notes: tuple[str, ...] = field(default=())
@@ -85,11 +87,12 @@ def inspect_recipe(recipe: Recipe) -> Inspection:
         store = open_model(recipe, resident=False).store
         dtype = store.storage_dtype or torch.float32
         model: Any = store.model
-        anatomy, groups, replay = store.anatomy, _shared_inputs(store), _replay(store)
+        anatomy, left_alone, groups, replay = store.anatomy, store.left_alone, _shared_inputs(store), _replay(store)
     else:
         dtype = _stated_dtype(directory, recipe)
         model = hollow_model(directory, dtype, trust_remote_code=recipe.model.trust_remote_code)
         anatomy, groups, replay = examine(model), {}, "not tried: there are no weights here, only config.json"
+        left_alone = beside(anatomy)
     seqlen = choose_seqlen(recipe, context_of(model.config.get_text_config()))
     missed = sorted({f"{anatomy.name}.*.{name} ({count:,})" for block in anatomy.blocks for name, count in block.unreached})
     return Inspection(
@@ -101,6 +104,7 @@ def inspect_recipe(recipe: Recipe) -> Inspection:
         _layer_lines(anatomy, groups),
         anatomy.coverage,
         tuple(missed[:12]) + ((f"… {len(missed) - 12} more",) if len(missed) > 12 else ()),
+        left_alone,
         replay,
         _costs(model, anatomy, dtype, recipe, seqlen),
         (f"estimates for {recipe.calibration.nsamples} windows of {seqlen} tokens, streamed from disk (--save_model)",),
@@ -119,7 +123,7 @@ def _replay(store: Store) -> str:
     found = replay_check(store, torch.arange(2 * PROBE).remainder(vocabulary).view(2, PROBE))
     if found.exact:
         return "exact: block by block gives the model's own numbers, bit for bit"
-    return f"differs from {found.block} on, by up to {found.difference:.3g}"
+    return f"differs from {found.block} on, by up to {found.difference:.3g}; methods that look at data will refuse this model"
 
 
 @torch.no_grad()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 
-from autoprune.checking import check_values
+from autoprune.checking import check_replay, check_values
 from autoprune.data.cache import cache_folder
 from autoprune.errors import ModelError
 from autoprune.evaluation.perplexity import perplexity
@@ -20,8 +20,13 @@ from autoprune.subject import AnyStore, Subject
 
 
 def measured(plan: Plan, subject: Subject, emit: Emit) -> tuple[PerplexityResult, ...]:
-    """Perplexity on every evaluation text of the plan."""
+    """Perplexity on every evaluation text of the plan.
+
+    Raises: ModelError if the model would have to be run block by block and gave other numbers then.
+    """
     store, place = subject.store, Place("cpu", subject.store.device)
+    if plan.evaluation and not store.resident and plan.calibration is None:  # else the replay check was made before pruning
+        check_replay(subject, next(iter(plan.evaluation.values())).ids, emit)
     identity: dict[str, object] = {}
     if not plan.methods and plan.evaluation and cache_folder() and subject.checkpoint:
         config = file_sha256(subject.checkpoint.directory / "config.json")

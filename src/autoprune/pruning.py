@@ -17,6 +17,7 @@ from autoprune.checking import check_model, check_values
 from autoprune.core.outcome import LayerOutcome, SubBlockOutcome
 from autoprune.errors import DataError, ModelError, OutputError, RecipeError
 from autoprune.model.events import BlockResult, Emit, Notice, Phase
+from autoprune.model.observe import FEW_TOKENS
 from autoprune.model.pipeline import Pass, prepare_inputs, prune_blocks, replay_finished
 from autoprune.model.ranks import Ranks
 from autoprune.model.stream import Place, Stream
@@ -64,6 +65,8 @@ def prune_and_write(recipe: Recipe, plan: Plan, directory: Path | None, emit: Em
     workplace = Workplace(directory, overwrite=output.overwrite, resume=output.resume) if directory and ranks.first else None
     run = _Run(recipe, plan, emit, workplace)
     complete = ranks.from_first(lambda: directory is not None and output.resume and not output.overwrite and (directory / MANIFEST).is_file())
+    if left_alone := run.subject.store.left_alone:
+        emit(Notice(f"the blocks of {run.subject.store.anatomy.name} are pruned; left as they are: {', '.join(left_alone)}"))
     if workplace and not complete:
         _begin(workplace, run.subject)
     try:
@@ -127,7 +130,7 @@ def _prune_blocks(run: _Run, journal: Journal | None) -> list[BlockResult]:
         return results
     with _timed(run.seconds, "capture"):
         inputs, streams = _streams(run)
-    steps = [Pass(method, stream) for method, stream in zip(run.plan.methods, streams, strict=True)]
+    steps = [Pass(method, stream, calls=inputs.calls.apart()) for method, stream in zip(run.plan.methods, streams, strict=True)]
     if run.plan.layout.at_once and run.plan.calibration:
         ids = run.plan.calibration.ids
         at_once, stream = prepare_inputs(store, ids, len(ids), inputs.place)
@@ -164,11 +167,19 @@ def _kept(journal: Journal | None, number: int, index: int, last: int) -> dict[s
 
 
 def _summary(run: _Run, results: Sequence[BlockResult]) -> PruningSummary:
-    warnings = [] if run.plan.calibration else [NO_ERRORS]
+    layers = tuple(layer for result in results for layer in result.layers)
+    warnings = [*_short_of_tokens(layers)] if run.plan.calibration else [NO_ERRORS]
     for text in warnings:
         run.emit(Notice(text))
-    layers = tuple(layer for result in results for layer in result.layers)
     return PruningSummary(layers, tuple(sub for result in results for sub in result.sub_blocks), run.seconds, tuple(warnings))
+
+
+def _short_of_tokens(layers: Sequence[LayerOutcome]) -> Iterator[str]:
+    """The experts that were not pruned by what they saw themselves, with the number of tokens that they saw."""
+    for key, value, what in (("fallback", "all tokens", "were pruned by what all experts saw"), ("rebuilt", False, "were not rebuilt")):
+        found = [f"{layer.name} ({layer.notes['tokens']})" for layer in layers if layer.notes.get(key) == value and "tokens" in layer.notes]
+        if found:
+            yield f"{len(found)} layers of experts {what}, for fewer than {FEW_TOKENS} tokens were sent there: {', '.join(found)}"
 
 
 def _streams(run: _Run) -> tuple[Inputs, list[Stream | None]]:

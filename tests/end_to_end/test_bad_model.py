@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from end_to_end.conftest import Refuse, refused
-from end_to_end.tiny import BLOCKS, Texts, change_weights, flags, run_classic, save_tiny, tensors, tiny_model
+from end_to_end.conftest import Refuse, Run, refused
+from end_to_end.tiny import BLOCKS, Texts, change_weights, flags, run_classic, same_bits, save_tiny, tensors, tiny_model
 
 INDEX = "model.safetensors.index.json"
 
@@ -42,9 +42,16 @@ def test_config_without_weights(refuse: Refuse, copy: Path) -> None:
     refuse(copy, str(copy), "neither model.safetensors nor model.safetensors.index.json")
 
 
-def test_pickled_weights_are_not_opened(refuse: Refuse, copy: Path) -> None:
-    (copy / "model.safetensors").rename(copy / "pytorch_model.bin")
-    refuse(copy, str(copy), ".bin", "save_pretrained(NEW_DIR)")
+def test_pickled_weights_are_not_opened_and_converted_as_told(refuse: Refuse, run: Run, tiny: Path, copy: Path, tmp_path: Path) -> None:
+    torch.save(tensors(copy), copy / "pytorch_model.bin")
+    (copy / "model.safetensors").unlink()
+    message = refuse(copy, str(copy), ".bin", "Then give NEW_DIR")
+    told = message.split("in Python: ")[1].split(". Then give")[0]
+    exec(told, {"MODEL": copy, "NEW_DIR": tmp_path / "converted"})
+    run(tmp_path / "converted", save_model=tmp_path / "out")
+    run(tiny, save_model=tmp_path / "expected")
+    out, expected = tensors(tmp_path / "out"), tensors(tmp_path / "expected")
+    assert out.keys() == expected.keys() and all(same_bits(out[name], expected[name]) for name in out)
 
 
 def test_weights_without_tensors(refuse: Refuse, copy: Path) -> None:

@@ -25,17 +25,24 @@ HALF = Unstructured(0.5)
 BARBER = Barber(prune_granularity="layer", threshold=0.2)
 
 
-def open_store(directory: Path, written: dict[str, Tensor] | None = None, *, resident: bool = False, dtype: str = "auto") -> CheckpointStore:
+def open_store(
+    directory: Path, written: dict[str, Tensor] | None = None, *, passed: dict[str, Tensor] | None = None, resident: bool = False, dtype: str = "auto"
+) -> CheckpointStore:
+    """A checkpoint's store; finished blocks go to ``written``, what the first of two passes made of them to ``passed``."""
     skeleton = build_skeleton(Checkpoint.open(directory), dtype, torch.device("cpu"), trust_remote_code=False)
     store = CheckpointStore(skeleton, resident=resident)
     if written is not None:
-        store.write_to(lambda _, tensors: written.update(tensors), lambda *_: None)
+        kept = {} if passed is None else passed
+        store.write_to(lambda _, tensors: written.update(tensors), lambda _n, _i, tensors: kept.update(tensors))
     return store
 
 
-def prune(store: CheckpointStore | MemoryStore, methods: tuple[Method, ...], ids: Tensor, target: Target = HALF, batch: int = 4) -> list[BlockResult]:
-    inputs, stream = prepare_inputs(store, ids, batch, Place())
-    passes = [Pass(method, stream.clone() if method.statistic else None) for method in methods]
+def prune(
+    store: CheckpointStore | MemoryStore, methods: tuple[Method, ...], ids: Tensor, target: Target = HALF, batch: int = 4, place: Place | None = None
+) -> list[BlockResult]:
+    """Prunes by these passes, one after the other on each block, with hidden states in ``place``."""
+    inputs, stream = prepare_inputs(store, ids, batch, place or Place())
+    passes = [Pass(method, stream.clone() if method.statistic else None, calls=inputs.calls.apart()) for method in methods]
     return list(prune_blocks(store, passes, select_layers(store.anatomy, (), target), target, inputs, silent))
 
 

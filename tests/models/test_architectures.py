@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from configs import DENSE, EXPERTS, tiny_ids, tiny_model
+from configs import DENSE, EXPERTS, REFUSED, WRAPPED, in_bfloat16, tiny_ids, tiny_model
+from more import MORE, MORE_EXPERTS
+from page import read_page, structure
 from runs import BARBER, open_store, prune, write_checkpoint
 from safetensors.torch import load_file
 from torch import Tensor
@@ -23,12 +25,35 @@ from autoprune.model.replay import replay_check
 from autoprune.model.stream import Place
 from autoprune.storage.stores import CheckpointStore
 
+PAGE = read_page()
+REMEDY = "run `python scripts/list_architectures.py`"
+# Those that must work whatever else does.
+NAMED = (
+    "llama mistral qwen2 qwen3 gemma2 gemma3 phi phi3 olmo2 stablelm cohere cohere2 glm4 smollm3 opt gpt2 gpt_neo gptj gpt_neox bloom "
+    "falcon mpt codegen starcoder2 granite nemotron persimmon exaone4 mamba mixtral qwen3_moe gpt_oss llama4 deepseek_v3 qwen3_next"
+)
+
+
+def test_the_named_architectures_are_among_those_tested() -> None:
+    assert set(NAMED.split()) <= {name.split("/")[0] for name in [*DENSE, *EXPERTS, *WRAPPED]}
+
+
+def test_all_that_is_tried_is_on_the_page() -> None:
+    assert list(PAGE) == [*DENSE, *MORE, *EXPERTS, *MORE_EXPERTS, *WRAPPED, *REFUSED], REMEDY
+    assert {row.get("replay", "exact") for row in PAGE.values()} == {"exact"}
+
 
 @pytest.fixture(scope="module", params=[*DENSE, *EXPERTS])
-def saved(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def name(request: pytest.FixtureRequest) -> str:
+    """An architecture."""
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def saved(name: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model of the architecture, as ``save_pretrained`` writes it."""
-    directory = tmp_path_factory.mktemp(request.param.replace("/", "-"))
-    tiny_model(request.param).save_pretrained(directory)
+    directory = tmp_path_factory.mktemp(name.replace("/", "-"))
+    tiny_model(name).save_pretrained(directory)
     return directory
 
 
@@ -46,8 +71,9 @@ def logits_of_replay(store: CheckpointStore, ids: Tensor) -> Tensor:
         return store.logits(ids)
 
 
-def test_the_anatomy_covers_the_blocks(saved: Path) -> None:
+def test_the_anatomy_covers_the_blocks(name: str, saved: Path) -> None:
     anatomy = open_store(saved).anatomy
+    assert structure(anatomy).items() <= PAGE[name].items(), REMEDY
     assert len(anatomy.blocks) == len({id(block.module) for block in anatomy.blocks}) >= 2
     assert all(block.layers for block in anatomy.blocks)
     check_coverage(anatomy, allow_partial=False)
@@ -56,20 +82,43 @@ def test_the_anatomy_covers_the_blocks(saved: Path) -> None:
 
 
 @torch.no_grad()
-def test_replay_is_exact(saved: Path) -> None:
+def check_replay(saved: Path, dtype: str = "auto") -> None:
+    """Block by block the logits are those of the model that ``from_pretrained`` makes, and the check says so."""
     ids = tiny_ids(3)
-    theirs = AutoModelForCausalLM.from_pretrained(saved).eval()(input_ids=ids, use_cache=False).logits
-    assert torch.equal(logits_of_replay(open_store(saved), ids), theirs)
-    assert replay_check(open_store(saved), ids).exact
+    theirs = AutoModelForCausalLM.from_pretrained(saved, dtype=dtype).eval()(input_ids=ids, use_cache=False).logits
+    assert torch.equal(logits_of_replay(open_store(saved, dtype=dtype), ids), theirs)
+    assert replay_check(open_store(saved, dtype=dtype), ids).exact
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_replay_is_exact(saved: Path, dtype: str) -> None:
+    check_replay(saved, dtype)
 
 
 @pytest.mark.parametrize("methods", [(Wanda(),), (Wanda(), BARBER)], ids=["wanda", "wanda+barber"])
-def test_pruned_written_and_loaded_again(saved: Path, methods: tuple[Method, ...], tmp_path: Path) -> None:
+def test_pruned_written_and_loaded_again(name: str, saved: Path, methods: tuple[Method, ...], tmp_path: Path) -> None:
+    sub_blocks = check_pruned(saved, methods, tmp_path)
+    if BARBER in methods:
+        assert sub_blocks == {1 if name == "mamba" else 2}
+
+
+@pytest.mark.parametrize("name", [*MORE, *MORE_EXPERTS])
+def test_more_in_their_usual_precision(name: str, tmp_path: Path) -> None:
+    saved = tmp_path / "dense"
+    in_bfloat16(tiny_model(name)).save_pretrained(saved)
+    anatomy = open_store(saved).anatomy
+    assert structure(anatomy).items() <= PAGE[name].items(), REMEDY
+    check_coverage(anatomy, allow_partial=False)
+    assert anatomy.has_experts == (name in MORE_EXPERTS)
+    check_replay(saved)
+    assert check_pruned(saved, (Wanda(), BARBER), tmp_path / "pruned") <= {1, 2, 3, 5}
+
+
+def check_pruned(saved: Path, methods: tuple[Method, ...], target: Path) -> set[int]:
+    """Prunes, writes to ``target`` and loads again; returns the numbers of sub-blocks that LLM-Barber found."""
     written: dict[str, Tensor] = {}
     store = open_store(saved, written)
     results = prune(store, methods, tiny_ids())
-    if BARBER in methods:
-        assert {len(result.sub_blocks) for result in results} == {1 if store.model.config.model_type == "mamba" else 2}
     outcomes = {layer.name: layer for result in results for layer in result.layers}
     assert set(outcomes) == {block.full_name(layer) for block in store.anatomy.blocks for layer in block.layers}
     for outcome in outcomes.values():
@@ -78,8 +127,9 @@ def test_pruned_written_and_loaded_again(saved: Path, methods: tuple[Method, ...
 
     original = load_file(saved / "model.safetensors")
     assert set(written).isdisjoint(store.outside) and {*written, *store.outside} == set(original)
-    write_checkpoint(saved, tmp_path, {**original, **written})
-    check_parameters(saved, tmp_path, outcomes)
+    write_checkpoint(saved, target, {**original, **written})
+    check_parameters(saved, target, outcomes)
+    return {len(result.sub_blocks) for result in results}
 
 
 def check_parameters(dense: Path, pruned: Path, outcomes: Mapping[str, LayerOutcome]) -> None:

@@ -10,12 +10,15 @@ from typing import ClassVar
 
 import pytest
 import torch
-from configs import EXPERTS, tiny_ids, tiny_model
+from accelerate import init_empty_weights
+from configs import EXPERTS, TOKENS, tiny_config, tiny_ids, tiny_model
+from more import MORE_EXPERTS
 from runs import BARBER, open_store, prune, write_checkpoint
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+import autoprune
 from autoprune.core.problem import LayerProblem, LayerSolution, Method, Scope
 from autoprune.core.selection import count_violations
 from autoprune.core.sparsity import SemiStructured, Unstructured
@@ -26,6 +29,7 @@ from autoprune.methods.sparsegpt import SparseGPT
 from autoprune.methods.wanda import Wanda
 from autoprune.model.activations import hidden_of
 from autoprune.model.anatomy import Block, examine
+from autoprune.model.events import Event, Notice
 from autoprune.model.experts import eager_experts
 from autoprune.model.linear import Expert
 from autoprune.model.observe import InputObserver
@@ -209,28 +213,42 @@ def test_survivors_keep_their_stored_bits_when_blocks_run_in_another_precision(n
         assert tensor.dtype == original[key].dtype and torch.equal(tensor, original[key] * (tensor != 0))
 
 
-def test_streamed_equals_resident(tmp_path: Path) -> None:
-    tiny_model("qwen3_moe").save_pretrained(tmp_path)
-    streamed: dict[str, Tensor] = {}
-    resident: dict[str, Tensor] = {}
-    prune(open_store(tmp_path, streamed), (SparseGPT(), BARBER), tiny_ids())
-    prune(open_store(tmp_path, resident, resident=True), (SparseGPT(), BARBER), tiny_ids())
-    assert streamed.keys() == resident.keys() and all(torch.equal(streamed[key], resident[key]) for key in streamed)
+@pytest.mark.parametrize("name", [*EXPERTS, *MORE_EXPERTS])
+def test_routers_and_gates_are_left_alone(name: str) -> None:
+    """Outside of attention only they have as many outputs as there are experts (two more in LongCat's, for experts that do nothing), or one."""
+    with init_empty_weights():
+        model = AutoModelForCausalLM.from_config(tiny_config(name))
+    blocks = examine(model).blocks
+    parameters = [(path, tuple(p.shape)) for block in blocks for path, p in block.module.named_parameters() if "attn." not in path]
+    deciding = {path for path, shape in parameters if shape in ((1, 32), (4, 32), (6, 32))}
+    kept = {path for block in blocks for path, _ in block.unreached}
+    assert deciding and deciding <= kept
+    assert not {layer.parameter_name for block in blocks for layer in block.layers} & kept
 
 
-@pytest.mark.parametrize(
-    ("name", "router"),
-    [
-        ("mixtral", "mlp.gate.weight"),
-        ("gpt_oss", "mlp.router.weight"),
-        ("llama4_text", "feed_forward.router.weight"),
-        ("qwen3_next", "mlp.shared_expert_gate.weight"),
-    ],
-)
-def test_routers_and_gates_are_left_alone(name: str, router: str) -> None:
-    block = examine(tiny_model(name)).blocks[-1]
-    assert router in {unreached for unreached, _ in block.unreached}
-    assert router.removesuffix(".weight") not in {layer.name for layer in block.layers}
+def test_experts_short_of_tokens_are_listed_when_the_run_ends(tmp_path: Path) -> None:
+    save_file({"input_ids": tiny_ids()}, tmp_path / "ids.safetensors")
+    data = {"calibration_data": tmp_path / "ids.safetensors", "nsamples": 6, "seqlen": TOKENS}
+    events: list[Event] = []
+    result = autoprune.prune(lonely_expert(), sparsity_ratio=0.5, prune_barber=True, emit=events.append, **data)
+    by_all, left = result.summary.warnings
+    assert "4 layers of experts were pruned by what all experts saw, for fewer than 32 tokens were sent there:" in by_all
+    assert "4 layers of experts were not rebuilt" in left
+    for block in (0, 1):
+        assert all(f"model.layers.{block}.mlp.experts.3.down_proj (0)" in text for text in (by_all, left))
+    assert {by_all, left} <= {event.text for event in events if isinstance(event, Notice)}
+
+
+def test_barber_leaves_layers_without_gradients_as_they_were() -> None:
+    """DeepSeek-V3.2's indexer chooses tokens without gradients: beside the scores of the others, its own would all be zero."""
+    once, twice = tiny_model("deepseek_v32"), tiny_model("deepseek_v32")
+    prune(MemoryStore(once), (Wanda(),), tiny_ids())
+    results = prune(MemoryStore(twice), (Wanda(), replace(BARBER, prune_granularity="block")), tiny_ids())
+    notes = {layer.name: layer.notes for result in results for layer in result.layers}
+    ours, theirs = twice.model.layers[0].self_attn, once.model.layers[0].self_attn
+    assert torch.equal(ours.indexer.wq_b.weight, theirs.indexer.wq_b.weight) and not torch.equal(ours.o_proj.weight, theirs.o_proj.weight)
+    assert notes["model.layers.0.self_attn.indexer.wq_b"] == {"rebuilt": False, "gradient": "none"}
+    assert sum(layer.zeros for layer in results[0].layers) * 2 == sum(layer.weights for layer in results[0].layers)
 
 
 def test_a_router_beside_a_list_of_experts_is_left_alone() -> None:

@@ -64,6 +64,8 @@ def show_inspection(inspection: Inspection) -> None:
     console.print(f"coverage: {inspection.coverage:.2%} of the block parameters are weights of these layers", highlight=False)
     if inspection.unreached:
         console.print("not reached: " + ", ".join(inspection.unreached), highlight=False)
+    if inspection.left_alone:
+        console.print("left as they are: " + ", ".join(inspection.left_alone), highlight=False)
     console.print(f"replay: {inspection.replay}", highlight=False)
     costs = Table("method", "peak memory", "with --activations disk", "rough time here", box=None, pad_edge=False, header_style="bold")
     for cost in inspection.costs:

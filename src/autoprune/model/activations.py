@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+import copy
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from autoprune.errors import ModelError
 
 PROBE_TOKENS = 8
+_PLAIN = (bool, int, float, str, bytes, tuple, torch.dtype, torch.device)
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,7 @@ class BlockCall:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     by_keyword: str | None  # the hidden states' keyword, or None if they come first by position
+    dtype: torch.dtype  # of the hidden states that these arguments were made for
 
     def __call__(self, block: nn.Module, hidden: Float[Tensor, "samples tokens width"]) -> Float[Tensor, "samples tokens width"]:
         """Runs the block and returns its hidden states."""
@@ -32,24 +35,35 @@ class BlockCall:
         return hidden_of(block(*placed, *call.args, **named, **call.kwargs))
 
     def cast(self, dtype: torch.dtype) -> BlockCall:
-        """The same call with its floating-point tensors in another precision."""
-        return BlockCall(map_tensors(self.args, lambda t: _as(t, dtype)), map_tensors(self.kwargs, lambda t: _as(t, dtype)), self.by_keyword)
+        """The same call for hidden states of another precision: tensors that had theirs go with them, others stay as they are.
+
+        What blocks leave in an argument for later ones (keys and values) stays behind in the copy.
+        """
+        if dtype == self.dtype:
+            return self
+
+        def change(tensor: Tensor) -> Tensor:
+            return tensor.to(dtype) if tensor.dtype == self.dtype else tensor
+
+        return BlockCall(map_tensors(self.args, change), map_tensors(self.kwargs, change), self.by_keyword, dtype)
 
     def same_as(self, other: BlockCall) -> bool:
         """Whether all arguments are equal, so that one copy is enough."""
         mine, others = list(leaves((self.args, self.kwargs))), list(leaves((other.args, other.kwargs)))
-        return len(mine) == len(others) and all(_equal(a, b) for a, b in zip(mine, others, strict=True))
+        same_form = self.dtype == other.dtype and len(mine) == len(others)
+        return same_form and all(_equal(a, b) for a, b in zip(mine, others, strict=True))
 
 
 @dataclass(frozen=True)
 class Mirror:
-    """How a block returns its hidden states: alone, or first in a tuple."""
+    """How a block returns its hidden states: alone, or first in a tuple or a list."""
 
     rest: tuple[Any, ...] | None
+    container: type[Any] = tuple
 
     def wrap(self, hidden: Tensor) -> Any:
         """Hidden states in the shape that the model expects of a block."""
-        return hidden if self.rest is None else (hidden, *self.rest)
+        return hidden if self.rest is None else self.container((hidden, *self.rest))
 
 
 def hidden_of(output: Any) -> Tensor:
@@ -58,29 +72,32 @@ def hidden_of(output: Any) -> Tensor:
 
 
 def mirror_of(output: Any) -> Mirror:
-    """Remembers the shape of an output; tensors beside the hidden states are not kept."""
+    """Remembers the shape of an output; of tensors beside the hidden states only parameters are kept, which are the same for all samples."""
     if isinstance(output, Tensor):
         return Mirror(None)
-    return Mirror(tuple(None if isinstance(part, Tensor) else part for part in output[1:]))
+    rest = (None if isinstance(part, Tensor) and not isinstance(part, nn.Parameter) else part for part in output[1:])
+    return Mirror(tuple(rest), list if isinstance(output, list) else tuple)
 
 
 def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """Applies a change to every tensor in nested tuples, lists and dicts."""
+    """Applies a change to every tensor in nested tuples, lists and mappings, which are copied."""
     if isinstance(value, Tensor):
         return change(value)
     if isinstance(value, (tuple, list)):
         return type(value)(map_tensors(v, change) for v in value)
-    if isinstance(value, dict):
-        return {k: map_tensors(v, change) for k, v in value.items()}
+    if isinstance(value, MutableMapping):
+        changed = copy.copy(value)
+        changed.update({k: map_tensors(v, change) for k, v in value.items()})
+        return changed
     return value
 
 
 def leaves(value: Any) -> Iterator[Any]:
-    """Every value in nested tuples, lists and dicts."""
-    if isinstance(value, (tuple, list)):
+    """Every value in nested tuples, lists and mappings; empty ones that blocks may write to are values themselves."""
+    if isinstance(value, (tuple, list)) and len(value):
         for part in value:
             yield from leaves(part)
-    elif isinstance(value, dict):
+    elif isinstance(value, MutableMapping) and len(value):
         for key in value:
             yield key
             yield from leaves(value[key])
@@ -138,7 +155,7 @@ def capture(
         def record(*args: Any, **kwargs: Any) -> Any:
             keyword = None if args else "hidden_states"
             hidden = args[0] if args else kwargs.pop("hidden_states")
-            calls[index].append(BlockCall(args[1:], kwargs, keyword))
+            calls[index].append(BlockCall(args[1:], kwargs, keyword, hidden.dtype))
             if index == 0:
                 inputs.append(hidden)
             return mirror.wrap(hidden)
@@ -174,18 +191,37 @@ class Calls:
             shared[i] = next((known for known in candidates if known.same_as(call)), call)
         self._calls.append(shared)
 
+    def apart(self) -> Calls:
+        """The same calls with copies of what blocks may leave something in, for another pass over the same blocks."""
+        copies: dict[int, Any] = {}
+        other = Calls()
+        for row in self._calls:
+            for call in row:
+                if id(call) not in copies:
+                    copies[id(call)] = replace(call, args=_apart(call.args, copies), kwargs=_apart(call.kwargs, copies))
+            other._calls.append([copies[id(call)] for call in row])
+        return other
+
     def of(self, batch: int, block: int) -> BlockCall:
         """How this block is called on this micro-batch."""
         return self._calls[batch][block]
 
 
-def _as(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    return tensor.to(dtype) if tensor.is_floating_point() else tensor
+def _apart(value: Any, copies: dict[int, Any]) -> Any:
+    """Lists and mappings copied, each of them once; everything else as it is."""
+    if isinstance(value, tuple):
+        return type(value)(_apart(v, copies) for v in value)
+    if isinstance(value, (list, MutableMapping)) and id(value) not in copies:
+        copies[id(value)] = changed = copy.copy(value)
+        for key in value if isinstance(value, MutableMapping) else range(len(value)):
+            changed[key] = _apart(value[key], copies)
+    return copies.get(id(value), value)
 
 
 def _equal(a: Any, b: Any) -> bool:
+    """Tensors and plain values by what they are; anything else may hold what blocks leave in it, so it is only equal to itself."""
+    if a is b:
+        return True
     if isinstance(a, Tensor) and isinstance(b, Tensor):
-        return a is b or (a.shape == b.shape and a.dtype == b.dtype and torch.equal(a, b))
-    if isinstance(a, Tensor) or isinstance(b, Tensor):
-        return False
-    return a is b or bool(a == b)
+        return a.shape == b.shape and a.dtype == b.dtype and torch.equal(a, b)
+    return isinstance(a, _PLAIN) and isinstance(b, _PLAIN) and bool(a == b)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -44,6 +44,7 @@ class Anatomy:
     model: nn.Module
     name: str  # of the module list, e.g. model.layers
     blocks: tuple[Block, ...]
+    aside: tuple[tuple[str, int], ...] = ()  # parts beside the language model, such as an image encoder: name, parameters
 
     @property
     def coverage(self) -> float:
@@ -59,13 +60,16 @@ class Anatomy:
 def examine(model: nn.Module) -> Anatomy:
     """Describes the model: the block list is the ModuleList that holds most parameters.
 
-    Raises: ModelError if there is no such list or no layer in it.
+    Raises: ModelError if there is no such list or no layer in it, or if blocks share weights.
     """
-    name, modules = _block_list(model)
+    decoder = _decoder(model)
+    name, modules = _block_list(model, decoder)
+    _check_own_weights(model, name, modules)
     blocks = tuple(_examine_block(i, f"{name}.{i}", module) for i, module in enumerate(modules))
     if not any(block.layers for block in blocks):
         raise ModelError(f"{type(model).__name__}: no linear layers were found in its blocks ({name}); autoprune can't prune this model")
-    return Anatomy(model, name, blocks)
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    return Anatomy(model, name, blocks, tuple(_beside(model, decoder, head)))
 
 
 def check_coverage(anatomy: Anatomy, allow_partial: bool) -> None:
@@ -121,20 +125,50 @@ def _some(names: Iterable[str]) -> str:
     return ", ".join(listed[:3]) + (f", … ({len(listed)} in all)" if len(listed) > 3 else "")
 
 
-def _block_list(model: nn.Module) -> tuple[str, nn.ModuleList]:
-    decoder = _decoder(model)
+def _block_list(model: nn.Module, decoder: nn.Module) -> tuple[str, nn.ModuleList]:
     inside = {id(module) for module in decoder.modules()}
-    lists = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList) and len(module) and id(module) in inside]
+    lists = [(name, module) for name, module in model.named_modules() if _is_list(module) and id(module) in inside]
     if not lists:
         raise ModelError(f"{type(model).__name__} has no list of blocks (torch.nn.ModuleList), so autoprune can't see where its layers are")
     return max(lists, key=lambda item: sum(p.numel() for p in item[1].parameters()))
 
 
+def _is_list(module: nn.Module) -> bool:
+    return isinstance(module, nn.ModuleList) and len(module) > 0
+
+
 def _decoder(model: nn.Module) -> nn.Module:
-    """The language model inside a multimodal one, as transformers names it; else the model itself."""
+    """The language model inside a multimodal one, as transformers names it; the model itself if what is named so has no blocks."""
     find = getattr(model, "get_decoder", None)
     decoder = find() if callable(find) else None
-    return decoder if isinstance(decoder, nn.Module) else model
+    return decoder if isinstance(decoder, nn.Module) and any(map(_is_list, decoder.modules())) else model
+
+
+def _beside(module: nn.Module, decoder: nn.Module, head: nn.Module | None, prefix: str = "") -> Iterator[tuple[str, int]]:
+    """Names and sizes of the parts that are neither in the decoder nor its head."""
+    for name, child in module.named_children() if module is not decoder else ():
+        inside = list(child.modules())
+        if any(part is decoder for part in inside):
+            yield from _beside(child, decoder, head, f"{prefix}{name}.")
+        elif not any(part is head for part in inside) and (count := sum(p.numel() for p in child.parameters())):
+            yield prefix + name, count
+
+
+def _check_own_weights(model: nn.Module, name: str, modules: nn.ModuleList) -> None:
+    """Raises: ModelError if two blocks share a parameter, or are to share it as soon as weights are loaded."""
+    owners: dict[int, str] = {}
+    inside = (f"{name}.{i}.{parameter_name}" for i, module in enumerate(modules) for parameter_name, _ in module.named_parameters())
+    pairs = {tuple(sorted(pair)) for pair in getattr(model, "all_tied_weights_keys", {}).items() if all(n.startswith(f"{name}.") for n in pair)}
+    for full_name in inside:
+        first = owners.setdefault(id(model.get_parameter(full_name)), full_name)
+        if first != full_name:
+            pairs.add((first, full_name))
+    if pairs:
+        one, other = min(pairs)
+        raise ModelError(
+            f"{type(model).__name__}: {one} and {other} are one and the same weights ({len(pairs)} such pairs); autoprune prunes "
+            "every block by itself and would prune them more than once, each time for another input. It can't prune this model"
+        )
 
 
 def _examine_block(index: int, name: str, module: nn.Module) -> Block:

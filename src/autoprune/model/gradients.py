@@ -44,9 +44,15 @@ def prune_by_gradients(work: Work, method: Method, stream: Stream) -> None:
 
 
 def _rebuild(work: Work, method: Method, sub: SubBlock, energies: dict[str, GradientEnergy], samples: dict[str, InputSample]) -> list[LayerSolution]:
-    """Solves and assigns the layers of a sub-block; experts that saw too few tokens stay as the pass before left them."""
+    """Solves and assigns the layers of a sub-block; some stay as the pass before left them.
+
+    These are experts that saw too few tokens, and layers whose output only decides something (DeepSeek-V3.2's
+    indexer): no gradient reaches them, so their scores would be zero beside those of the others.
+    """
     starved = {layer.name for layer in sub.layers if isinstance(layer, Expert) and samples[layer.name].seen < FEW_TOKENS}
-    layers = [layer for layer in sub.layers if layer.name not in starved]
+    reached = {layer.name for layer in sub.layers if bool(energies[layer.name].squares.any())}
+    skipped = starved | ({layer.name for layer in sub.layers} - reached if reached else set())
+    layers = [layer for layer in sub.layers if layer.name not in skipped]
     units = [[layer] for layer in layers] if not _together(method) else [layers] if layers else []
     solutions = list[LayerSolution]()
 
@@ -58,8 +64,9 @@ def _rebuild(work: Work, method: Method, sub: SubBlock, energies: dict[str, Grad
         for layer, solution in zip(unit, found, strict=True):
             work.assign(layer, solution)
             work.record(layer, solution, samples[layer.name].relative_error(work.dense[layer.name], layer.matrix))
-    for name in starved:
-        notes = work.outcomes[name].notes | {"rebuilt": False, "tokens": samples[name].seen}
+    for name in skipped:
+        reason = {"tokens": samples[name].seen} if name in starved else {"gradient": "none"}
+        notes = work.outcomes[name].notes | {"rebuilt": False} | reason
         work.outcomes[name] = replace(work.outcomes[name], notes=notes)
     return solutions
 
@@ -122,14 +129,15 @@ def _run_rebuilt(work: Work, runner: SubBlockRunner, index: int, stream: Stream,
     """Runs the rebuilt sub-block; after the last one the block's output replaces the stream. Returns the mean loss."""
     total = torch.zeros((), dtype=torch.float64, device=work.inputs.place.device)
     for i in work.batches("rebuilt"):
-        hidden = stream[i].to(dtype)
+        given = stream[i]
+        hidden = given.to(dtype)
         earlier = [output[i].to(hidden.dtype) for output in outputs[:index]]
         output, result = runner.run(index, work.inputs.calls.of(i, work.block.index), hidden, earlier)
         if runner.sub_blocks[index].layers:
             total += (outputs[index][i].float() - output.float()).square().flatten(1).mean(1).double().sum()
         outputs[index][i] = output
         if last:
-            stream[i] = result
+            stream[i] = result if given.dtype == dtype else result.to(given.dtype)
     work.inputs.ranks.sum_(total)
     return float(total) / work.inputs.all_samples
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -78,12 +78,18 @@ class Pass:
     """A method and the hidden states that its blocks see; methods that look at nothing have no stream.
 
     ``at_once``: how its blocks are called with all samples together, if inside a block it is to prune input group by
-    input group, each behind the pruned ones before it.
+    input group, each behind the pruned ones before it. ``calls``: those of the pass alone, where another one would
+    find in them what its blocks left there for later ones (keys and values).
     """
 
     method: Method
     stream: Stream | None
     at_once: Inputs | None = None
+    calls: Calls | None = None
+
+    def inputs(self, common: Inputs) -> Inputs:
+        """How its blocks are called, micro-batch by micro-batch."""
+        return replace(common, calls=self.calls) if self.calls else common
 
 
 def prepare_inputs(store: Store, ids: Int[Tensor, "samples tokens"], batch: int, place: Place, ranks: Ranks = ALONE) -> tuple[Inputs, Stream]:
@@ -121,6 +127,7 @@ def prune_blocks(
             work = Work(block, chosen[block.index], target, inputs, emit, len(blocks))
             work.hold(store.storage_dtype, in_place=passes[0].at_once is not None)
             for number, step in enumerate(passes):
+                work.inputs = step.inputs(inputs)
                 _apply(work, step, last=block is blocks[-1])
                 if step.stream is not None and step is not passes[-1]:
                     store.passed(number, block, work.solutions)
@@ -142,7 +149,10 @@ def replay_finished(
             for number, step in enumerate(passes):
                 if step.stream is not None:
                     store.load_stored(block.index, stored(number, block.index))
-                    advance(Work(block, (), None, step.at_once or inputs, emit, len(blocks)), step.stream)
+                    called = step.at_once or step.inputs(inputs)
+                    if called.probe:
+                        called.probe.run(block)  # a later block may need what this one leaves behind
+                    advance(Work(block, (), None, called, emit, len(blocks)), step.stream)
                     store.release(block.index)
 
 

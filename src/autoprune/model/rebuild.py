@@ -39,30 +39,64 @@ class SubBlock:
         return self.members[-1]
 
 
-def find_sub_blocks(block: Block, layers: Sequence[Layer], run: Callable[[Block], None]) -> list[SubBlock]:
-    """Groups layers by the block's direct child, in order of execution; bare layers form one group.
+def find_sub_blocks(block: Block, layers: Sequence[Layer], run: Callable[[Block], Tensor]) -> list[SubBlock]:
+    """Groups layers by the part of the block that holds them, in order of execution; bare layers form one group.
 
-    ``run`` runs the block once, on whatever tokens, to show that order. Raises: ModelError if nothing of the block runs.
+    ``run`` runs the block, on whatever tokens, to show that order. Raises: ModelError if a layer is in no part that
+    runs, or if the block does not give the same with what its parts returned put in their place.
     """
-    bare = [layer.module for layer in block.layers if "." not in layer.name]
-    children = {name: child for name, child in block.module.named_children() if any(la.name.startswith(name + ".") for la in block.layers)}
+    children = _parts(block.module, block.layers)
+    bare = [la.module for la in block.layers if not any(la.name.startswith(name + ".") for name in children)]
     order: list[tuple[nn.Module, Mirror]] = []
+    returned: dict[nn.Module, Tensor] = {}
 
     def note(module: nn.Module, _: Any, output: Any) -> None:
         order.append((module, mirror_of(output)))
+        returned[module] = hidden_of(output).clone()
 
     handles = [module.register_forward_hook(note) for module in [*children.values(), *bare]]
     try:
-        run(block)
+        whole = run(block)
     finally:
         for handle in handles:
             handle.remove()
     found = _group(order, children, bare, layers)
-    if not found:
+    grouped = {la.name for sub in found for la in sub.layers}
+    if lost := [block.full_name(la) for la in layers if la.name not in grouped]:
         raise ModelError(
-            f"{block.name} has no attention or MLP sub-block whose layers run, so LLM-Barber can't rebuild it; "
-            "prune this model without --prune_barber"
+            f"{lost[0]} is in no part of its block that runs, so LLM-Barber can't rebuild it; "
+            f"leave it dense with --ignore {lost[0]!r}, or prune this model without --prune_barber"
         )
+    _check_separable(block, found, returned, run, whole)
+    return found
+
+
+def _check_separable(
+    block: Block, subs: Sequence[SubBlock], returned: dict[nn.Module, Tensor], run: Callable[[Block], Tensor], whole: Tensor
+) -> None:
+    """Raises: ModelError if more passes between the block's parts than one tensor: then they can't be run one by one."""
+    members = [(member, mirror) for sub in subs for member, mirror in zip(sub.members, sub.mirrors, strict=True)]
+    trouble = "it gives another result"
+    with replaced_forward([member for member, _ in members], [_returns(mirror, returned[member]) for member, mirror in members]):
+        try:
+            if torch.allclose(run(block), whole, rtol=0, atol=0, equal_nan=True):
+                return
+        except Exception as error:  # whatever the block's own code does with what is missing
+            trouble = f"{type(error).__name__}: {error}"
+    parts = ", ".join(sub.name for sub in subs)
+    raise ModelError(
+        f"{block.name}: with what its parts ({parts}) returned put in their place the block does not run as before ({trouble}), so LLM-Barber "
+        "can't run them one by one; prune this model without --prune_barber"
+    )
+
+
+def _parts(module: nn.Module, layers: Sequence[Layer], prefix: str = "") -> dict[str, nn.Module]:
+    """The block's direct children that hold layers; a list of modules is never called itself, so its members stand for it."""
+    found: dict[str, nn.Module] = {}
+    for name, child in module.named_children():
+        if any(la.name.startswith(f"{prefix}{name}.") for la in layers):
+            inside = isinstance(child, (nn.ModuleList, nn.ModuleDict))
+            found |= _parts(child, layers, f"{prefix}{name}.") if inside else {prefix + name: child}
     return found
 
 
@@ -160,6 +194,8 @@ def weight_gradients(
     def seen(uses: list[Use], y: Tensor) -> Tensor:
         for use in uses:
             inputs[use.layer.name].update(use.x.detach().reshape(-1, use.x.shape[-1]))
+        if not torch.is_grad_enabled():
+            return y  # what the block computes without gradients decides something, as a router does; these weights have none
         if not y.requires_grad:
             y = y.detach().requires_grad_().clone()  # a leaf itself may not be changed in place
         y.register_hook(lambda dy: _feed(energies, uses, dy, 1 if mixed else samples))

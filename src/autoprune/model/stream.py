@@ -22,29 +22,36 @@ class Place:
 
 
 class Stream:
-    """One tensor ``[samples, tokens, width]`` in micro-batches; micro-batch i is read with ``[i]`` and replaced with ``[i] = …``."""
+    """One tensor ``[samples, tokens, width]`` in micro-batches; micro-batch i is read with ``[i]`` and replaced with ``[i] = …``.
+
+    Each comes back in the precision in which it was given: some models run on float32 between bfloat16 blocks.
+    """
 
     def __init__(self, samples: int, batch: int, place: Place) -> None:
         self._batch, self._samples, self._place = batch, samples, place
-        self._data: Tensor | None = None
+        self._data: Tensor | None = None  # in the widest precision so far
+        self._dtypes: dict[int, torch.dtype] = {}
 
     @property
     def dtype(self) -> torch.dtype:
-        """What hidden states are kept in: the precision that the model runs in."""
-        assert self._data is not None, "a stream's precision is that of what is first written"
-        return self._data.dtype
+        """The precision in which the next block is given hidden states: that of the first micro-batch."""
+        assert self._dtypes, "a stream's precision is that of what is first written"
+        return self._dtypes[0]
 
     def __len__(self) -> int:
         return -(-self._samples // self._batch)
 
     def __getitem__(self, index: int) -> Float[Tensor, "samples tokens width"]:
         assert self._data is not None, "a micro-batch is read before it was written"
-        return self._data[self._rows(index)].to(self._place.device)
+        return self._data[self._rows(index)].to(self._place.device, self._dtypes[index])
 
     def __setitem__(self, index: int, hidden: Float[Tensor, "samples tokens width"]) -> None:
         if self._data is None:
             self._data = _allocate((self._samples, *hidden.shape[1:]), hidden.dtype, self._place)
+        elif (wider := torch.promote_types(self._data.dtype, hidden.dtype)) != self._data.dtype:
+            self._data = _allocate(tuple(self._data.shape), wider, self._place).copy_(self._data)
         self._data[self._rows(index)] = hidden.detach().to(self._data.device)
+        self._dtypes[index] = hidden.dtype
 
     def _rows(self, index: int) -> slice:
         return slice(index * self._batch, min((index + 1) * self._batch, self._samples))

@@ -30,9 +30,9 @@ class Probe:
     calls: tuple[BlockCall, ...]
 
     @torch.no_grad()
-    def run(self, block: Block) -> None:
+    def run(self, block: Block) -> Float[Tensor, "1 tokens width"]:
         """Runs the block, whatever the blocks before it would make of these tokens."""
-        self.calls[block.index](block.module, self.hidden)
+        return self.calls[block.index](block.module, self.hidden)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,10 @@ from autoprune.errors import ModelError
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+CONVERSION = (
+    "from transformers import AutoModelForCausalLM, AutoTokenizer; "
+    "AutoModelForCausalLM.from_pretrained(MODEL).save_pretrained(NEW_DIR); AutoTokenizer.from_pretrained(MODEL).save_pretrained(NEW_DIR)"
+)
 
 
 @dataclass(frozen=True)
@@ -127,10 +131,13 @@ def _shard_names(directory: Path) -> list[str]:
         return [SINGLE]
     if any(directory.glob("*.bin")):
         raise ModelError(
-            f"{directory} holds weights as .bin (pickle) files, which autoprune does not open; convert them once with "
-            "transformers: AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(NEW_DIR), and give NEW_DIR"
+            f"{directory} holds weights as .bin files: pickles, which can run code and which autoprune does not open. Convert them once, in Python: "
+            f"{CONVERSION}. Then give NEW_DIR"
         )
-    raise ModelError(f"{directory}: neither {SINGLE} nor {INDEX} is here, so there are no weights to read")
+    raise ModelError(
+        f"{directory}: neither {SINGLE} nor {INDEX} is here, so there are no weights to read. From the hub only safetensors are fetched; "
+        f"a model that has only .bin files there is converted once, in Python: {CONVERSION}"
+    )
 
 
 def read_shard_names(path: Path) -> list[str]:

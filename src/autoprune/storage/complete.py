@@ -25,18 +25,13 @@ def check_complete(skeleton: Skeleton) -> None:
     if skeleton.converted:
         return
     held = {id(parameters[owner]) for owner in owners.values() if owner in parameters}
-    held |= {id(head) for head in _tied_head(skeleton)}
+    for pair in skeleton.model.all_tied_weights_keys.items():  # such as the head and the embedding: one of them is enough
+        tied = {id(parameters[name]) for name in pair if name in parameters}
+        held |= tied if tied & held else set()
     if missing := [name for name, parameter in parameters.items() if id(parameter) not in held]:
         raise ModelError(
             f"{where}: the weights hold nothing for {missing[0]} ({len(missing)} such); the checkpoint is incomplete or of another model"
         )
-
-
-def _tied_head(skeleton: Skeleton) -> Iterable[object]:
-    """Parameters of the head, where it shares the embedding's: they need not be stored."""
-    head = skeleton.model.get_output_embeddings()
-    tied = getattr(skeleton.model.config.get_text_config(), "tie_word_embeddings", False)
-    return list(head.parameters()) if tied and head is not None else []
 
 
 def _sizes(shape: Iterable[int]) -> str:

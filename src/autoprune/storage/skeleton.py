@@ -133,7 +133,19 @@ def hollow_model(directory: Path, dtype: torch.dtype, *, trust_remote_code: bool
             model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
     except (ValueError, TypeError, AttributeError) as error:
         raise ModelError(f"{directory}: transformers can't build a causal language model from config.json: {error}") from error
+    _compute_buffers(model)
     return model.eval().requires_grad_(False)
+
+
+def _compute_buffers(model: PreTrainedModel) -> None:
+    """Computes buffers that no checkpoint holds (tables of positions, …) once more, in torch's default precision.
+
+    While the model was built its own precision was the default one. ``from_pretrained`` computes them afterwards, by
+    the same call, and a table computed in bfloat16 differs. Parameters are on the meta device and not touched by it.
+    """
+    for module in model.modules():
+        module.__dict__.pop("_is_hf_initialized", None)
+    model.initialize_weights()
 
 
 def read_config(directory: Path, trust_remote_code: bool = False) -> PreTrainedConfig:

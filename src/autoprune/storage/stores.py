@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -29,6 +29,11 @@ class MemoryStore:
         self.device = next(self.anatomy.blocks[0].module.parameters()).device
         self.storage_dtype: torch.dtype | None = None
         self.resident = True
+
+    @property
+    def left_alone(self) -> tuple[str, ...]:
+        """What lies beside the language model, such as an image encoder; it stays as it is."""
+        return beside(self.anatomy)
 
     def embed(self, ids: Tensor) -> object:
         """Runs ids through the model without its head."""
@@ -96,6 +101,23 @@ class CheckpointStore:
         """Stored tensors that belong to no block: embeddings, norms, head, and whatever the model has no place for."""
         inside = tuple(f"{block.name}." for block in self.anatomy.blocks)
         return [name for name, owner in self.skeleton.owners.items() if not owner.startswith(inside)]
+
+    @property
+    def left_alone(self) -> tuple[str, ...]:
+        """What lies beside the language model, such as an image encoder, or in the checkpoint alone; it stays as it is."""
+        unplaced = self._unplaced
+        folders = {name[:end] for name in {*self.skeleton.owners}.difference(unplaced) for end, letter in enumerate(name) if letter == "."}
+        groups: dict[str, int] = {}
+        for name in unplaced:
+            group = _first_outside(name, folders)
+            groups[group] = groups.get(group, 0) + 1
+        return (*beside(self.anatomy), *(f"{group} ({count} tensors that only the checkpoint has)" for group, count in groups.items()))
+
+    @property
+    def _unplaced(self) -> list[str]:
+        """Stored tensors that the model has no place for."""
+        state = self.model.state_dict()
+        return [name for name, owner in self.skeleton.owners.items() if owner not in state]
 
     def embed(self, ids: Tensor) -> object:
         """Runs ids through the model without its head."""
@@ -173,7 +195,8 @@ class CheckpointStore:
         skip = {id(p) for p in head.parameters()} if head is not None and not with_head else set()
         tied = {id(p) for p in self.model.get_input_embeddings().parameters()}
         state = dict(self.model.named_parameters(remove_duplicate=False))
-        wanted = [n for n in self.outside if id(state.get(self.skeleton.owners[n])) not in skip - tied]
+        unplaced = set(self._unplaced)
+        wanted = [n for n in self.outside if n not in unplaced and id(state.get(self.skeleton.owners[n])) not in skip - tied]
         self.skeleton.fill(self.skeleton.checkpoint.read(wanted))
         self.model.tie_weights()
         block_modules = {id(m) for block in self.anatomy.blocks for m in block.module.modules()}
@@ -211,6 +234,18 @@ def apply_solutions(skeleton: Skeleton, block: Block, stored: Mapping[str, Tenso
         old = stored[name]
         result[name] = changed.get(name, old).to(old.dtype).masked_fill(~pattern, 0.0).contiguous()
     return result
+
+
+def beside(anatomy: Anatomy) -> tuple[str, ...]:
+    """The parts of a model that lie beside its language model, in words."""
+    return tuple(f"{name} ({count:,} parameters)" for name, count in anatomy.aside)
+
+
+def _first_outside(name: str, folders: Collection[str]) -> str:
+    """The shortest beginning of a dotted name that is no folder of the model, with ``*`` for the numbers before its last word."""
+    parts = name.split(".")
+    depth = next((i for i in range(1, len(parts)) if ".".join(parts[:i]) not in folders), len(parts))
+    return ".".join(["*" if part.isdigit() else part for part in parts[: depth - 1]] + [parts[depth - 1]])
 
 
 def run_base(model: Any, ids: Tensor) -> object:

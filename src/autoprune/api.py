@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from autoprune.evaluation.remember import Notes
 from autoprune.launch import joined
 from autoprune.measuring import accuracy, check_room, count_zeros, measured
 from autoprune.model.events import Emit, Notice, silent
@@ -26,7 +27,7 @@ from autoprune.pruning import prune_and_write
 from autoprune.recipe import Recipe, recipe_from_flat
 from autoprune.report.frames import layers_frame
 from autoprune.report.results import EvaluationRow, Perplexities, PruningSummary
-from autoprune.report.save import check_report_directory, save_row
+from autoprune.report.save import check_report_directory, notes_of, save_row
 from autoprune.storage.stores import CheckpointStore
 from autoprune.storage.writer import check_target, delete_result
 from autoprune.subject import Subject, fits, held_model, open_model
@@ -130,8 +131,10 @@ def run(
 def _evaluated(recipe: Recipe, plan: Plan, row: EvaluationRow, directory: Path | None, emit: Emit) -> EvaluationRow:
     """The row with all that the recipe wants measured, saved where it says."""
     after = _reopened(recipe, plan.subject, directory)
-    row = dataclasses.replace(row, perplexity=measured(plan, after, emit), zeroshot=accuracy(recipe, plan, after, emit))
+    notes = Notes(notes_of(recipe, dense=row.pruning is None), resume=recipe.output.resume, emit=emit)
+    row = dataclasses.replace(row, perplexity=measured(plan, after, notes, emit), zeroshot=accuracy(recipe, plan, after, emit))
     save_row(recipe, row)
+    notes.forget()
     return row
 
 

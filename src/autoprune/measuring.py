@@ -8,35 +8,49 @@ from autoprune.checking import check_replay, check_values
 from autoprune.data.cache import cache_folder
 from autoprune.errors import ModelError
 from autoprune.evaluation.perplexity import perplexity
-from autoprune.evaluation.remember import remembered
+from autoprune.evaluation.remember import Notes, remembered
 from autoprune.model.events import Emit
 from autoprune.model.stream import Place
 from autoprune.planning import Plan
 from autoprune.recipe import Recipe
 from autoprune.report.results import PerplexityResult, ZeroShotResult
 from autoprune.storage.manifest import versions
-from autoprune.storage.writer import file_sha256
+from autoprune.storage.writer import MANIFEST, file_sha256
 from autoprune.subject import AnyStore, Subject
 
 
-def measured(plan: Plan, subject: Subject, emit: Emit) -> tuple[PerplexityResult, ...]:
-    """Perplexity on every evaluation text of the plan.
+def measured(plan: Plan, subject: Subject, notes: Notes, emit: Emit) -> tuple[PerplexityResult, ...]:
+    """Perplexity on every evaluation text of the plan; what an earlier run has noted is not measured again.
 
     Raises: ModelError if the model would have to be run block by block and gave other numbers then.
     """
     store, place = subject.store, Place("cpu", subject.store.device)
     if plan.evaluation and not store.resident and plan.calibration is None:  # else the replay check was made before pruning
         check_replay(subject, next(iter(plan.evaluation.values())).ids, emit)
-    identity: dict[str, object] = {}
+    identity = _identity(plan, subject) if plan.evaluation else {}
+    cached: dict[str, object] = {}
     if not plan.methods and plan.evaluation and cache_folder() and subject.checkpoint:
-        config = file_sha256(subject.checkpoint.directory / "config.json")
-        run_as = {"config": config, "dtype": str(store.model.dtype), "device": store.device.type, "batch": plan.layout.batch}
-        identity = {"model": check_values(subject, emit), **run_as, **versions()}
+        cached = {"model": check_values(subject, emit), **{key: value for key, value in identity.items() if key != "files"}}
     results = []
     for name, windows in plan.evaluation.items():
         measure = functools.partial(perplexity, store, windows, name, batch=plan.layout.batch, place=place, emit=emit)
-        results.append(remembered(identity, windows, name, measure) if identity else measure())
+        make = functools.partial(remembered, cached, windows, name, measure) if cached else measure
+        results.append(notes.measured(identity, windows, name, make))
     return tuple(results)
+
+
+def _identity(plan: Plan, subject: Subject) -> dict[str, object]:
+    """What a perplexity depends on besides the windows: the files of the model, and how it runs. Empty for a model in memory.
+
+    The manifest of a pruned model holds the hashes of its shards; those of a dense model are known by size and time.
+    """
+    if subject.checkpoint is None or (plan.methods and subject is plan.subject):
+        return {}
+    folder, store = subject.checkpoint.directory, subject.store
+    stamps = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in subject.checkpoint.files]
+    files = file_sha256(folder / MANIFEST) if plan.methods else stamps
+    run_as = {"config": file_sha256(folder / "config.json"), "dtype": str(store.model.dtype), "device": store.device.type, "batch": plan.layout.batch}
+    return {"files": files, **run_as, **versions()}
 
 
 def accuracy(recipe: Recipe, plan: Plan, subject: Subject, emit: Emit) -> ZeroShotResult | None:

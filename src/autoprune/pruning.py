@@ -27,8 +27,9 @@ from autoprune.recipe import Recipe
 from autoprune.report.results import PruningSummary, dump_json
 from autoprune.storage.journal import Journal, first_difference
 from autoprune.storage.manifest import manifest, model_card, provenance
+from autoprune.storage.shards import CheckpointWriter
 from autoprune.storage.stores import CheckpointStore
-from autoprune.storage.writer import MANIFEST, CheckpointWriter, Workplace, companions, writing_to
+from autoprune.storage.writer import MANIFEST, Workplace, companions, writing_to
 from autoprune.subject import Subject
 
 NO_ERRORS = "no calibration data was read, so layer errors were not measured (--layer_errors measures them)"
@@ -68,17 +69,20 @@ def prune_and_write(recipe: Recipe, plan: Plan, directory: Path | None, emit: Em
     if left_alone := run.subject.store.left_alone:
         emit(Notice(f"the blocks of {run.subject.store.anatomy.name} are pruned; left as they are: {', '.join(left_alone)}"))
     if workplace and not complete:
-        _begin(workplace, run.subject)
+        looking = sum(method.statistic is not None for method in plan.methods)
+        _begin(workplace, run.subject, copies=max(1, looking))  # what each but the last of them leaves is kept until the end
     try:
         with _timed(run.seconds, "check"):
             run.about = _about(run, complete=complete)
             _require_same(ranks, run.about)
         if directory and complete:
             return ranks.from_first(lambda: _already_complete(run, directory))
+        if ranks.from_first(lambda: workplace is not None and plan.subject.checkpoint is not None and workplace.whole):
+            return ranks.from_first(lambda: _put_in_place(run))
         return _prune(run)
     except BaseException:
         if workplace and not complete:
-            _stop(workplace, emit)
+            _stop(run, workplace)
         raise
 
 
@@ -200,10 +204,10 @@ def _streams(run: _Run) -> tuple[Inputs, list[Stream | None]]:
     return inputs, streams
 
 
-def _begin(workplace: Workplace, subject: Subject) -> None:
+def _begin(workplace: Workplace, subject: Subject, copies: int) -> None:
     """Raises: OutputError if the place is taken or too small; ModelError if the model in memory can't be saved at all."""
     if subject.checkpoint:
-        workplace.begin(subject.checkpoint.bytes, [path.name for path in companions(subject.checkpoint.directory)])
+        workplace.begin(subject.checkpoint.bytes * copies, [path.name for path in companions(subject.checkpoint.directory)])
         return
     if not hasattr(subject.store.model, "save_pretrained"):
         raise ModelError(
@@ -212,11 +216,12 @@ def _begin(workplace: Workplace, subject: Subject) -> None:
     workplace.begin(_bytes(subject.store.model))
 
 
-def _stop(workplace: Workplace, emit: Emit) -> None:
+def _stop(run: _Run, workplace: Workplace) -> None:
     """After an error: what can be resumed stays, the rest is removed."""
-    if workplace.unfinished and any(workplace.path.glob("journal-block-*")):
+    finished = any(workplace.path.glob("journal-block-*")) or workplace.whole
+    if run.subject.checkpoint and workplace.unfinished and finished:
         workplace.leave()
-        emit(Notice(f"what is finished stays in {workplace.path}; the same command with --resume goes on from there"))
+        run.emit(Notice(f"what is finished stays in {workplace.path}; the same command with --resume goes on from there"))
     else:
         workplace.abandon()
 
@@ -235,6 +240,14 @@ def _write(run: _Run, writer: CheckpointWriter | None, summary: PruningSummary) 
     names = [name for name in workplace.names() if name != MANIFEST]
     workplace.write(MANIFEST, manifest(run.about, summary, workplace.shards(), names))
     workplace.publish()
+
+
+def _put_in_place(run: _Run) -> PruningSummary:
+    """The rest of a run that was stopped when all was made and nothing, or not everything, was in its place."""
+    assert run.workplace is not None
+    summary = _already_complete(run, run.workplace.path)
+    run.workplace.publish()
+    return summary
 
 
 def _already_complete(run: _Run, directory: Path) -> PruningSummary:

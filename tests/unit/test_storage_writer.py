@@ -11,9 +11,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from autoprune.errors import OutputError
-from autoprune.storage import writer
+from autoprune.storage import shards, writer
 from autoprune.storage.checkpoint import INDEX, SINGLE, Checkpoint
-from autoprune.storage.writer import MANIFEST, CheckpointWriter, Workplace, check_target, companions, delete_result, file_sha256, written_files
+from autoprune.storage.shards import CheckpointWriter
+from autoprune.storage.writer import MANIFEST, Workplace, check_target, companions, delete_result, file_sha256, written_files
 
 ONE = {"w": torch.ones(2)}
 
@@ -218,7 +219,7 @@ def source(tmp_path: Path) -> Checkpoint:
 
 
 def test_checkpoint_is_written_block_by_block(tmp_path: Path, source: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writer, "OUTSIDE_SHARD", 100)  # bytes: a tensor larger than a piece gets one of its own
+    monkeypatch.setattr(shards, "OUTSIDE_SHARD", 100)  # bytes: a tensor larger than a piece gets one of its own
     place = Workplace(tmp_path / "out", overwrite=False)
     place.begin(source.bytes)
     made = CheckpointWriter(place, source, ["head", "embedding"], 2)

@@ -23,12 +23,20 @@ def check_report_directory(directory: Path, flag: str) -> None:
 
 def save_row(recipe: Recipe, row: EvaluationRow) -> None:
     """Writes what the recipe asks for. Raises: OutputError if it can't be written."""
-    method = "dense" if row.pruning is None else recipe.pruning.prune_method
-    stem = f"{method}_{recipe.barber.threshold:g}"
+    stem = _stem(recipe, dense=row.pruning is None)
     if recipe.output.save_ppl:
         _save("save_ppl", Path(recipe.output.save_ppl) / f"log_{stem}", perplexity_log([row]), row)
     if recipe.output.save_zeroshot and row.zeroshot:
         _save("save_zeroshot", Path(recipe.output.save_zeroshot) / f"zeroshot_{stem}", zeroshot_table(row), row)
+
+
+def notes_of(recipe: Recipe, *, dense: bool) -> Path | None:
+    """Where perplexities are noted until all is measured; None where none is saved."""
+    return Path(recipe.output.save_ppl) / f"log_{_stem(recipe, dense=dense)}.unfinished.json" if recipe.output.save_ppl else None
+
+
+def _stem(recipe: Recipe, *, dense: bool) -> str:
+    return f"{'dense' if dense else recipe.pruning.prune_method}_{recipe.barber.threshold:g}"
 
 
 def _save(flag: str, stem: Path, text: str, row: EvaluationRow) -> None:

@@ -14,7 +14,8 @@ from autoprune.errors import OutputError
 from autoprune.model.events import BlockResult
 from autoprune.report.results import dump_json, to_jsonable
 from autoprune.storage.checkpoint import Checkpoint
-from autoprune.storage.writer import JOURNAL, STATE, CheckpointWriter, Workplace
+from autoprune.storage.shards import CheckpointWriter
+from autoprune.storage.writer import JOURNAL, STATE, Workplace
 
 
 @dataclass

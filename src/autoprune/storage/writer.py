@@ -1,4 +1,4 @@
-"""A result directory made beside its target, shard by shard, and put in its place when it is whole."""
+"""A result directory made beside its target, file by file, and put in its place when it is whole."""
 
 from __future__ import annotations
 
@@ -17,14 +17,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from autoprune.errors import OutputError
-from autoprune.storage.checkpoint import INDEX, SINGLE, Checkpoint
+from autoprune.storage.checkpoint import INDEX, SINGLE
 
 MANIFEST = "autoprune.json"
 LOCK = "in-use.lock"
 STATE = "state.json"  # what an unfinished run depends on; see journal.py
 JOURNAL = "journal-"  # files that only serve to resume start with this
 DRAFT = ".writing"
-OUTSIDE_SHARD = 256 * 2**20  # bytes: tensors outside the blocks are copied in pieces of about this size
 NOT_COPIED = (".safetensors", ".bin", ".index.json", ".pt", ".pth", ".h5", ".msgpack", ".gguf", ".onnx")
 
 
@@ -43,7 +42,8 @@ class Workplace:
         Raises: OutputError if the target is in the way, the disk is too small, or another run is at work.
         """
         check_target(self.target, self._overwrite)
-        check_foreign(self.target, [*names, "README.md", INDEX, SINGLE])
+        if not (self._resume and self.whole):
+            check_foreign(self.target, [*names, "README.md", INDEX, SINGLE])
         with writing_to(self.target):
             self.path.mkdir(parents=True, exist_ok=True)
         try:
@@ -56,7 +56,7 @@ class Workplace:
         there = sum(path.stat().st_size for path in self.path.iterdir() if path.is_file())
         free = shutil.disk_usage(self.path).free + there
         if free < need * 1.01:
-            self.abandon()
+            self.leave() if self.unfinished else self.abandon()
             raise OutputError(
                 f"--save_model {self.target}: the result needs {need / 2**20:,.1f} MiB, but only {free / 2**20:,.1f} MiB are free on that disk"
             )
@@ -79,13 +79,25 @@ class Workplace:
         """Whether there is anything to go on with: a run's state, or a result that was only not put in place."""
         return (self.path / STATE).is_file() or (self.path / MANIFEST).is_file()
 
-    def save(self, name: str, tensors: dict[str, Tensor]) -> None:
-        """Writes one safetensors file, whole or not at all."""
+    @property
+    def whole(self) -> bool:
+        """Whether all was made, and the run stopped only while it put that in place."""
+        return (self.path / MANIFEST).is_file() and not (self.path / STATE).is_file()
+
+    @contextmanager
+    def _draft(self, name: str) -> Iterator[Path]:
+        """A file of another name, which becomes ``name`` when it is written and on the disk: so that is whole, or not there."""
         draft = self.path / f"{name}{DRAFT}"
         with writing_to(self.target):
-            save_file(tensors, draft, metadata={"format": "pt"})
+            yield draft
             _sync(draft)
             draft.replace(self.path / name)
+            _sync(self.path)
+
+    def save(self, name: str, tensors: dict[str, Tensor]) -> None:
+        """Writes one safetensors file, whole or not at all."""
+        with self._draft(name) as draft:
+            save_file(tensors, draft, metadata={"format": "pt"})
 
     def shards(self) -> list[dict[str, object]]:
         """Name, size and SHA-256 of every shard written, in order."""
@@ -94,42 +106,42 @@ class Workplace:
 
     def copy_companions(self, source: Path) -> None:
         """Copies the model's other files (config, tokenizer, …) byte for byte."""
-        with writing_to(self.target):
-            for path in companions(source):
-                shutil.copyfile(path, self.path / path.name)
+        for path in companions(source):
+            with self._draft(path.name) as draft:
+                shutil.copyfile(path, draft)
 
     def write(self, name: str, text: str) -> None:
         """Writes a text file, whole or not at all."""
-        draft = self.path / f"{name}{DRAFT}"
-        with writing_to(self.target):
+        with self._draft(name) as draft:
             draft.write_text(text, encoding="utf-8")
-            _sync(draft)
-            draft.replace(self.path / name)
 
     def names(self) -> list[str]:
         """The files made so far."""
         return sorted(path.name for path in self.path.iterdir() if path.name not in (LOCK, STATE) and not path.name.startswith(JOURNAL))
 
     def publish(self) -> list[Path]:
-        """Puts everything in place, in one step where the file system allows. Returns the files of the result."""
-        names = self.names()
+        """Puts everything in place, in one step where the file system allows. Returns the files of the result.
+
+        After a stop in the middle of it, the same call goes on with what is left.
+        """
+        names = [*_listed(self.path), MANIFEST] if (self.path / MANIFEST).is_file() else self.names()
         with writing_to(self.target):
-            self._forget_journal()
             (self.path / LOCK).unlink(missing_ok=True)
             (self.path / LOCK).touch()
             usual = (self.path / LOCK).stat().st_mode  # as the user's umask wants it: safetensors makes files that only their owner can read
-            (self.path / LOCK).unlink()
-            for name in names:
+            for name in filter(lambda name: (self.path / name).exists(), names):
                 (self.path / name).chmod(usual)
                 _sync(self.path / name)
+            self._forget_journal()
+            (self.path / LOCK).unlink()
             _put_in_place(self.path, self._place, names, self._overwrite)
         self._lock.release()
         return [self.target / name for name in names]
 
     def _forget_journal(self) -> None:
-        for path in self.path.iterdir():
-            if path.name.startswith(JOURNAL) or path.name == STATE:
-                path.unlink()
+        (self.path / STATE).unlink(missing_ok=True)  # first, for without the rest it would tell of a run that has finished nothing
+        for path in self.path.glob(f"{JOURNAL}*"):
+            path.unlink()
 
     def leave(self) -> None:
         """Stops for now: what was made stays, to be resumed."""
@@ -139,41 +151,6 @@ class Workplace:
         """Gives up: removes what was made so far."""
         self._lock.release()
         shutil.rmtree(self.path, ignore_errors=True)
-
-
-class CheckpointWriter:
-    """Shards of a pruned checkpoint: first the tensors that belong to no block, then one shard for every block."""
-
-    def __init__(self, workplace: Workplace, checkpoint: Checkpoint, outside: Sequence[str], blocks: int) -> None:
-        self._workplace, self._checkpoint = workplace, checkpoint
-        self._pieces = _pieces(checkpoint, outside)
-        self._total = len(self._pieces) + blocks
-
-    def write_block(self, index: int, tensors: dict[str, Tensor]) -> None:
-        """Writes one block's shard. Raises: OutputError if the disk is full or not writable."""
-        self._workplace.save(self._shard(len(self._pieces) + index), tensors)
-
-    def has_block(self, index: int) -> bool:
-        """Whether the block's shard is there, whole."""
-        return (self._workplace.path / self._shard(len(self._pieces) + index)).is_file()
-
-    def read_block(self, index: int) -> dict[str, Tensor]:
-        """A block that was written, by stored names."""
-        return Checkpoint.one(self._workplace.path / self._shard(len(self._pieces) + index))
-
-    def finish(self) -> None:
-        """Copies the tensors outside the blocks, the model's other files, and writes the index."""
-        for number, names in enumerate(self._pieces):
-            self._workplace.save(self._shard(number), self._checkpoint.read(names))
-        written = Checkpoint.scan(self._workplace.path, [name for name in self._workplace.names() if name.endswith(".safetensors")])
-        if missing := set(self._checkpoint.shards) - set(written.shards):
-            raise OutputError(f"{self._workplace.target}: tensor {sorted(missing)[0]} of the original was not written; nothing was put in place")
-        self._workplace.copy_companions(self._checkpoint.directory)
-        index = {"metadata": {"total_size": sum(written.sizes().values())}, "weight_map": dict(sorted(written.shards.items()))}
-        self._workplace.write(INDEX, json.dumps(index, indent=2) + "\n")
-
-    def _shard(self, number: int) -> str:
-        return f"model-{number + 1:05d}-of-{self._total:05d}.safetensors"
 
 
 def companions(source: Path) -> list[Path]:
@@ -214,12 +191,16 @@ def written_files(directory: Path) -> list[Path]:
 
     Raises: OutputError if the manifest can't be read.
     """
+    return [directory / name for name in [*_listed(directory), MANIFEST] if (directory / name).is_file()]
+
+
+def _listed(directory: Path) -> list[str]:
+    """Names in a manifest, but for those that would lead out of the directory."""
     try:
-        names = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))["written"]
-        listed = [*map(PurePath, names), PurePath(MANIFEST)]
+        names = [PurePath(name) for name in json.loads((directory / MANIFEST).read_text(encoding="utf-8"))["written"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise OutputError(f"{directory / MANIFEST} does not say what autoprune wrote there ({error}); choose another directory") from error
-    return [directory / name for name in listed if name.name == str(name) and (directory / name).is_file()]
+    return [str(name) for name in names if name.name == str(name)]
 
 
 def delete_result(directory: Path) -> None:
@@ -257,28 +238,16 @@ def _put_in_place(work: Path, target: Path, names: Sequence[str], overwrite: boo
         work.rename(target)
         _sync(target.parent)
         return
+    left = [name for name in names if (work / name).exists()]  # of a stop in the middle
     check_target(target, overwrite)
-    check_foreign(target, names)
+    check_foreign(target, left)
     for path in written_files(target):
         if path.name not in names:
             path.unlink()
-    for name in sorted(names, key=lambda n: n == MANIFEST):  # the manifest last: until then the old one names the old files
+    for name in sorted(left, key=lambda n: n == MANIFEST):  # the manifest last: until then the old one names the old files
         (work / name).replace(target / name)
     work.rmdir()
     _sync(target)
-
-
-def _pieces(checkpoint: Checkpoint, names: Sequence[str]) -> list[list[str]]:
-    sizes = checkpoint.sizes()
-    pieces: list[list[str]] = []
-    room = 0
-    for name in sorted(names):
-        if not pieces or sizes[name] > room:
-            pieces.append([])
-            room = OUTSIDE_SHARD
-        pieces[-1].append(name)
-        room -= sizes[name]
-    return pieces
 
 
 def _sync(path: Path) -> None:

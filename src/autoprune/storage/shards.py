@@ -1,0 +1,62 @@
+"""The shards of a pruned checkpoint: one for every block, and some for what lies outside the blocks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from autoprune.errors import OutputError
+from autoprune.storage.checkpoint import INDEX, Checkpoint
+from autoprune.storage.writer import Workplace
+
+OUTSIDE_SHARD = 256 * 2**20  # bytes: tensors outside the blocks are copied in pieces of about this size
+
+
+class CheckpointWriter:
+    """Shards of a pruned checkpoint: first the tensors that belong to no block, then one shard for every block."""
+
+    def __init__(self, workplace: Workplace, checkpoint: Checkpoint, outside: Sequence[str], blocks: int) -> None:
+        self._workplace, self._checkpoint = workplace, checkpoint
+        self._pieces = _pieces(checkpoint, outside)
+        self._total = len(self._pieces) + blocks
+
+    def write_block(self, index: int, tensors: dict[str, Tensor]) -> None:
+        """Writes one block's shard. Raises: OutputError if the disk is full or not writable."""
+        self._workplace.save(self._shard(len(self._pieces) + index), tensors)
+
+    def has_block(self, index: int) -> bool:
+        """Whether the block's shard is there, whole."""
+        return (self._workplace.path / self._shard(len(self._pieces) + index)).is_file()
+
+    def read_block(self, index: int) -> dict[str, Tensor]:
+        """A block that was written, by stored names."""
+        return Checkpoint.one(self._workplace.path / self._shard(len(self._pieces) + index))
+
+    def finish(self) -> None:
+        """Copies the tensors outside the blocks, the model's other files, and writes the index."""
+        for number, names in enumerate(self._pieces):
+            self._workplace.save(self._shard(number), self._checkpoint.read(names))
+        written = Checkpoint.scan(self._workplace.path, [name for name in self._workplace.names() if name.endswith(".safetensors")])
+        if missing := set(self._checkpoint.shards) - set(written.shards):
+            raise OutputError(f"{self._workplace.target}: tensor {sorted(missing)[0]} of the original was not written; nothing was put in place")
+        self._workplace.copy_companions(self._checkpoint.directory)
+        index = {"metadata": {"total_size": sum(written.sizes().values())}, "weight_map": dict(sorted(written.shards.items()))}
+        self._workplace.write(INDEX, json.dumps(index, indent=2) + "\n")
+
+    def _shard(self, number: int) -> str:
+        return f"model-{number + 1:05d}-of-{self._total:05d}.safetensors"
+
+
+def _pieces(checkpoint: Checkpoint, names: Sequence[str]) -> list[list[str]]:
+    sizes = checkpoint.sizes()
+    pieces: list[list[str]] = []
+    room = 0
+    for name in sorted(names):
+        if not pieces or sizes[name] > room:
+            pieces.append([])
+            room = OUTSIDE_SHARD
+        pieces[-1].append(name)
+        room -= sizes[name]
+    return pieces

@@ -11,7 +11,7 @@ from rich.console import Console
 from test_report_samples import row, sample_rows, summary
 
 from autoprune.report import numbers, tables
-from autoprune.report.grid import grid_to_latex, grid_to_markdown
+from autoprune.report.grid import Grid, grid_to_latex, grid_to_markdown, grid_to_rich
 from autoprune.report.results import PruningSummary
 from autoprune.report.views import barber_effect, texts_of, variants_of
 
@@ -167,6 +167,20 @@ def test_latex_parses_back() -> None:
     assert r"my\_method \& 1\{0\}\%" in text
     assert r"\textbf{16.65 $\pm$ 0.64}" in text
     assert not re.search(r"(?<!\\)%", text)
+
+
+def test_numbers_stand_below_each_other_on_a_terminal() -> None:
+    """Whatever stands behind them; and where there is little room, columns are left out rather than words torn apart."""
+    console = Console(width=80, file=io.StringIO(), force_terminal=False)
+    grid = Grid(("task", "acc"), (("a", "28.42 ± 1.89"), ("b", "3.10"), ("mean", "15.76 (of 2)")), words=1)
+    console.print(grid_to_rich(grid))
+    tables.print_barber(summary(barber=True), console)
+    assert isinstance(console.file, io.StringIO)
+    lines = console.file.getvalue().splitlines()
+    numbers = [line for line in lines if line.strip().split(" ")[0] in ("a", "b", "mean")]
+    assert {line.index(".") for line in numbers} == {numbers[0].index(".")}
+    assert not any("lost" in line for line in lines)
+    assert any("self_attn" in line and "-50.0 %" in line for line in lines)
 
 
 def test_terminal_tables() -> None:

@@ -86,7 +86,7 @@ def show_audit(report: AuditReport, hashes: bool = True) -> None:
         console.print(f"{digest}  {name}", highlight=False, soft_wrap=True)
     for fault in report.faults:
         console.print(f"FAULT {fault.where} {fault.what}", style="red", highlight=False, soft_wrap=True)
-    console.print("sound: nothing is wrong with these files" if report.sound else f"{len(report.faults)} faults", highlight=False)
+    console.print("sound: nothing is wrong with these files" if report.sound else f"faults: {len(report.faults)}", highlight=False)
 
 
 def show_bench(summary: BenchSummary) -> None:
@@ -106,6 +106,6 @@ def show_reproduction(result: Reproduction) -> None:
     console = terminal()
     console.print(f"{result.name}: {result.source}", highlight=False, soft_wrap=True)
     console.print(grid_to_rich(result.grid))
-    for comparison in result.comparisons:
-        if comparison.reason:
-            console.print(f"{comparison.row} could not run: {comparison.reason}", style="red", highlight=False, soft_wrap=True)
+    for reason in dict.fromkeys(comparison.reason for comparison in result.comparisons if comparison.reason):
+        rows = ", ".join(comparison.row for comparison in result.comparisons if comparison.reason == reason)
+        console.print(f"{rows} could not run: {reason}", style="red", highlight=False, soft_wrap=True)

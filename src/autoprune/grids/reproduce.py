@@ -59,7 +59,7 @@ class Reproduction:
         lines = []
         for c in self.comparisons:
             here = "-" if c.measured is None else f"{c.measured:.4g}"
-            apart = "-" if c.measured is None else f"{c.measured / c.published - 1:+.2%}"
+            apart = "-" if c.measured is None else f"{c.measured / c.published - 1:+.2%}".replace("-0.00%", "+0.00%")
             lines.append(
                 (c.row, f"{c.published:.4g}", here, apart, f"±{c.tolerance:.0%}" if c.tolerance >= 0.01 else f"±{c.tolerance:.2%}", c.verdict)
             )

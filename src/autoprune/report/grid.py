@@ -88,11 +88,17 @@ def grid_to_rich(grid: Grid) -> Table:
     from rich.text import Text
 
     table = Table(title=grid.title or None, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", header_style="bold")
+    rows = [list(row) for row in grid.rows]
     for i, head in enumerate(grid.header):
-        table.add_column(Text(head), justify="left" if i < grid.words else "right", overflow="fold")
-    for i, row in enumerate(grid.rows):
-        cells = [Text(_with_tail(cell, grid.spreads.get(j, 0)), style="bold green" if (i, j) in grid.strong else "") for j, cell in enumerate(row)]
-        table.add_row(*cells, end_section=i in grid.breaks)
+        tail = grid.spreads.get(i, 0)
+        if tail:  # rich strips spaces behind a word when it pushes it to the right, so this is done here
+            cells = [head, *(_with_tail(row[i], tail) for row in rows)]
+            head, *cells = (cell.rjust(max(map(len, cells))) for cell in cells)
+            for row, cell in zip(rows, cells, strict=True):
+                row[i] = cell
+        table.add_column(Text(head), justify="left" if i < grid.words or tail else "right", overflow="fold")
+    for i, row in enumerate(rows):
+        table.add_row(*(Text(cell, style="bold green" if (i, j) in grid.strong else "") for j, cell in enumerate(row)), end_section=i in grid.breaks)
     return table
 
 

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
+WIDE_ENOUGH = 132  # letters: a terminal of this width takes the widest table
+
+
 def perplexity_log(rows: Sequence[EvaluationRow]) -> str:
     """Aligned columns: method, target, actual sparsity, and one per evaluation text with its window length."""
     texts, seeds = texts_of(rows), _seeds_differ(rows)
@@ -72,8 +75,8 @@ def print_layers(summary: PruningSummary, console: Console, *, per_layer: bool =
 
 
 def print_barber(summary: PruningSummary, console: Console, *, per_layer: bool = False) -> None:
-    """LLM-Barber's table on a terminal; nothing where it did not run."""
-    grid = barber_grid(summary, per_layer=per_layer)
+    """LLM-Barber's table on a terminal, without its last columns where they would not fit; nothing where it did not run."""
+    grid = barber_grid(summary, per_layer=per_layer, movement=console.width >= WIDE_ENOUGH)
     if grid.rows:
         console.print(grid_to_rich(grid))
 
@@ -106,13 +109,13 @@ def layer_grid(summary: PruningSummary, *, per_layer: bool = False) -> Grid:
     return Grid(header, rows, words=2 if per_layer else 1, breaks=frozenset({len(rows) - 2}), title="What was pruned")
 
 
-def barber_grid(summary: PruningSummary, *, per_layer: bool = False) -> Grid:
-    """LLM-Barber's table as cells."""
+def barber_grid(summary: PruningSummary, *, per_layer: bool = False, movement: bool = True) -> Grid:
+    """LLM-Barber's table as cells; ``movement`` adds between which layers sparsity moved, if it did."""
     if per_layer:
         header: tuple[str, ...] = ("block", "layer", "inverted pairs", "grown", "dropped", "sparsity before", "sparsity after", "moved")
         rows = tuple(_barber_layer_line(la) for la in summary.layers if sparsity_before(la) is not None)
         return Grid(header, rows, title="What LLM-Barber exchanged, by layer")
-    moved = sparsity_moved(summary)
+    moved = movement and sparsity_moved(summary)
     header = ("block", "sub-block", "inverted pairs", "exchanged", "loss before", "loss after", "change")
     header += ("sparsity gained most", "lost most") if moved else ()
     rows = tuple((*_barber_line(sub), *(_movement(sub, summary) if moved else ())) for sub in summary.sub_blocks)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from autoprune.budget import Layout, choose_layout, human, parse_memory, shape_o
 from autoprune.core.problem import Method
 from autoprune.core.sparsity import SemiStructured, Target, Unstructured, reading
 from autoprune.data.cache import cached_windows
+from autoprune.data.hub import MIRROR_VARIABLE
 from autoprune.data.texts import parse_source
 from autoprune.data.windows import Windows, calibration_windows, evaluation_windows
 from autoprune.errors import OutputError, RecipeError
@@ -22,12 +24,16 @@ from autoprune.recipe import Recipe
 from autoprune.storage.checkpoint import Checkpoint
 from autoprune.storage.complete import check_complete
 from autoprune.storage.locate import DEMO, locate
+from autoprune.storage.manifest import versions
 from autoprune.storage.pruned import GivenPattern, check_ancestry, check_pattern
 from autoprune.storage.skeleton import build_skeleton
 from autoprune.storage.stores import CheckpointStore
 from autoprune.subject import Subject
 
 DEFAULT_SEQLEN = 2048
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+)  # fmt: skip
 TOKENS_PER_PASS = 2048  # windows are batched up to about this many tokens per forward pass
 
 
@@ -182,7 +188,7 @@ def _calibration(recipe: Recipe, subject: Subject, seqlen: int, vocabulary: int,
             datasets_cache_dir=options.datasets_cache_dir,
         )
 
-    return cached_windows(_key(subject, options.calibration_data, seqlen) | {"nsamples": options.nsamples, "seed": options.seed}, draw)
+    return cached_windows(_key(subject, options.calibration_data, seqlen, nsamples=options.nsamples, seed=options.seed), draw)
 
 
 def _evaluation(recipe: Recipe, subject: Subject, seqlen: int, vocabulary: int, emit: Emit) -> dict[str, Windows]:
@@ -197,15 +203,18 @@ def _evaluation(recipe: Recipe, subject: Subject, seqlen: int, vocabulary: int, 
             cache = recipe.calibration.datasets_cache_dir
             return evaluation_windows(word, subject.load_tokenizer, seqlen=seqlen, vocab_size=vocabulary, datasets_cache_dir=cache)
 
-        windows[name] = cached_windows(_key(subject, word, seqlen) | {"purpose": "evaluation"}, cut)
+        windows[name] = cached_windows(_key(subject, word, seqlen, purpose="evaluation"), cut)
     return windows
 
 
-def _key(subject: Subject, word: str, seqlen: int) -> dict[str, object]:
-    """What windows depend on: the text, the tokenizer (by its model and its file), and their length."""
-    files = [Path(word)] + ([subject.checkpoint.directory / "tokenizer.json"] if subject.checkpoint else [])
+def _key(subject: Subject, word: str, seqlen: int, **more: object) -> dict[str, object] | None:
+    """What windows depend on: text, tokenizer, length, versions; None for a model in memory, whose tokenizer has no files to know it by."""
+    if subject.checkpoint is None:
+        return None
+    files = [Path(word).expanduser(), *(subject.checkpoint.directory / name for name in TOKENIZER_FILES)]
     stamps = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in files if path.is_file()]
-    return {"source": word, "model": subject.name, "files": stamps, "seqlen": seqlen}
+    mirror = os.environ.get(MIRROR_VARIABLE)
+    return {"source": word, "mirror": mirror, "model": subject.name, "files": stamps, "seqlen": seqlen, **versions(), **more}
 
 
 def method_label(recipe: Recipe) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from end_to_end.tiny import change_weights, save_tiny, write_words
+from end_to_end.tiny import change_weights, save_tiny, tiny_model, tiny_tokenizer, write_words
 
 import autoprune
 from autoprune.data.cache import VARIABLE, cached_windows
@@ -88,6 +88,20 @@ def test_dense_model_is_measured_once(tmp_path: Path, monkeypatch: pytest.Monkey
         seen = len(measured)
         autoprune.prune(model, prune_method="magnitude", sparsity_ratio=0.5, eval_data=text, seqlen=16)
         assert len(measured) > seen
+
+
+def test_windows_are_those_of_the_tokenizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A changed tokenizer or text cuts anew; of a model in memory nothing is kept, for its tokenizer has no file to know it by."""
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "cache"))
+    model, text = save_tiny(tmp_path / "model"), write_words(tmp_path / "words.txt", 100, 0)
+    autoprune.evaluate(tiny_model(), tokenizer=tiny_tokenizer(), eval_data=text, seqlen=16)
+    kept = (tmp_path / "cache").glob
+    assert not list(kept("windows-*"))
+    for count, change in enumerate((None, None, model / "tokenizer_config.json", text)):
+        if change:
+            change.write_text(change.read_text() + "\n")
+        autoprune.evaluate(model, eval_data=text, seqlen=16)
+        assert len(list(kept("windows-*"))) == max(1, count)
 
 
 def test_damaged_cache_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -62,11 +62,13 @@ def test_falsified_value(finished: Path, tmp_path: Path, capsys: pytest.CaptureF
 
 
 def test_model_that_is_not_to_be_had(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The reason is said, and the exit status is 1."""
+    """The reason is said once, after the rows that it holds for, and the exit status is 1."""
     arguments = ["reproduce", "alps-llama2-7b", "--model", str(tmp_path / "llama"), "--out", str(tmp_path / "out")]
     assert main(arguments) == 1
     said = capsys.readouterr().out
-    assert said.count("could not run: ModelError: --model") == 10
+    assert said.count("could not run") == 10 + 1
+    assert "dense, magnitude 0.5, magnitude 4:8" in said
+    assert "sparsegpt 2:4 could not run: ModelError: --model" in said
     assert "there is no such directory" in said
 
 

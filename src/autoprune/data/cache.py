@@ -26,12 +26,12 @@ def cache_folder() -> Path | None:
     return Path(folder) if folder else None
 
 
-def cached_windows(key: Mapping[str, object], make: Callable[[], Windows]) -> Windows:
+def cached_windows(key: Mapping[str, object] | None, make: Callable[[], Windows]) -> Windows:
     """The windows that ``key`` describes: from the folder, else made, and kept there.
 
-    The key must hold all that the windows depend on. What can't be read is made anew.
+    The key must hold all that the windows depend on; without one nothing is kept. What can't be read is made anew.
     """
-    path = _path("windows", key, "safetensors")
+    path = _path("windows", key, "safetensors") if key is not None else None
     if path is None:
         return make()
     try:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from autoprune.checking import check_values
 from autoprune.evaluation.remember import Notes
 from autoprune.launch import joined
 from autoprune.measuring import accuracy, check_room, count_zeros, measured
@@ -119,6 +120,7 @@ def run(
             summary = prune_and_write(recipe, plan, directory, emit)
             row = EvaluationRow(method_label(recipe), target_label(plan.target), summary.sparsity, (), recipe.to_dict(), summary)
         else:
+            check_values(subject, emit)
             row = EvaluationRow("dense", "dense", count_zeros(subject.store), (), recipe.to_dict())
     if ranks.first:
         row = _evaluated(recipe, plan, row, directory, emit)
@@ -158,7 +160,7 @@ def _reopened(recipe: Recipe, subject: Subject, directory: Path | None) -> Subje
     if directory is None or not isinstance(subject.store, CheckpointStore):
         return subject
     subject.store.release_all()
-    return open_model(recipe.with_model(str(directory)), resident=None)
+    return open_model(recipe.with_model(str(directory.resolve())), resident=None)  # by its path: the user's word may be `demo`
 
 
 @contextlib.contextmanager

@@ -124,9 +124,9 @@ class ZeroShotOptions:
 class OutputOptions:
     """What is written, and where."""
 
-    save_model: str | None = option(None, "write the pruned checkpoint here", metavar="DIR")
-    save_ppl: str | None = option(None, "measure perplexity and write its table and JSON here", metavar="DIR")
-    save_zeroshot: str | None = option(None, "measure zero-shot accuracy and write its table and JSON here", metavar="DIR")
+    save_model: str | None = option(None, "write the pruned checkpoint here", metavar="DIR", place=True)
+    save_ppl: str | None = option(None, "measure perplexity and write its table and JSON here", metavar="DIR", place=True)
+    save_zeroshot: str | None = option(None, "measure zero-shot accuracy and write its table and JSON here", metavar="DIR", place=True)
     delete: bool = option(False, "remove the checkpoint that this run wrote, after the evaluations")
     resume: bool = option(False, "go on with an unfinished run of the same command at its last finished block")
     overwrite: bool = option(False, "replace an earlier autoprune result in --save_model")

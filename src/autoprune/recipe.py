@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import typing
 from dataclasses import dataclass
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
 from autoprune.core.sparsity import SemiStructured, Target, check_ratio, parse_target
@@ -96,6 +96,8 @@ def _as_declared(field: dataclasses.Field[Any], hint: Any, value: Any) -> Any:
     """
     if isinstance(value, PurePath):
         value = str(value)
+    if field.metadata.get("place") and isinstance(value, str) and value.startswith("~"):
+        value = str(Path(value).expanduser())
     if typing.get_origin(hint) is tuple:
         if isinstance(value, str):
             return tuple(part.strip() for part in value.split(",")) if field.metadata.get("comma") else (value,)
@@ -144,8 +146,9 @@ def validated(recipe: Recipe) -> Recipe:
     if recipe.output.delete and not recipe.output.save_model:
         raise RecipeError("--delete removes what --save_model wrote, but there is no --save_model; add it or drop --delete")
     for name in ("save_model", "save_ppl", "save_zeroshot"):
-        if getattr(recipe.output, name) == "":
-            raise RecipeError(f"--{name} is empty; name a directory, or leave the flag out")
+        place = getattr(recipe.output, name)
+        if place == "" or "\0" in (place or ""):
+            raise RecipeError(f"--{name} is empty or no name of a directory ({place!r}); name one, or leave the flag out")
     if "" in recipe.zeroshot.tasks or (recipe.output.save_zeroshot and not recipe.zeroshot.tasks):
         raise RecipeError("--tasks is empty or has an empty part; give a comma list such as boolq,rte")
     for name in ("limit", "num_fewshot", "tasks_path"):

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -165,10 +166,13 @@ def test_overflowing_activations_name_the_layer(capsys: pytest.CaptureFixture[st
         assert sorted(path.name for path in tmp_path.iterdir()) == ["copy"]
 
 
-def test_evaluation_of_a_model_whose_loss_is_nan(capsys: pytest.CaptureFixture[str], texts: Texts, copy: Path, tmp_path: Path) -> None:
+def test_evaluation_names_the_tensor_that_is_nan_before_it_begins(
+    capsys: pytest.CaptureFixture[str], texts: Texts, copy: Path, tmp_path: Path
+) -> None:
     change_weights(copy, lambda held: held["model.norm.weight"].fill_(float("nan")))
     answer = run_classic(capsys, flags(copy, texts, sparsity_ratio=0, save_ppl=tmp_path / "ppl"))
-    refused(answer, "heldout.txt", "nan", "--dtype float32")
+    refused(answer, "model.norm.weight", "NaN")
+    assert "perplexity" not in answer.err
     assert not (tmp_path / "ppl").exists()
 
 
@@ -210,3 +214,38 @@ def test_no_network(tmp_path: Path, texts: Texts) -> None:
     assert "--model someone/some-model" in result.stderr
     assert "give its directory" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def change_config(directory: Path, **entries: Any) -> Path:
+    config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    (directory / "config.json").write_text(json.dumps(config | entries), encoding="utf-8")
+    return directory
+
+
+def test_one_quantised_layer_is_enough(refuse: Refuse, copy: Path) -> None:
+    name = "model.layers.1.self_attn.q_proj.weight"
+    change_weights(copy, lambda held: held.update({name: held[name].to(torch.float8_e4m3fn)}))
+    refuse(copy, name, "F8_E4M3", "quantised")
+    change_weights(copy, lambda held: held.update({name: torch.zeros(32, 32, dtype=torch.int8)}))
+    refuse(copy, name, "I8", "quantised")
+
+
+def test_a_quantization_config_is_enough(refuse: Refuse, copy: Path) -> None:
+    refuse(change_config(copy, quantization_config={"quant_method": "gptq", "bits": 4}), "quantization_config (gptq)", "prune the original")
+
+
+@pytest.mark.parametrize(
+    "entries", [{"num_attention_heads": 0}, {"hidden_size": "64"}, {"hidden_act": "banana"}, {"vocab_size": -1}, {"dtype": "banana"}], ids=str
+)
+def test_config_entries_that_can_not_be(refuse: Refuse, copy: Path, entries: dict[str, Any]) -> None:
+    refuse(change_config(copy, **entries), "config.json")
+
+
+def test_more_blocks_stored_than_config_says(refuse: Refuse, copy: Path) -> None:
+    refuse(change_config(copy, num_hidden_layers=1), "model.layers.1.", "only 1 blocks")
+
+
+def test_stored_tensors_without_a_place_are_said(run: Run, copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    change_weights(copy, lambda held: held.update({"model.layers.0.self_attn.extra.weight": torch.ones(2)}))
+    answer = run(copy)
+    assert "no place for 1 stored tensors" in answer.err and "self_attn.extra.weight" in answer.err

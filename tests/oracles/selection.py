@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 
 Matrix = list[list[float]]
 Keep = list[list[bool]]
@@ -17,7 +18,7 @@ def keep_in_layer(scores: Matrix, ratio: float) -> Keep:
     """All weights of the layer are compared with each other."""
     width = len(scores[0])
     flat = [s for row in scores for s in row]
-    gone = lowest(flat, math.floor(ratio * len(flat)))
+    gone = lowest(flat, math.floor(Fraction(str(ratio)) * len(flat)))
     return [[r * width + c not in gone for c in range(width)] for r in range(len(scores))]
 
 
@@ -25,7 +26,7 @@ def keep_in_rows(scores: Matrix, ratio: float) -> Keep:
     """The weights of each output row are compared with each other."""
     kept = []
     for row in scores:
-        gone = lowest(row, math.floor(ratio * len(row)))
+        gone = lowest(row, math.floor(Fraction(str(ratio)) * len(row)))
         kept.append([c not in gone for c in range(len(row))])
     return kept
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from fractions import Fraction
 
 import torch
 from torch import Tensor
@@ -51,7 +52,7 @@ def sparsegpt(
                 _drop(keep, _scores(w, inverses, [row], range(j, j + m)), m - n, gaps)
         if pattern is None and j % column_block == 0:
             scores = _scores(w, inverses, range(rows), range(j, min(j + column_block, width)))
-            _drop(keep, scores, math.floor(ratio * len(scores)), gaps)
+            _drop(keep, scores, math.floor(Fraction(str(ratio)) * len(scores)), gaps)
         for row in range(rows):
             if not keep[row, j]:
                 w[row, j:] -= w[row, j] / inverses[j][0, 0] * inverses[j][0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 
 import pytest
 import torch
@@ -32,14 +33,14 @@ def score_matrices(draw: st.DrawFn, multiple_of: int = 1) -> Tensor:
 def test_layer_comparison_equals_sorting(scores: Tensor, ratio: float) -> None:
     keep = keep_per_layer(scores, ratio)
     assert keep.tolist() == oracle.keep_in_layer(scores.tolist(), ratio)
-    assert int((~keep).sum()) == math.floor(ratio * scores.numel())
+    assert int((~keep).sum()) == math.floor(Fraction(str(ratio)) * scores.numel())
 
 
 @given(score_matrices(), ratios)
 def test_row_comparison_equals_sorting(scores: Tensor, ratio: float) -> None:
     keep = keep_per_row(scores, ratio)
     assert keep.tolist() == oracle.keep_in_rows(scores.tolist(), ratio)
-    assert (~keep).sum(1).tolist() == [math.floor(ratio * scores.shape[1])] * scores.shape[0]
+    assert (~keep).sum(1).tolist() == [math.floor(Fraction(str(ratio)) * scores.shape[1])] * scores.shape[0]
 
 
 @given(st.data(), patterns)
@@ -55,7 +56,7 @@ def test_group_choice_equals_sorting(data: st.DataObject, pattern: tuple[int, in
 def test_equal_scores_go_from_the_front(ratio: float) -> None:
     """All scores equal: the first floor(ratio * n) indices go, for any ratio."""
     keep = keep_per_layer(torch.full((3, 7), 2.5), ratio)
-    gone = math.floor(ratio * 21)
+    gone = math.floor(Fraction(str(ratio)) * 21)
     assert keep.flatten().tolist() == [False] * gone + [True] * (21 - gone)
 
 
@@ -102,3 +103,9 @@ def test_violations_are_groups_with_too_many_survivors() -> None:
     assert count_violations(keep, SemiStructured(2, 4)) == 1
     assert count_violations(keep, SemiStructured(1, 4)) == 2
     assert count_violations(keep, SemiStructured(3, 4)) == 0
+
+
+@pytest.mark.parametrize(("ratio", "size", "gone"), [(0.29, 3200, 928), (0.57, 100, 57), (0.1, 30, 3), (0.7, 10, 7), (0.5, 7, 3), (1 / 3, 9, 2)])
+def test_ratios_are_the_decimal_numbers_that_were_written(ratio: float, size: int, gone: int) -> None:
+    """As binary fractions 0.29 and 0.57 are a little less; 1/3 has no decimal that is not."""
+    assert drop_count(ratio, size) == gone

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from fractions import Fraction
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -12,7 +15,7 @@ from autoprune.core.sparsity import SemiStructured, Target
 
 def drop_count(ratio: float, size: int) -> int:
     """How many of ``size`` weights compared together become zero: ``floor(ratio * size)``."""
-    return int(ratio * size)
+    return math.floor(Fraction(repr(float(ratio))) * size)  # 0.29 means 29/100: as a binary fraction it is a little less
 
 
 def keep_highest(scores: Float[Tensor, "sets size"], drop: int) -> Bool[Tensor, "sets size"]:

@@ -108,13 +108,16 @@ def leaves(value: Any) -> Iterator[Any]:
 @contextlib.contextmanager
 def replaced_forward(modules: Sequence[nn.Module], forwards: Sequence[Callable[..., Any]]) -> Iterator[None]:
     """Gives modules another forward for a while."""
+    own = [module.__dict__.get("forward") for module in modules]  # set by the user, or by hooks that move weights
     try:
         for module, forward in zip(modules, forwards, strict=True):
             module.forward = forward
         yield
     finally:
-        for module in modules:
+        for module, before in zip(modules, own, strict=True):
             module.__dict__.pop("forward", None)
+            if before is not None:
+                module.forward = before
 
 
 @torch.no_grad()

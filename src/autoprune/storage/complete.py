@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 
 from autoprune.errors import ModelError
-from autoprune.storage.skeleton import Skeleton
+from autoprune.storage.skeleton import STORED, Skeleton
+
+_BUFFERS = re.compile(r"\.(inv_freq|attn\.bias|attn\.masked_bias|attention\.bias|attention\.masked_bias)$")  # that older transformers stored
 
 
 def check_complete(skeleton: Skeleton) -> None:
@@ -22,6 +25,7 @@ def check_complete(skeleton: Skeleton) -> None:
                 f"{where}: {name} is stored as {_sizes(shapes[name])}, which does not fit the model that config.json describes "
                 f"({_sizes(parameters[owner].shape)})"
             )
+    _check_precision(skeleton, parameters)
     if skeleton.converted:
         return
     held = {id(parameters[owner]) for owner in owners.values() if owner in parameters}
@@ -32,6 +36,32 @@ def check_complete(skeleton: Skeleton) -> None:
         raise ModelError(
             f"{where}: the weights hold nothing for {missing[0]} ({len(missing)} such); the checkpoint is incomplete or of another model"
         )
+
+
+def unplaced(skeleton: Skeleton, blocks: str, count: int) -> list[str]:
+    """Stored tensors that the model has no place for; ``blocks`` is the name of its list of blocks, ``count`` their number.
+
+    Raises: ModelError if whole blocks are among them: then config.json says fewer than there are.
+    """
+    state = skeleton.model.state_dict()
+    ignored = [re.compile(pattern) for pattern in getattr(skeleton.model, "_keys_to_ignore_on_load_unexpected", None) or ()]
+    extra = [name for name, owner in skeleton.owners.items() if owner not in state and not any(p.search(name) for p in (*ignored, _BUFFERS))]
+    for name in extra:
+        found = re.match(rf"{re.escape(blocks)}\.(\d+)\.", skeleton.owners[name])
+        if found and int(found[1]) >= count:
+            raise ModelError(
+                f"{skeleton.checkpoint.directory}: the weights hold {name}, but config.json knows only {count} blocks; one of the two is wrong"
+            )
+    return extra
+
+
+def _check_precision(skeleton: Skeleton, parameters: Mapping[str, object]) -> None:
+    for name, word in skeleton.checkpoint.dtypes().items():
+        if skeleton.owners[name] in parameters and word not in STORED:
+            raise ModelError(
+                f"{skeleton.checkpoint.directory}: {name} is stored as {word}, which is quantised; "
+                "prune the original float16, bfloat16 or float32 model"
+            )
 
 
 def _sizes(shape: Iterable[int]) -> str:

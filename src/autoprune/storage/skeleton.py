@@ -30,7 +30,7 @@ from transformers.utils import logging as hf_logging
 from autoprune.errors import ModelError
 from autoprune.storage.checkpoint import Checkpoint
 
-_STORED = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+STORED = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
 @dataclass
@@ -131,8 +131,10 @@ def hollow_model(directory: Path, dtype: torch.dtype, *, trust_remote_code: bool
     try:
         with init_empty_weights(include_buffers=False):
             model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
-    except (ValueError, TypeError, AttributeError) as error:
-        raise ModelError(f"{directory}: transformers can't build a causal language model from config.json: {error}") from error
+    except Exception as error:  # whatever a model's own code makes of an entry that it does not expect
+        raise ModelError(
+            f"{directory}: transformers can't build a causal language model from config.json: {type(error).__name__}: {error}"
+        ) from error
     _compute_buffers(model)
     return model.eval().requires_grad_(False)
 
@@ -151,10 +153,17 @@ def _compute_buffers(model: PreTrainedModel) -> None:
 def read_config(directory: Path, trust_remote_code: bool = False) -> PreTrainedConfig:
     """The model's configuration. Raises: ModelError if it can't be understood."""
     try:
-        return AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)
-    except (ValueError, OSError, KeyError) as error:
+        config = AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)
+    except Exception as error:  # every family checks its own entries in its own way
         hint = " (it brings its own code: --trust_remote_code runs it)" if "trust_remote_code" in str(error) else ""
-        raise ModelError(f"{directory / 'config.json'} describes no model that transformers knows{hint}: {error}") from error
+        raise ModelError(f"{directory / 'config.json'} describes no model that transformers knows{hint}: {type(error).__name__}: {error}") from error
+    if quantised := getattr(config, "quantization_config", None):
+        method = quantised.get("quant_method") if isinstance(quantised, dict) else getattr(quantised, "quant_method", None)
+        raise ModelError(
+            f"{directory / 'config.json'} has a quantization_config ({method or 'of an unknown method'}): its weights are quantised; "
+            "prune the original float16, bfloat16 or float32 model"
+        )
+    return config
 
 
 def storage_dtype(checkpoint: Checkpoint) -> torch.dtype:
@@ -163,11 +172,11 @@ def storage_dtype(checkpoint: Checkpoint) -> torch.dtype:
     for word in checkpoint.dtypes().values():
         counts[word] = counts.get(word, 0) + 1
     word = max(counts, key=lambda name: counts[name])
-    if word not in _STORED:
+    if word not in STORED:
         raise ModelError(
             f"{checkpoint.directory}: its weights are stored as {word}, which is quantised; prune the original float16, bfloat16 or float32 model"
         )
-    return _STORED[word]
+    return STORED[word]
 
 
 def _owners(model: PreTrainedModel, checkpoint: Checkpoint, mapping: Sequence[Any]) -> tuple[dict[str, str], set[str]]:

@@ -29,8 +29,8 @@ from autoprune.recipe import Recipe, recipe_from_flat
 from autoprune.report.frames import layers_frame
 from autoprune.report.results import EvaluationRow, Perplexities, PruningSummary
 from autoprune.report.save import check_report_directory, notes_of, save_row
+from autoprune.storage.placing import check_target, delete_result
 from autoprune.storage.stores import CheckpointStore
-from autoprune.storage.writer import check_target, delete_result
 from autoprune.subject import Subject, fits, held_model, open_model
 
 if TYPE_CHECKING:

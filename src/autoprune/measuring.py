@@ -15,7 +15,8 @@ from autoprune.planning import Plan
 from autoprune.recipe import Recipe
 from autoprune.report.results import PerplexityResult, ZeroShotResult
 from autoprune.storage.manifest import versions
-from autoprune.storage.writer import MANIFEST, file_sha256
+from autoprune.storage.placing import MANIFEST
+from autoprune.storage.writer import file_sha256
 from autoprune.subject import AnyStore, Subject
 
 

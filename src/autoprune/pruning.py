@@ -27,9 +27,10 @@ from autoprune.recipe import Recipe
 from autoprune.report.results import PruningSummary, dump_json
 from autoprune.storage.journal import Journal, first_difference
 from autoprune.storage.manifest import manifest, model_card, provenance
+from autoprune.storage.placing import MANIFEST
 from autoprune.storage.shards import CheckpointWriter
 from autoprune.storage.stores import CheckpointStore
-from autoprune.storage.writer import MANIFEST, Workplace, companions, writing_to
+from autoprune.storage.writer import Workplace, companions, writing_to
 from autoprune.subject import Subject
 
 NO_ERRORS = "no calibration data was read, so layer errors were not measured (--layer_errors measures them)"
@@ -65,6 +66,8 @@ def prune_and_write(recipe: Recipe, plan: Plan, directory: Path | None, emit: Em
     output, ranks = recipe.output, plan.ranks
     workplace = Workplace(directory, overwrite=output.overwrite, resume=output.resume) if directory and ranks.first else None
     run = _Run(recipe, plan, emit, workplace)
+    if workplace:
+        workplace.tidy()
     complete = ranks.from_first(lambda: directory is not None and output.resume and not output.overwrite and (directory / MANIFEST).is_file())
     if left_alone := run.subject.store.left_alone:
         emit(Notice(f"the blocks of {run.subject.store.anatomy.name} are pruned; left as they are: {', '.join(left_alone)}"))

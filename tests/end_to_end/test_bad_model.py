@@ -242,7 +242,7 @@ def test_config_entries_that_can_not_be(refuse: Refuse, copy: Path, entries: dic
 
 
 def test_more_blocks_stored_than_config_says(refuse: Refuse, copy: Path) -> None:
-    refuse(change_config(copy, num_hidden_layers=1), "model.layers.1.", "only 1 blocks")
+    refuse(change_config(copy, num_hidden_layers=1), "model.layers.1,", "only 1 blocks")
 
 
 def test_stored_tensors_without_a_place_are_said(run: Run, copy: Path, capsys: pytest.CaptureFixture[str]) -> None:

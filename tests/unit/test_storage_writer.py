@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,8 +16,9 @@ from safetensors.torch import load_file, save_file
 from autoprune.errors import OutputError
 from autoprune.storage import shards, writer
 from autoprune.storage.checkpoint import INDEX, SINGLE, Checkpoint
+from autoprune.storage.placing import MANIFEST, check_target, delete_result, written_files
 from autoprune.storage.shards import CheckpointWriter
-from autoprune.storage.writer import MANIFEST, Workplace, check_target, companions, delete_result, file_sha256, written_files
+from autoprune.storage.writer import Workplace, companions, file_sha256
 
 ONE = {"w": torch.ones(2)}
 
@@ -103,20 +107,61 @@ def test_a_file_of_the_user_that_appeared_meanwhile_is_not_overwritten(tmp_path:
     place.abandon()
 
 
-def test_overwriting_puts_the_manifest_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whenever it is interrupted, the manifest that is there names files that autoprune wrote."""
-    out = result(tmp_path / "out", ["a.txt", "z.txt"])
-    (out / "z.txt").write_text("old")
+def new_result(out: Path) -> Workplace:
+    """A workplace for ``out`` in which all has been written and nothing been put in place."""
     place = Workplace(out, overwrite=True)
     place.begin(0)
     place.write("a.txt", "new")
     place.write(MANIFEST, json.dumps({"written": ["a.txt"]}))
-    moved: list[str] = []
-    real = Path.replace
-    monkeypatch.setattr(Path, "replace", lambda self, target: (moved.append(self.name), real(self, target))[1])
-    place.publish()
-    assert moved == ["a.txt", MANIFEST]
-    assert sorted(path.name for path in out.iterdir()) == ["a.txt", MANIFEST]
+    return place
+
+
+@pytest.mark.parametrize("stop", range(1, 12))
+@pytest.mark.parametrize("inside", [False, True], ids=["replaced", "mounted"])
+def test_a_stop_at_any_step_leaves_no_mixture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int, inside: bool) -> None:
+    """Old result, none, or new one, but never some files of each under one manifest; and a second try completes it. The user's file stays."""
+    out = result(tmp_path / "out", ["a.txt", "z.txt"])
+    (out / "z.txt").write_text("old")
+    (out / "a.txt").write_text("old")
+    (out / "mine.txt").write_text("mine")
+    monkeypatch.setattr(os.path, "ismount", lambda path: inside and Path(path) == out)
+    place, steps = new_result(out), 0
+
+    def counted(real: Callable[..., Any]) -> Callable[..., Any]:
+        def step(*args: Any, **kwargs: Any) -> Any:
+            nonlocal steps
+            steps += 1
+            if steps == stop:
+                raise KeyboardInterrupt
+            return real(*args, **kwargs)
+
+        return step
+
+    with monkeypatch.context() as patch:
+        for name in ("rename", "replace", "unlink", "rmdir"):
+            patch.setattr(Path, name, counted(getattr(Path, name)))
+        with contextlib.suppress(KeyboardInterrupt):
+            place.publish()
+    held = {path.name: path.read_text() for path in out.glob("*.txt")} if out.is_dir() else {}
+    if (out / MANIFEST).is_file():
+        written = json.loads((out / MANIFEST).read_text())["written"]
+        assert {held[name] for name in written if name in held} <= ({"old"} if "z.txt" in written else {"new"})
+        assert inside or set(written) <= set(held), "only where a directory can't be replaced may an old result lose files first"
+    place.leave()
+    again = Workplace(out, overwrite=True, resume=True)
+    again.tidy()
+    if again.whole:
+        again.begin(0)
+        again.publish()
+    assert {path.name: path.read_text() for path in out.glob("*.txt")} == {"a.txt": "new", "mine.txt": "mine"}
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert sorted(path.name for path in out.iterdir()) == ["a.txt", MANIFEST, "mine.txt"]
+
+
+def test_the_current_directory_can_be_the_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    new_result(Path()).publish()
+    assert sorted(path.name for path in Path().iterdir()) == ["a.txt", MANIFEST] == sorted(path.name for path in tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("need", [10**18, 10**24])

@@ -17,9 +17,10 @@ from autoprune.errors import ModelError, OutputError, RecipeError
 from autoprune.model.events import Emit, Notice, Phase, Step, silent
 from autoprune.storage.checkpoint import Checkpoint
 from autoprune.storage.locate import locate
+from autoprune.storage.placing import MANIFEST
 from autoprune.storage.skeleton import build_skeleton
 from autoprune.storage.stores import CheckpointStore
-from autoprune.storage.writer import MANIFEST, file_sha256
+from autoprune.storage.writer import file_sha256
 
 MISSING = "is missing"
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -12,10 +11,10 @@ from torch import Tensor, nn
 from autoprune.core.outcome import SubBlockOutcome
 from autoprune.core.problem import LayerSolution, Method
 from autoprune.core.statistics import GradientEnergy
-from autoprune.errors import NumericsError
+from autoprune.errors import ModelError, NumericsError
 from autoprune.model.linear import Expert
 from autoprune.model.observe import FEW_TOKENS, InputSample
-from autoprune.model.precision import COMPUTE_DTYPES, compute_word, computing_in
+from autoprune.model.precision import COMPUTE_DTYPES, compute_word, computing_in, narrowed
 from autoprune.model.rebuild import SubBlock, SubBlockRunner, find_sub_blocks, weight_gradients
 from autoprune.model.sharing import merge_gradients, solved
 from autoprune.model.stream import Stream
@@ -27,6 +26,7 @@ def prune_by_gradients(work: Work, method: Method, stream: Stream) -> None:
     probe = work.inputs.probe
     assert probe is not None
     subs = find_sub_blocks(work.block, work.layers, probe.run)
+    _require_rebuilt(work, subs)
     runner = SubBlockRunner(work.block, subs)
     dtype = COMPUTE_DTYPES[compute_word(method)]
     outputs: list[Stream] = []
@@ -37,10 +37,20 @@ def prune_by_gradients(work: Work, method: Method, stream: Stream) -> None:
             energies, samples, before = _observe_gradients(work, runner, index, stream, outputs, dtype)
             solutions = _rebuild(work, method, sub, energies, samples)
         last = index == len(subs) - 1
-        with _narrowed(work, stream.dtype, dtype) as narrowed:
-            after = _run_rebuilt(work, runner, index, stream, outputs, narrowed, last=last)
+        with narrowed(work.block.module, stream.dtype, dtype) as own:
+            after = _run_rebuilt(work, runner, index, stream, outputs, own, last=last)
         if solutions:
             work.sub_blocks.append(_outcome(work, sub, solutions, method, before, after))
+
+
+def _require_rebuilt(work: Work, subs: Sequence[SubBlock]) -> None:
+    """Raises: ModelError naming a layer that is in no sub-block, so that nothing would rebuild it."""
+    found = {layer.name for sub in subs for layer in sub.layers}
+    if missed := [work.block.full_name(layer) for layer in work.layers if layer.name not in found]:
+        raise ModelError(
+            f"{missed[0]} ({len(missed)} such layers in this block) belongs to no attention or MLP sub-block that autoprune can see, so LLM-Barber "
+            f"can't rebuild it; leave it dense with --ignore {missed[0]!r}, or prune without --prune_barber"
+        )
 
 
 def _rebuild(work: Work, method: Method, sub: SubBlock, energies: dict[str, GradientEnergy], samples: dict[str, InputSample]) -> list[LayerSolution]:
@@ -107,16 +117,6 @@ def _observe_gradients(
         if not bool(torch.isfinite(energies[layer.name].squares).all()):
             raise NumericsError(f"{work.block.full_name(layer)}: its gradients are not finite; check the model and the calibration data")
     return energies, samples, float(total) / inputs.all_samples
-
-
-@contextlib.contextmanager
-def _narrowed(work: Work, own: torch.dtype, compute: torch.dtype) -> Iterator[torch.dtype]:
-    """What the rebuilt sub-block runs in: the model's own precision, unless a narrower one is asked for."""
-    if compute.itemsize >= own.itemsize:
-        yield own
-        return
-    with computing_in(work.block.module, compute):
-        yield compute
 
 
 def _put(parameters: dict[str, nn.Parameter], values: dict[str, Tensor]) -> None:

@@ -36,7 +36,7 @@ class InputSample:
     def update(self, x: Float[Tensor, "tokens in"]) -> None:
         """Adds a batch of tokens."""
         first = -(self.before + self.seen) % self.stride
-        self.parts.append(x[first :: self.stride].float())
+        self.parts.append(x[first :: self.stride].to(torch.float32, copy=True))  # a view would keep all of x alive
         self.seen += x.shape[0]
 
     def relative_error(self, dense: Float[Tensor, "out in"], pruned: Float[Tensor, "out in"]) -> float | None:

@@ -18,7 +18,7 @@ from autoprune.model.events import BlockResult, Emit
 from autoprune.model.experts import eager_experts
 from autoprune.model.gradients import prune_by_gradients
 from autoprune.model.linear import Layer
-from autoprune.model.precision import compute_word, tensor_cores
+from autoprune.model.precision import compute_word, replaying, tensor_cores
 from autoprune.model.ranks import ALONE, Ranks
 from autoprune.model.sharing import share
 from autoprune.model.stages import advance, prune_by_inputs, prune_in_sequence
@@ -152,7 +152,8 @@ def replay_finished(
                     called = step.at_once or step.inputs(inputs)
                     if called.probe:
                         called.probe.run(block)  # a later block may need what this one leaves behind
-                    advance(Work(block, (), None, called, emit, len(blocks)), step.stream)
+                    with replaying(step.method, block.module, step.stream.dtype) as dtype:
+                        advance(Work(block, (), None, called, emit, len(blocks)), step.stream, dtype)
                     store.release(block.index)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator
 import torch
 from torch import nn
 
-from autoprune.core.problem import Method
+from autoprune.core.problem import Method, Scope
 
 # By --compute_dtype. float32 is the default on every device: see docs/performance.md for what the others change.
 COMPUTE_DTYPES = {"auto": torch.float32, "float32": torch.float32, "tf32": torch.float32, "bfloat16": torch.bfloat16}
@@ -39,6 +39,24 @@ def computing_in(block: nn.Module, dtype: torch.dtype, leave: Collection[str] = 
             parameter.data = data
         for parameter in trainable:
             parameter.requires_grad_(True)
+
+
+@contextlib.contextmanager
+def narrowed(block: nn.Module, own: torch.dtype, compute: torch.dtype) -> Iterator[torch.dtype]:
+    """What a rebuilt block runs in: the model's own precision, unless a narrower one is asked for."""
+    if compute.itemsize >= own.itemsize:
+        yield own
+        return
+    with computing_in(block, compute):
+        yield compute
+
+
+@contextlib.contextmanager
+def replaying(method: Method, block: nn.Module, own: torch.dtype) -> Iterator[torch.dtype]:
+    """What a block that this method has finished runs in when it is run again, so that it gives the same bits."""
+    word = compute_word(method)
+    with tensor_cores(word), narrowed(block, own, COMPUTE_DTYPES[word] if method.scope is Scope.SUB_BLOCK else own) as dtype:
+        yield dtype
 
 
 @contextlib.contextmanager

@@ -57,10 +57,10 @@ def prune_in_sequence(work: Work, method: Method, stream: Stream, inputs: Inputs
 
 
 @torch.no_grad()
-def advance(work: Work, stream: Stream) -> None:
-    """The block's outputs with its present weights become the next block's inputs."""
+def advance(work: Work, stream: Stream, dtype: torch.dtype | None = None) -> None:
+    """The block's outputs with its present weights become the next block's inputs; ``dtype`` is what it runs in, if not the stream's."""
     for i in work.batches("advance"):
-        stream[i] = work.inputs.calls.of(i, work.block.index)(work.block.module, stream[i])
+        stream[i] = work.inputs.calls.of(i, work.block.index)(work.block.module, stream[i].to(dtype or stream.dtype))
 
 
 @torch.no_grad()

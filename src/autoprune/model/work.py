@@ -101,7 +101,7 @@ class Work:
             self.target,
             statistic,  # type: ignore[arg-type]
             self.dense[layer.name] if before else None,
-            before.keep if before else None,
+            before.keep & (layer.matrix != 0) if before else None,  # a dense weight may be zero by itself: then nothing survives there
         )
 
     def assign(self, layer: Layer, solution: LayerSolution) -> None:
@@ -112,9 +112,9 @@ class Work:
         dtype = self.dense[layer.name].dtype
         value = self.dense[layer.name]
         if solution.weight is not None:
-            if not bool(torch.isfinite(solution.weight).all()):
-                raise NumericsError(f"{solution.name}: the method produced weights that are not finite; try --dtype float32 or a larger --damping")
             value = solution.weight.to(self.storage_dtype or dtype).to(dtype)
+            if not bool(torch.isfinite(value).all()):
+                raise NumericsError(f"{solution.name}: the method produced weights that are not finite; try --dtype float32 or a larger --damping")
         layer.assign(filled(value, ~solution.keep, 0.0), in_place=self.in_place)
         self.solutions[layer.name] = solution
 

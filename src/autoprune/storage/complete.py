@@ -46,12 +46,16 @@ def unplaced(skeleton: Skeleton, blocks: str, count: int) -> list[str]:
     state = skeleton.model.state_dict()
     ignored = [re.compile(pattern) for pattern in getattr(skeleton.model, "_keys_to_ignore_on_load_unexpected", None) or ()]
     extra = [name for name, owner in skeleton.owners.items() if owner not in state and not any(p.search(name) for p in (*ignored, _BUFFERS))]
-    for name in extra:
-        found = re.match(rf"{re.escape(blocks)}\.(\d+)\.", skeleton.owners[name])
-        if found and int(found[1]) >= count:
-            raise ModelError(
-                f"{skeleton.checkpoint.directory}: the weights hold {name}, but config.json knows only {count} blocks; one of the two is wrong"
-            )
+    parts: dict[int, set[str]] = {}
+    for owner in skeleton.owners.values():
+        if found := re.match(rf"{re.escape(blocks)}\.(\d+)\.(.+)", owner):
+            parts.setdefault(int(found[1]), set()).add(found[2])
+    known = [part for index, part in parts.items() if index < count]
+    if more := [index for index, part in parts.items() if index >= count and part in known]:  # others may be heads of some kind
+        raise ModelError(
+            f"{skeleton.checkpoint.directory}: the weights hold {blocks}.{min(more)}, but config.json knows only {count} blocks; "
+            "one of the two is wrong"
+        )
     return extra
 
 

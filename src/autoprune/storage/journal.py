@@ -14,8 +14,9 @@ from autoprune.errors import OutputError
 from autoprune.model.events import BlockResult
 from autoprune.report.results import dump_json, to_jsonable
 from autoprune.storage.checkpoint import Checkpoint
+from autoprune.storage.placing import STATE
 from autoprune.storage.shards import CheckpointWriter
-from autoprune.storage.writer import JOURNAL, STATE, Workplace
+from autoprune.storage.writer import JOURNAL, Workplace
 
 
 @dataclass

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path, PurePath
+from pathlib import Path
 
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
@@ -18,23 +17,35 @@ from torch import Tensor
 
 from autoprune.errors import OutputError
 from autoprune.storage.checkpoint import INDEX, SINGLE
+from autoprune.storage.placing import INSIDE, MANIFEST, STATE, check_foreign, check_target, listed, put_in_place, settle, sync
 
-MANIFEST = "autoprune.json"
 LOCK = "in-use.lock"
-STATE = "state.json"  # what an unfinished run depends on; see journal.py
 JOURNAL = "journal-"  # files that only serve to resume start with this
 DRAFT = ".writing"
 NOT_COPIED = (".safetensors", ".bin", ".index.json", ".pt", ".pth", ".h5", ".msgpack", ".gguf", ".onnx")
 
 
 class Workplace:
-    """A hidden neighbour of ``target`` in which the result is made: ``target`` stays as it was until all is there."""
+    """A hidden neighbour of ``target`` in which the result is made: ``target`` stays as it was until all is there.
+
+    A target that can't be replaced, because a disk is mounted there or someone works in it, is its own neighbour: the
+    workplace lies in it.
+    """
 
     def __init__(self, target: Path, *, overwrite: bool, resume: bool = False) -> None:
         self.target, self._overwrite, self._resume = target, overwrite, resume
         self._place = target.resolve()  # through links, so that the result lands where the user's word leads
-        self.path = self._place.parent / f".{self._place.name}.autoprune-partial"
+        fixed = os.path.ismount(self._place) or self._place == Path.cwd()
+        self.path = self._place / INSIDE if fixed else self._place.parent / f".{self._place.name}.autoprune-partial"
         self._lock = FileLock(self.path / LOCK, timeout=0)
+
+    def tidy(self) -> None:
+        """Ends what a run that was stopped right after its result was in place has left to clear away."""
+        old = self._place.parent / f".{self._place.name}.autoprune-old"
+        if old.is_dir() and (self._place / MANIFEST).is_file():
+            settle(old, self._place)
+        if self.path.parent == self._place and self.path.is_dir() and not any(self.path.iterdir()):
+            self.path.rmdir()
 
     def begin(self, need: int, names: Sequence[str] = ()) -> None:
         """Takes the place; ``need`` is the size of the result in bytes, ``names`` are files that it will surely have.
@@ -90,9 +101,9 @@ class Workplace:
         draft = self.path / f"{name}{DRAFT}"
         with writing_to(self.target):
             yield draft
-            _sync(draft)
+            sync(draft)
             draft.replace(self.path / name)
-            _sync(self.path)
+            sync(self.path)
 
     def save(self, name: str, tensors: dict[str, Tensor]) -> None:
         """Writes one safetensors file, whole or not at all."""
@@ -124,17 +135,17 @@ class Workplace:
 
         After a stop in the middle of it, the same call goes on with what is left.
         """
-        names = [*_listed(self.path), MANIFEST] if (self.path / MANIFEST).is_file() else self.names()
+        names = [*listed(self.path), MANIFEST] if (self.path / MANIFEST).is_file() else self.names()
         with writing_to(self.target):
             (self.path / LOCK).unlink(missing_ok=True)
             (self.path / LOCK).touch()
             usual = (self.path / LOCK).stat().st_mode  # as the user's umask wants it: safetensors makes files that only their owner can read
             for name in filter(lambda name: (self.path / name).exists(), names):
                 (self.path / name).chmod(usual)
-                _sync(self.path / name)
+                sync(self.path / name)
             self._forget_journal()
             (self.path / LOCK).unlink()
-            _put_in_place(self.path, self._place, names, self._overwrite)
+            put_in_place(self.path, self._place, names, self._overwrite)
         self._lock.release()
         return [self.target / name for name in names]
 
@@ -159,58 +170,6 @@ def companions(source: Path) -> list[Path]:
     return [path for path in files if path.name not in (MANIFEST, "README.md") and not path.name.startswith(".")]
 
 
-def check_target(target: Path, overwrite: bool) -> None:
-    """Raises: OutputError if ``target`` is a file, or holds files that may not be replaced."""
-    if target.is_file():
-        raise OutputError(f"--save_model {target}: a file of that name exists; choose another directory")
-    if not target.is_dir() or not any(target.iterdir()):
-        return
-    if not overwrite:
-        raise OutputError(
-            f"--save_model {target}: the directory is not empty; choose another, or replace an earlier autoprune result with --overwrite"
-        )
-    if not (target / MANIFEST).is_file():
-        raise OutputError(
-            f"--save_model {target}: the directory is not empty and was not written by autoprune (no {MANIFEST}), so --overwrite "
-            "leaves it alone; choose another"
-        )
-    written_files(target)
-
-
-def check_foreign(target: Path, names: Sequence[str]) -> None:
-    """Raises: OutputError if the result would replace a file in ``target`` that autoprune did not write."""
-    if not target.is_dir() or not any(target.iterdir()):
-        return
-    ours = {path.name for path in written_files(target)}
-    if foreign := [name for name in sorted(names) if name not in ours and (target / name).exists()]:
-        raise OutputError(f"--save_model {target}: {foreign[0]} there was not written by autoprune, so --overwrite leaves it alone; move it away")
-
-
-def written_files(directory: Path) -> list[Path]:
-    """The files that autoprune wrote into a result directory, by its own manifest; others are not ours to touch.
-
-    Raises: OutputError if the manifest can't be read.
-    """
-    return [directory / name for name in [*_listed(directory), MANIFEST] if (directory / name).is_file()]
-
-
-def _listed(directory: Path) -> list[str]:
-    """Names in a manifest, but for those that would lead out of the directory."""
-    try:
-        names = [PurePath(name) for name in json.loads((directory / MANIFEST).read_text(encoding="utf-8"))["written"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise OutputError(f"{directory / MANIFEST} does not say what autoprune wrote there ({error}); choose another directory") from error
-    return [str(name) for name in names if name.name == str(name)]
-
-
-def delete_result(directory: Path) -> None:
-    """Removes what autoprune wrote into a directory, and the directory if nothing else is in it."""
-    for path in written_files(directory):
-        path.unlink()
-    if not any(directory.iterdir()):
-        directory.rmdir()
-
-
 def file_sha256(path: Path) -> str:
     """SHA-256 of a file, in hex."""
     with path.open("rb") as handle:
@@ -229,30 +188,3 @@ def writing_to(target: Path) -> Iterator[None]:
         full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error) or "os error 28" in str(error)
         cause = "the disk is full" if full else f"can't write there ({error})"
         raise OutputError(f"{target}: {cause}; what was there before is unchanged. Free some space or choose another place") from error
-
-
-def _put_in_place(work: Path, target: Path, names: Sequence[str], overwrite: bool) -> None:
-    if target.is_dir() and not any(target.iterdir()):
-        target.rmdir()
-    if not target.exists():
-        work.rename(target)
-        _sync(target.parent)
-        return
-    left = [name for name in names if (work / name).exists()]  # of a stop in the middle
-    check_target(target, overwrite)
-    check_foreign(target, left)
-    for path in written_files(target):
-        if path.name not in names:
-            path.unlink()
-    for name in sorted(left, key=lambda n: n == MANIFEST):  # the manifest last: until then the old one names the old files
-        (work / name).replace(target / name)
-    work.rmdir()
-    _sync(target)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -17,6 +17,7 @@ from autoprune.evaluation.remember import Notes
 from autoprune.launch import joined
 from autoprune.measuring import accuracy, check_room, count_zeros, measured
 from autoprune.model.events import Emit, Notice, silent
+from autoprune.options import EvaluationOptions
 from autoprune.planning import (
     Plan,
     check_apart,
@@ -97,13 +98,14 @@ def run(
 ) -> PruneResult:
     """Runs a recipe from beginning to end: open, check, prune, write, evaluate, report, delete.
 
-    ``measure`` says whether perplexity is wanted; None: if the recipe saves it, or if nothing else would come out.
+    ``measure`` says whether perplexity is wanted; None: if the recipe saves it or names texts, or if nothing else would come out.
     Under `torchrun` all processes prune together; then the first one goes on alone, and the others' results hold no measurements.
     """
     output = recipe.output
     dense_only = recipe.target is None and not recipe.rebuild.pruned_model
     if measure is None:
-        measure = bool(output.save_ppl) or not (recipe.zeroshot.tasks or (output.save_model and not dense_only))
+        asked = bool(output.save_ppl) or recipe.evaluation != EvaluationOptions()
+        measure = asked or not (recipe.zeroshot.tasks or (output.save_model and not dense_only))
     with joined() as ranks:
         emit = emit if ranks.first else silent
         if output.save_model and dense_only:

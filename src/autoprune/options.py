@@ -101,7 +101,7 @@ class CalibrationOptions:
 
 @dataclass(frozen=True)
 class EvaluationOptions:
-    """What is measured, before and after."""
+    """What is measured of the result, or of the dense model at ratio 0."""
 
     eval_data: tuple[str, ...] = option(
         ("wikitext2", "ptb", "c4"), "comma list of texts for perplexity: the same kinds as --calibration_data", metavar="SOURCE[,SOURCE]", comma=True

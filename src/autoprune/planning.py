@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from autoprune.budget import Layout, choose_layout, human, parse_memory, shape_of
 from autoprune.core.problem import Method
 from autoprune.core.sparsity import SemiStructured, Target, Unstructured, reading
@@ -81,7 +83,7 @@ def make_plan(recipe: Recipe, subject: Subject, emit: Emit, *, measure: bool, ra
         check_coverage(subject.store.anatomy, recipe.pruning.allow_partial)
         chosen = select_layers(subject.store.anatomy, recipe.pruning.ignore, target)
         if isinstance(methods[0], GivenPattern):
-            check_pattern(methods[0].pruned, chosen, target, recipe.pruning.sparsity_ratio)
+            check_pattern(methods[0].pruned, chosen, target, recipe.pruning.sparsity_ratio, emit)
     if recipe.barber.compute_dtype == "tf32" and subject.store.device.type != "cuda":
         raise RecipeError(f"--compute_dtype tf32 is a mode of CUDA devices, and blocks run on {subject.store.device}; choose float32 or bfloat16")
     if target and (note := reading(target)):
@@ -100,6 +102,8 @@ def make_plan(recipe: Recipe, subject: Subject, emit: Emit, *, measure: bool, ra
     layout = _layout(recipe, subject, methods, calibration, emit, batch_size(recipe, seqlen), ranks.count)
     if calibration:
         _check_ranks(len(calibration.ids), layout.batch, ranks.count)
+    if calibration and (few := len(torch.unique(calibration.ids, dim=0))) < len(calibration.ids) // 2:
+        emit(Notice(f"the calibration text is short: only {few} of the {len(calibration.ids)} windows drawn from it differ"))
     return Plan(subject, methods, target, chosen, calibration, evaluation, seqlen, layout, ranks)
 
 
@@ -172,7 +176,7 @@ def _methods(recipe: Recipe, subject: Subject) -> tuple[Method, ...]:
     if not isinstance(subject.store, CheckpointStore):
         raise RecipeError("--pruned_model works with a dense model on disk: give its directory or hub id instead of a model in memory")
     checkpoint = Checkpoint.open(locate(recipe.rebuild.pruned_model, recipe.model.cache_dir))
-    skeleton = build_skeleton(checkpoint, recipe.model.dtype, subject.store.device, trust_remote_code=recipe.model.trust_remote_code)
+    skeleton = build_skeleton(checkpoint, "auto", subject.store.device, trust_remote_code=recipe.model.trust_remote_code)
     check_complete(skeleton)
     pruned = CheckpointStore(skeleton, resident=False)
     check_ancestry(subject.store, pruned)

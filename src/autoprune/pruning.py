@@ -28,8 +28,10 @@ from autoprune.report.results import PruningSummary, dump_json
 from autoprune.storage.journal import Journal, first_difference
 from autoprune.storage.manifest import manifest, model_card, provenance
 from autoprune.storage.placing import MANIFEST
+from autoprune.storage.pruned import GivenPattern
 from autoprune.storage.shards import CheckpointWriter
 from autoprune.storage.stores import CheckpointStore
+from autoprune.storage.values import ValueCheck
 from autoprune.storage.writer import Workplace, companions, writing_to
 from autoprune.subject import Subject
 
@@ -93,7 +95,10 @@ def _about(run: _Run, *, complete: bool) -> dict[str, Any]:
     """What the run depends on; the model is checked on the way, and replayed unless there is nothing left to prune."""
     subject, calibration = run.subject, run.plan.calibration
     fingerprint = check_model(subject, calibration.ids, run.emit) if calibration and not complete else check_values(subject, run.emit)
-    model = {"name": subject.name, "local": Path(subject.name).exists() or subject.name == "demo", "fingerprint": fingerprint}
+    model: dict[str, Any] = {"name": subject.name, "local": Path(subject.name).exists() or subject.name == "demo", "fingerprint": fingerprint}
+    first = run.plan.methods[0]
+    if isinstance(first, GivenPattern):
+        model["pruned"] = ValueCheck(first.pruned.skeleton.checkpoint).finish()
     return provenance(run.recipe, model, calibration.provenance if calibration else None)
 
 
@@ -142,6 +147,7 @@ def _prune_blocks(run: _Run, journal: Journal | None) -> list[BlockResult]:
         ids = run.plan.calibration.ids
         at_once, stream = prepare_inputs(store, ids, len(ids), inputs.place)
         steps[0] = Pass(run.plan.methods[0], stream, at_once)
+    streams.clear()  # those that no pass has are let go
     if results:
         emit(Phase("running finished blocks again", total=len(results)))
         last = len(steps) - 1

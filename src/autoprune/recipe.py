@@ -138,11 +138,7 @@ def validated(recipe: Recipe) -> Recipe:
     target = recipe.target
     _check_numbers(recipe)
     _check_protocol(recipe)
-    barber, rebuild = recipe.barber, recipe.rebuild
-    if rebuild.prune_barber and isinstance(target, SemiStructured) and barber.prune_granularity != "output1":
-        raise RecipeError(f"--prune_granularity {barber.prune_granularity} can't keep {target}: only output1 exchanges weights inside N:M groups")
-    if rebuild.pruned_model and not rebuild.prune_barber:
-        raise RecipeError("--pruned_model only has a meaning together with --prune_barber; add it, or evaluate with `autoprune eval`")
+    _check_rebuild(recipe, target)
     if recipe.output.delete and not recipe.output.save_model:
         raise RecipeError("--delete removes what --save_model wrote, but there is no --save_model; add it or drop --delete")
     for name in ("save_model", "save_ppl", "save_zeroshot"):
@@ -157,6 +153,18 @@ def validated(recipe: Recipe) -> Recipe:
     if not recipe.evaluation.eval_data or "" in recipe.evaluation.eval_data:
         raise RecipeError("--eval_data is empty or has an empty part; give a comma list such as wikitext2,ptb")
     return recipe
+
+
+def _check_rebuild(recipe: Recipe, target: Target | None) -> None:
+    barber, rebuild = recipe.barber, recipe.rebuild
+    if rebuild.prune_barber and isinstance(target, SemiStructured) and barber.prune_granularity != "output1":
+        raise RecipeError(f"--prune_granularity {barber.prune_granularity} can't keep {target}: only output1 exchanges weights inside N:M groups")
+    if rebuild.pruned_model and not rebuild.prune_barber:
+        raise RecipeError("--pruned_model only has a meaning together with --prune_barber; add it, or evaluate with `autoprune eval`")
+    if rebuild.pruned_model and recipe.pruning.sparsity_ratio == 0:
+        raise RecipeError("--sparsity_ratio 0 only evaluates the dense model, which --pruned_model contradicts; leave out one of the two")
+    if rebuild.pruned_model and recipe.pruning.true_sequential:
+        raise RecipeError("--true_sequential is about the first pass, but with --pruned_model somebody else has made it; leave it out")
 
 
 def _check_protocol(recipe: Recipe) -> None:

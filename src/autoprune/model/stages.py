@@ -37,6 +37,7 @@ def prune_in_sequence(work: Work, method: Method, stream: Stream, inputs: Inputs
     is observed, and the group is pruned before its product is taken.
     """
     waiting = {layer.name: layers for layers in _input_groups(work) for layer in layers}
+    pruned: list[Layer] = []
 
     def coming(uses: list[Use]) -> None:
         for use in uses:
@@ -45,6 +46,7 @@ def prune_in_sequence(work: Work, method: Method, stream: Stream, inputs: Inputs
                 continue  # pruned together with the first layer of its group
             for layer in layers:
                 del waiting[layer.name]
+            pruned.extend(layers)
             group = InputGroup.empty(layers, method.statistic, use.x, inputs.samples * inputs.tokens)  # type: ignore[arg-type]
             group.update(use.x)
             check_finite([group], work.block.name)
@@ -53,7 +55,7 @@ def prune_in_sequence(work: Work, method: Method, stream: Stream, inputs: Inputs
     with Watch(work.layers, coming=coming):
         stream[0] = inputs.calls.of(0, work.block.index)(work.block.module, stream[0])
     work.emit(Step(work.block.index, work.blocks, "observe and advance", 1, 1))
-    _require_seen(work, [layer for layer in work.layers if layer.name not in waiting])
+    _require_seen(work, pruned)
 
 
 @torch.no_grad()

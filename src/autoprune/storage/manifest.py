@@ -11,6 +11,7 @@ from autoprune.recipe import Recipe
 from autoprune.report.results import PruningSummary, dump_json, to_jsonable
 
 PACKAGES = ("autoprune", "torch", "transformers", "safetensors")
+CACHES = (("model", "cache_dir"), ("calibration", "datasets_cache_dir"))  # where things from the hub are kept changes nothing either
 NOT_PROVENANCE = ("output", "run", "evaluation", "zeroshot")  # where results go does not change them: two runs give identical files
 
 
@@ -22,6 +23,8 @@ def versions() -> dict[str, str]:
 def provenance(recipe: Recipe, model: dict[str, Any], calibration: dict[str, Any] | None) -> dict[str, Any]:
     """What a run depends on: recipe, versions, model and calibration tokens."""
     chosen = {group: options for group, options in recipe.to_dict().items() if group not in NOT_PROVENANCE}
+    for group, name in CACHES:
+        chosen[group] = {key: value for key, value in chosen[group].items() if key != name}
     return {"recipe": chosen, "versions": versions(), "seed": recipe.calibration.seed, "model": model, "calibration": calibration}
 
 

@@ -12,6 +12,7 @@ from autoprune.core.problem import LayerProblem, LayerSolution, Scope
 from autoprune.core.selection import count_violations
 from autoprune.core.sparsity import SemiStructured, Target
 from autoprune.errors import ModelError, RecipeError
+from autoprune.model.events import Emit, Notice, silent
 from autoprune.model.linear import Layer
 from autoprune.storage.stores import CheckpointStore
 
@@ -42,7 +43,9 @@ class GivenPattern:
         raise ModelError(f"{self.pruned.skeleton.checkpoint.directory} has no layer {name}")
 
 
-def check_pattern(pruned: CheckpointStore, chosen: Mapping[int, Sequence[Layer]], target: Target | None, ratio: float | None) -> None:
+def check_pattern(
+    pruned: CheckpointStore, chosen: Mapping[int, Sequence[Layer]], target: Target | None, ratio: float | None, emit: Emit = silent
+) -> None:
     """Reads the pruned copy once, block by block.
 
     Raises: ModelError if a layer has no zeros, is not N:M sparse as asked for, or holds NaN; RecipeError if all of them
@@ -67,10 +70,25 @@ def check_pattern(pruned: CheckpointStore, chosen: Mapping[int, Sequence[Layer]]
                 raise ModelError(f"{where}: {name} is not {target} sparse; drop --sparsity_type, or give the pattern that it has")
             zeros, total = zeros + int((weight == 0).sum()), total + layer.count
         pruned.release(block.index)
+    if target is None:
+        _warn_of_groups(where, pruned, chosen, emit)
     if target is None and ratio and total and abs(zeros / total - ratio) > RATIO_TOLERANCE:
         raise RecipeError(
             f"{where} has {zeros / total:.1%} zeros, but --sparsity_ratio says {ratio:g}; drop --sparsity_ratio, the pattern is taken as it is"
         )
+
+
+def _warn_of_groups(where: str, pruned: CheckpointStore, chosen: Mapping[int, Sequence[Layer]], emit: Emit) -> None:
+    """LLM-Barber would break an N:M pattern that nobody told it of."""
+    first = next(block for block in pruned.anatomy.blocks if chosen[block.index])
+    names = {layer.name for layer in chosen[first.index]}
+    pruned.load(first.index)
+    weights = [layer.matrix for layer in first.layers if layer.name in names]
+    for pattern in (SemiStructured(2, 4), SemiStructured(4, 8)):
+        if all(w.shape[1] % pattern.m == 0 and not count_violations(w != 0, pattern) for w in weights):
+            emit(Notice(f"{where} looks {pattern} sparse; without --sparsity_type {pattern} LLM-Barber does not keep to that"))
+            break
+    pruned.release(first.index)
 
 
 def check_ancestry(dense: CheckpointStore, pruned: CheckpointStore) -> None:
@@ -86,9 +104,13 @@ def check_ancestry(dense: CheckpointStore, pruned: CheckpointStore) -> None:
             f"--model {here.checkpoint.directory}"
         )
     layers = {f"{block.name}.{layer.parameter_name}" for block in dense.anatomy.blocks for layer in block.layers}
-    for name in sorted(set(here.owners) & set(there.owners)):
-        if here.owners[name] in layers:
-            continue
-        ours, other = here.checkpoint.read([name])[name], there.checkpoint.read([name])[name]
-        if not torch.equal(ours.to(other.dtype), other):
-            raise ModelError(f"{where} is no pruned copy of --model {here.checkpoint.directory}: {name}, which pruning leaves alone, differs")
+    state = here.model.state_dict()
+    mine_by_owner, theirs_by_owner = ({owner: name for name, owner in skeleton.owners.items()} for skeleton in (here, there))
+    shared = sorted(set(mine_by_owner) & set(theirs_by_owner) & set(state) - layers)  # files may call a parameter by different names
+    if not shared:
+        raise ModelError(f"{where}: none of its tensors outside the layers can be compared with those of --model {here.checkpoint.directory}")
+    for owner in shared:
+        name, other_name = mine_by_owner[owner], theirs_by_owner[owner]
+        ours, other = here.checkpoint.read([name])[name], there.checkpoint.read([other_name])[other_name]
+        if ours.shape != other.shape or not torch.equal(ours.to(other.dtype), other):
+            raise ModelError(f"{where} is no pruned copy of --model {here.checkpoint.directory}: {owner}, which pruning leaves alone, differs")

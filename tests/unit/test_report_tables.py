@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -12,6 +13,7 @@ from test_report_samples import row, sample_rows, summary
 
 from autoprune.report import numbers, tables
 from autoprune.report.grid import Grid, grid_to_latex, grid_to_markdown, grid_to_rich
+from autoprune.report.html import render_html
 from autoprune.report.results import PruningSummary
 from autoprune.report.views import barber_effect, texts_of, variants_of
 
@@ -143,6 +145,21 @@ def test_markdown_parses_back() -> None:
     assert all(re.fullmatch("-+:", c) for c in cells[1][2:])
     assert cells[4][3] == "**16.65 ± 0.64**"
     assert r"a\|b" in grid_to_markdown(tables.comparison_grid([row("a|b", "50 %", 3)]))
+
+
+def test_bits_per_byte_beside_perplexity() -> None:
+    """Where they are known: in a table of their own, in the lines for programs; not as if they belonged to the text."""
+    rows = [
+        replace(r, perplexity=(replace(r.perplexity[0], provenance={"bits_per_byte": 1.5 + i, "loss": 2.0, "documents": 7}),))
+        for i, r in enumerate(sample_rows()[:3])
+    ]
+    assert [line[2] for line in tables.bits_grid(rows).rows] == ["1.500", "2.500", "3.500"]
+    assert next(csv.DictReader(io.StringIO(tables.to_csv(rows))))["wikitext2 (128) bits per byte"] == "1.5"
+    assert tables.bits_grid(sample_rows()).rows == ()
+    page = render_html(rows, title="x")
+    assert "Bits per byte" in page
+    assert "documents" in page
+    assert "bits_per_byte" not in page
 
 
 def test_csv_parses_back() -> None:

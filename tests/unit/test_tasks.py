@@ -124,12 +124,14 @@ def test_same_accuracy_from_a_model_in_memory(folder: Path, tmp_path: Path) -> N
         "tasks": ["plain_words", "long_words"],
         "tasks_path": folder,
         "limit": 7,
+        "num_fewshot": 2,
         "save_zeroshot": tmp_path / "results",
         "save_model": tmp_path / "m",
     }
     row = prune(tiny_model(), tokenizer=tokenizer, prune_method="magnitude", sparsity_type="2:4", emit=said.append, **options).row
     assert row.zeroshot is not None
-    same(row.zeroshot, directly(tmp_path / "m", folder, limit=7))
+    same(row.zeroshot, directly(tmp_path / "m", folder, limit=7, num_fewshot=2))
+    assert [task.num_fewshot for task in row.zeroshot.tasks] == [2, 2]
     assert tokenizer.pad_token is None
     assert any(isinstance(event, Notice) and "--limit" in event.text for event in said)
 

@@ -20,7 +20,7 @@ def perplexity_frame(results: Iterable[PerplexityResult]) -> DataFrame:
         {
             "text": r.source,
             "perplexity": r.perplexity,
-            "bits_per_byte": r.provenance.get("bits_per_byte"),
+            "bits_per_byte": r.bits_per_byte,
             "loss": r.provenance.get("loss"),
             "seqlen": r.seqlen,
             "windows": r.windows,
@@ -65,6 +65,7 @@ def flat_rows(rows: Sequence[EvaluationRow]) -> list[dict[str, Any]]:
         line: dict[str, Any] = {"model": settings_of(row).get("model"), "method": row.method, "settings": extras[id(row)]}
         line |= {"target": row.target, "seed": seed_of(row), "sparsity": row.sparsity}
         line |= {labels[p.source, p.seqlen]: p.perplexity for p in row.perplexity}
+        line |= {f"{labels[p.source, p.seqlen]} bits per byte": bits for p in row.perplexity if (bits := p.bits_per_byte) is not None}
         for task in row.zeroshot.tasks if row.zeroshot else ():
             line |= {f"{task.task} {metric}": value for metric, value in task.metrics.items()}
             line |= {f"{task.task} {metric} stderr": error for metric, error in task.errors.items()}

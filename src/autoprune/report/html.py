@@ -12,8 +12,10 @@ from autoprune.report import costs, maps, numbers, plots, zeroshot
 from autoprune.report.grid import Grid, parts
 from autoprune.report.results import EvaluationRow
 from autoprune.report.svg import DARK, LIGHT, PRINT, Drawing, css
-from autoprune.report.tables import barber_grid, comparison_grid, layer_grid
+from autoprune.report.tables import barber_grid, bits_grid, comparison_grid, layer_grid
 from autoprune.report.views import Text, Variant, is_dense, seed_of, settings_of, sparsity_moved, texts_of, variants_of
+
+MEASURED = ("loss", "bits_per_byte")  # in a text's provenance: what a single row measured
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,9 @@ def _results(rows: Sequence[EvaluationRow], variants: Sequence[Variant], texts: 
         lead += f" Mean ± standard deviation over up to {seeds} seeds."
     if any(v.method.endswith("+barber") for v in variants):
         lead += " The last column is LLM-Barber’s change of perplexity against its own first pass."
-    return Section("Results", lead, comparison_grid(rows) if rows else None, tuple(figures), notes=tuple(_findings(variants, texts)))
+    bits = bits_grid(rows)
+    folds = (Fold("Bits per byte, which compare between tokenizers", bits),) if bits.rows else ()
+    return Section("Results", lead, comparison_grid(rows) if rows else None, tuple(figures), folds, tuple(_findings(variants, texts)))
 
 
 def _findings(variants: Sequence[Variant], texts: Sequence[Text]) -> Iterable[str]:
@@ -195,7 +199,10 @@ def _protocol(rows: Sequence[EvaluationRow], variants: Sequence[Variant]) -> Sec
     """Everything that someone needs to get the same numbers again."""
     seen = {(p.source, p.seqlen): p for row in rows for p in row.perplexity}
     lines = tuple((p.source, str(p.seqlen), f"{p.windows:,}", f"{p.tokens:,}") for p in seen.values())
-    folds = [Fold(f"Provenance of {p.source}", _pairs("key", p.provenance)) for p in seen.values() if p.provenance]
+    folds = []
+    for result in seen.values():
+        if about := {key: value for key, value in result.provenance.items() if key not in MEASURED}:
+            folds.append(Fold(f"Provenance of {result.source}", _pairs("key", about)))
     for variant in variants:
         settings = settings_of(variant.rows[0])
         seeds = [str(s) for row in variant.rows if (s := seed_of(row)) is not None]

@@ -42,6 +42,12 @@ class PerplexityResult:
     tokens: int  # windows * seqlen
     provenance: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def bits_per_byte(self) -> float | None:
+        """What models with different tokenizers can be compared by; None where nobody knows which bytes a token stands for."""
+        bits = self.provenance.get("bits_per_byte")
+        return None if bits is None else float(bits)
+
 
 @dataclass(frozen=True)
 class TaskResult:

@@ -96,6 +96,18 @@ def comparison_grid(rows: Sequence[EvaluationRow]) -> Grid:
     return Grid(header, tuple(lines), strong=_best(variants, texts), breaks=breaks, title="Perplexity, lower is better")
 
 
+def bits_grid(rows: Sequence[EvaluationRow]) -> Grid:
+    """Bits per byte of every variant on every text, as far as they are known; no lines where none is."""
+    variants = variants_of(rows)
+    texts = [text for text in texts_of(rows) if any(v.bits_per_byte(text) for v in variants)]
+    lines = []
+    for variant in variants if texts else ():
+        found = [variant.bits_per_byte(text) for text in texts]
+        lines.append((variant.name, variant.target, *("-" if s is None else numbers.perplexity_text(s.mean, s.sd) for s in found)))
+    breaks = frozenset(i for i in range(len(lines) - 1) if variants[i].target != variants[i + 1].target)
+    return Grid(("method", "target", *(text.label for text in texts)), tuple(lines), breaks=breaks, title="Bits per byte, lower is better")
+
+
 def layer_grid(summary: PruningSummary, *, per_layer: bool = False) -> Grid:
     """The table of blocks or layers as cells."""
     last = ("all", "", *_counts(summary.layers))

@@ -85,6 +85,11 @@ class Variant:
         """Perplexity on a text over the seeds, or None where it was not measured."""
         return spread([v for row in self.rows if (v := perplexity_of(row, text)) is not None])
 
+    def bits_per_byte(self, text: Text) -> Spread | None:
+        """Bits per byte on a text over the seeds, or None where they are not known."""
+        found = (p.bits_per_byte for row in self.rows for p in row.perplexity if (p.source, p.seqlen) == (text.source, text.seqlen))
+        return spread([bits for bits in found if bits is not None])
+
 
 def dense_of(variant: Variant, variants: Sequence[Variant]) -> Variant | None:
     """The dense model that a variant was pruned from; None if it is not among them, or not alone."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import random
 import shutil
@@ -13,12 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file
 
 from autoprune import pruning
 from autoprune.storage import writer
-from autoprune.storage.writer import DRAFT, JOURNAL
+from autoprune.storage.writer import DRAFT, JOURNAL, MANIFEST, STATE
+from end_to_end.conftest import Run
 from end_to_end.forks import Forks
-from end_to_end.tiny import Texts, contents, flags, run_classic, save_tiny, tiny_model
+from end_to_end.tiny import Answer, Texts, contents, flags, run_classic, save_tiny, tiny_model
 
 BLOCKS = 4
 BARBER = {"prune_method": "wanda", "prune_barber": True, "prune_granularity": "layer", "threshold": 0.1, "nsamples": 16, "batch_size": 2}
@@ -114,7 +117,7 @@ def kill_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[str]]:
 
         def write(*given: Any, **named: Any) -> Any:
             result = real(*given, **named)
-            halt(name, given[place], halved=True)
+            halt(name, Path(given[place]), halved=True)
             return result
 
         monkeypatch.setattr(owner, name, write)
@@ -124,6 +127,7 @@ def kill_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[str]]:
     after(Path, "write_text", 0)
     after(writer, "save_file", 1)
     after(writer.shutil, "copyfile", 1)
+    monkeypatch.setattr(os, "fsync", lambda _: None)  # slow where many write
     monkeypatch.setattr(pruning, "_stop", lambda _, workplace: workplace.leave())  # a lock ends with its process
 
     def arm(number: int) -> list[str]:
@@ -134,28 +138,86 @@ def kill_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[str]]:
     return arm
 
 
+def check_remains(out: Path) -> bool:
+    """What has its final name is whole. Returns whether the result is, too."""
+    place = partial(out)
+    for path in [*place.glob("*"), *out.glob("*")]:
+        if path.suffix == ".safetensors":
+            load_file(path)
+        if path.suffix == ".json":
+            json.loads(path.read_text(encoding="utf-8"))
+    return (place / MANIFEST).is_file() and not (place / STATE).exists()
+
+
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_stopped_at_every_file(capsys: pytest.CaptureFixture[str], texts: Texts, tiny: Path, tmp_path: Path, kill_at: Any, overwrite: bool) -> None:
     """Wherever it is stopped, what was at its place before is whole, and the next run makes the very same files."""
-    old = flags(tiny, texts, prune_method="magnitude", sparsity_ratio=0.3)
-    given = flags(tiny, texts, prune_method="magnitude", overwrite=overwrite)
-    reference = tmp_path / "reference"
-    assert run_classic(capsys, [*given, "--save_model", str(reference)]).status == 0
-    expected, number, steps = contents(reference), 0, ["-"]
-    while steps:
-        number += 1
+    model, old = shutil.copytree(tiny, tmp_path / "model"), tmp_path / "old"
+    (model / "more.txt").write_text("a file that the earlier result does not have")
+    assert run_classic(capsys, flags(tiny, texts, prune_method="magnitude", sparsity_ratio=0.3, save_model=old)).status == 0
+    given = flags(model, texts, prune_method="magnitude", overwrite=overwrite)
+
+    def prune(out: Path, number: int, *more: str) -> tuple[list[str], Answer | None]:
+        done = kill_at(number)
+        try:
+            return done, run_classic(capsys, [*given, "--save_model", str(out), *more])
+        except Killed:
+            return list(done), None
+
+    steps, _ = prune(tmp_path / "reference", 0)
+    steps, expected = list(steps), contents(tmp_path / "reference")
+    first = next(i for i, step in enumerate(steps) if step.startswith("chmod"))
+    for number in range(first if overwrite else 1, len(steps) + 20):  # before the files are put in place both are alike
         out = tmp_path / f"out-{number}"
-        kill_at(0)
         if overwrite:
-            assert run_classic(capsys, [*old, "--save_model", str(out)]).status == 0
-        steps = kill_at(number)
-        with contextlib.suppress(Killed):
-            run_classic(capsys, [*given, "--save_model", str(out)])
-            steps = []
-        stopped = kill_at(0)
-        answer = run_classic(capsys, [*given, "--save_model", str(out), "--resume"])
-        assert answer.status == 0, f"{stopped}: {answer.err}"
-        assert contents(out) == expected, stopped
-        assert not partial(out).exists() or not any(partial(out).iterdir()), stopped
+            shutil.copytree(old, out)
+        done, answer = prune(out, number)
+        if answer is not None:
+            break
+        whole = check_remains(out)
+        _, answer = prune(out, 0, "--resume")
+        assert answer is not None
+        assert answer.status == 0, f"{done[-1]}: {answer.err}"
+        assert not (whole and "pruning" in answer.err.splitlines()), f"{done[-1]}: all was there, and was made again"
+        assert contents(out) == expected, done[-1]
+        assert not partial(out).exists() or not any(partial(out).iterdir()), done[-1]
         shutil.rmtree(out)
-    assert number > 30, "hardly anything was done to files"
+    assert number > first + 10, "hardly anything was done to files"
+    assert answer is not None
+
+
+def test_nothing_gets_its_name_before_it_is_on_the_disk(run: Run, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a loss of power a file is there whole or not at all, and before any that was written later."""
+    log: list[str] = []
+    sync, replace, rename = writer._sync, Path.replace, Path.rename
+    monkeypatch.setattr(writer, "_sync", lambda path: (log.append(f"sync {path.name}"), sync(path))[1])
+    monkeypatch.setattr(Path, "replace", lambda path, to: (log.append(f"name {path.name}"), replace(path, to))[1])
+    monkeypatch.setattr(Path, "rename", lambda path, to: (log.append(f"publish {path.name}"), rename(path, to))[1])
+    run(tiny, save_model=tmp_path / "out", prune_barber=True)
+    place = partial(tmp_path / "out").name
+    named = [i for i, what in enumerate(log) if what.startswith("name ") and not what.endswith("unfinished.json.writing")]
+    assert len(named) > 10
+    for i in named:
+        assert log[i].endswith(DRAFT)
+        assert log[i - 1 : i + 2] == [log[i].replace("name", "sync"), log[i], f"sync {place}"]
+    assert log[-2:] == [f"publish {place}", f"sync {tmp_path.name}"]
+    assert {f"sync {path.name}" for path in (tmp_path / "out").iterdir()} <= set(log[named[-1] :])
+
+
+def test_a_second_run_is_refused_while_the_first_one_is_at_work(
+    forks: Forks, deep: Path, texts: Texts, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, log = tmp_path / "out", tmp_path / "log"
+    pid = forks.start(flags(deep, texts, **BARBER, save_model=out), log)
+    while not (partial(out) / STATE).exists():
+        time.sleep(0.001)
+    os.kill(pid, signal.SIGSTOP)
+    before = contents(partial(out))
+    for more in ({}, {"resume": True}, {"overwrite": True}):
+        answer = run_classic(capsys, flags(deep, texts, **BARBER, save_model=out, **more))
+        assert answer.status == 2
+        assert f"--save_model {out}: another autoprune run is writing there; wait for it" in answer.err
+    assert contents(partial(out)) == before
+    os.kill(pid, signal.SIGCONT)
+    assert forks.wait() == 0, log.read_text()
+    assert (out / MANIFEST).is_file()

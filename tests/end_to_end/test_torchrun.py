@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from end_to_end.rank_program import COMMON, SAMPLES, WAYS, ways
-from end_to_end.tiny import BLOCKS, Texts, contents, flags, tensors
+from end_to_end.tiny import BLOCKS, Texts, contents, flags, run_classic, tensors
 
 PROGRAM = Path(__file__).with_name("rank_program.py")
 ROOT = PROGRAM.parents[2]
@@ -96,7 +96,9 @@ def test_an_error_on_one_process_ends_all_of_them(name: str, first: str, second:
     assert notes(together, 1)["errors"][name].startswith(second)
 
 
-def test_a_process_that_dies_ends_the_run_which_can_be_resumed(tiny: Path, texts: Texts, alone: Path, tmp_path: Path) -> None:
+def test_a_process_that_dies_ends_the_run_which_can_be_resumed(
+    tiny: Path, texts: Texts, alone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     given = flags(tiny, texts, **COMMON, save_model=tmp_path / "out")
     died = torchrun(PROGRAM, "fatal", *given)
     assert died.returncode != 0
@@ -105,6 +107,9 @@ def test_a_process_that_dies_ends_the_run_which_can_be_resumed(tiny: Path, texts
     assert "--resume goes on" in died.stderr
     assert not (tmp_path / "out").exists()
     assert len(list(tmp_path.glob(".out.*/journal-block-*"))) == 1
+    answer = run_classic(capsys, [*given, "--resume"])
+    assert answer.status == 2
+    assert "here.ranks was 2 and is 1" in answer.err
     resumed = torchrun(ROOT / "main.py", *given, "--resume")
     assert resumed.returncode == 0, resumed.stderr
     assert f"resuming: 1 of {BLOCKS} blocks are finished" in resumed.stderr

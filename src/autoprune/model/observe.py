@@ -36,7 +36,7 @@ class InputSample:
     def update(self, x: Float[Tensor, "tokens in"]) -> None:
         """Adds a batch of tokens."""
         first = -(self.before + self.seen) % self.stride
-        self.parts.append(x[first :: self.stride].float())
+        self.parts.append(x[first :: self.stride].to(torch.float32, copy=True))  # a view would keep all of x
         self.seen += x.shape[0]
 
     def relative_error(self, dense: Float[Tensor, "out in"], pruned: Float[Tensor, "out in"]) -> float | None:
@@ -91,15 +91,17 @@ class InputObserver:
         self._tokens, self._before = tokens, before
         self._leader: dict[str, InputGroup] = {}
         self._in_this_pass: dict[tuple[Any, ...], tuple[Tensor, InputGroup]] = {}
-        self._watch = Watch(layers, self._seen)
+        self._layers = layers
         self.groups: list[InputGroup] = []
 
     def __enter__(self) -> InputObserver:
+        self._watch = Watch(self._layers, self._seen)
         self._watch.__enter__()
         return self
 
     def __exit__(self, *error: Any) -> None:
         self._watch.__exit__(*error)
+        del self._watch  # it refers to this observer: together they would keep statistics and weights until Python looks for such circles
         self.next_pass()
 
     def next_pass(self) -> None:

@@ -99,6 +99,11 @@ class Workplace:
         with self._draft(name) as draft:
             save_file(tensors, draft, metadata={"format": "pt"})
 
+    def copy(self, name: str, checkpoint: Checkpoint, tensors: Sequence[str]) -> None:
+        """Writes one safetensors file of tensors as another checkpoint holds them, whole or not at all."""
+        with self._draft(name) as draft:
+            checkpoint.copy(tensors, draft)
+
     def shards(self) -> list[dict[str, object]]:
         """Name, size and SHA-256 of every shard written, in order."""
         shards = [self.path / name for name in self.names() if name.endswith(".safetensors")]

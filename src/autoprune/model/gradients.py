@@ -92,13 +92,14 @@ def _observe_gradients(
     parameters = {layer.parameter_name: layer.parameter for layer in sub.layers}
     pruned = {name: parameter.data for name, parameter in parameters.items()}
     total = torch.zeros((), dtype=torch.float64, device=inputs.place.device)
-    with computing_in(work.block.module, dtype, leave=parameters):
-        sparse = {name: data.to(dtype) for name, data in pruned.items()}
+    unused = {layer.parameter_name for other in runner.sub_blocks for layer in other.layers}  # here, by the stubs of the others
+    with computing_in(work.block.module, dtype, leave={*parameters, *unused}):
         dense = {name: work.originals[name].to(dtype) for name in parameters}
-        for i in work.batches(f"gradients {sub.name}"):
+
+        def differ(i: int) -> Tensor:
             call, hidden = inputs.calls.of(i, work.block.index), stream[i].to(dtype)
             earlier = [output[i].to(dtype) for output in outputs[:index]]
-            _put(parameters, sparse)
+            _put(parameters, {name: data.to(dtype) for name, data in pruned.items()})  # for this pass only: a second copy is large
             with torch.no_grad():
                 sparse_output, _ = runner.run(index, call, hidden, earlier)
             _put(parameters, dense)
@@ -106,9 +107,14 @@ def _observe_gradients(
                 dense_output, _ = runner.run(index, call, hidden, earlier)
                 losses = (dense_output.float() - sparse_output.float()).square().flatten(1).mean(1)
                 backward(losses)
-            total += losses.detach().double().sum()
             outputs[index][i] = dense_output
-    _put(parameters, pruned)
+            return losses.detach()
+
+        try:
+            for i in work.batches(f"gradients {sub.name}"):
+                total += differ(i).double().sum()
+        finally:  # a model in memory that is interrupted here keeps its own weights
+            _put(parameters, pruned)
     merge_gradients(inputs.ranks, sub.layers, energies, samples, total)
     for layer in sub.layers:
         if not samples[layer.name].seen and not isinstance(layer, Expert):

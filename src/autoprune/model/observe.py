@@ -91,15 +91,17 @@ class InputObserver:
         self._tokens, self._before = tokens, before
         self._leader: dict[str, InputGroup] = {}
         self._in_this_pass: dict[tuple[Any, ...], tuple[Tensor, InputGroup]] = {}
-        self._watch = Watch(layers, self._seen)
+        self._layers = layers
         self.groups: list[InputGroup] = []
 
     def __enter__(self) -> InputObserver:
+        self._watch = Watch(self._layers, self._seen)
         self._watch.__enter__()
         return self
 
     def __exit__(self, *error: Any) -> None:
         self._watch.__exit__(*error)
+        del self._watch  # it refers to this observer: together they would keep statistics and weights until Python looks for such circles
         self.next_pass()
 
     def next_pass(self) -> None:

@@ -132,8 +132,10 @@ def prune_blocks(
                 if step.stream is not None and step is not passes[-1]:
                     store.passed(number, block, work.solutions)
             store.finish(block, work.solutions)
+            outcomes, sub_blocks = tuple(work.outcomes.values()), tuple(work.sub_blocks)
+            del work  # with it go the dense weights and the patterns, before the next block is loaded
             store.release(block.index)
-            yield BlockResult(block.index, len(blocks), block.name, tuple(work.outcomes.values()), tuple(work.sub_blocks))
+            yield BlockResult(block.index, len(blocks), block.name, outcomes, sub_blocks)
 
 
 def replay_finished(

@@ -186,10 +186,10 @@ def weight_gradients(
     are of: then there is one backward pass for every sample, in which all other samples' rows have no gradient.
     Some of the inputs are kept in ``inputs``, to measure the layer's output error later.
 
-    The weights need no gradient themselves: the outputs of the first layers become leaves, so that autograd
-    carries only what flows between the layers.
+    The weights need no gradient themselves: what flows between the layers begins at the outputs of the first ones.
     """
     mixed = any(isinstance(layer, Expert) for layer in layers)
+    anchor = torch.zeros((), requires_grad=True)
 
     def seen(uses: list[Use], y: Tensor) -> Tensor:
         for use in uses:
@@ -197,7 +197,7 @@ def weight_gradients(
         if not torch.is_grad_enabled():
             return y  # what the block computes without gradients decides something, as a router does; these weights have none
         if not y.requires_grad:
-            y = y.detach().requires_grad_().clone()  # a leaf itself may not be changed in place
+            y = _Beginning.apply(y, anchor)
         y.register_hook(lambda dy: _feed(energies, uses, dy, 1 if mixed else samples))
         return y
 
@@ -208,6 +208,21 @@ def weight_gradients(
 
     with torch.enable_grad(), Watch(layers, seen):
         yield backward
+
+
+class _Beginning(torch.autograd.Function):
+    """The same tensor, from now on with gradients: no leaf, which would gather one of its own and may not be changed in place."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, anchor: Tensor) -> Tensor:
+        """``anchor`` needs a gradient, and so does what depends on it."""
+        ctx.mark_dirty(y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, None]:
+        """Here it ends."""
+        return None, None
 
 
 def _feed(energies: dict[str, GradientEnergy], uses: list[Use], dy: Tensor, samples: int) -> None:

@@ -16,6 +16,7 @@ from autoprune.errors import ModelError
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+CHUNK = 4 * 2**20  # bytes copied at a time
 CONVERSION = (
     "from transformers import AutoModelForCausalLM, AutoTokenizer; "
     "AutoModelForCausalLM.from_pretrained(MODEL).save_pretrained(NEW_DIR); AutoTokenizer.from_pretrained(MODEL).save_pretrained(NEW_DIR)"
@@ -88,6 +89,25 @@ class Checkpoint:
             except (SafetensorError, OSError) as error:
                 raise ModelError(f"{self.directory / file} can't be read: {error}") from error
         return tensors
+
+    def copy(self, names: Iterable[str], path: Path) -> None:
+        """Writes the named tensors into a safetensors file of their own, byte for byte and never a whole tensor in memory."""
+        found, header, end = self._headers(), dict[str, Any](), 0
+        ordered = sorted(names, key=lambda name: (self.shards[name], found[name]["data_offsets"]))
+        for name in ordered:
+            start, stop = found[name]["data_offsets"]
+            header[name] = found[name] | {"data_offsets": [end, end + stop - start]}
+            end += stop - start
+        text = json.dumps({"__metadata__": {"format": "pt"}} | header).encode()
+        text += b" " * (-len(text) % 8)
+        with path.open("wb") as out:
+            out.write(len(text).to_bytes(8, "little") + text)
+            for name in ordered:
+                with (self.directory / self.shards[name]).open("rb") as shard:
+                    start, stop = found[name]["data_offsets"]
+                    shard.seek(8 + int.from_bytes(shard.read(8), "little") + start)
+                    for position in range(start, stop, CHUNK):
+                        out.write(shard.read(min(CHUNK, stop - position)))
 
     def dtypes(self) -> dict[str, str]:
         """Every tensor's dtype in the file format's words (F32, BF16, …)."""

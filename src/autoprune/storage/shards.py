@@ -37,7 +37,7 @@ class CheckpointWriter:
     def finish(self) -> None:
         """Copies the tensors outside the blocks, the model's other files, and writes the index."""
         for number, names in enumerate(self._pieces):
-            self._workplace.save(self._shard(number), self._checkpoint.read(names))
+            self._workplace.copy(self._shard(number), self._checkpoint, names)
         written = Checkpoint.scan(self._workplace.path, [name for name in self._workplace.names() if name.endswith(".safetensors")])
         if missing := set(self._checkpoint.shards) - set(written.shards):
             raise OutputError(f"{self._workplace.target}: tensor {sorted(missing)[0]} of the original was not written; nothing was put in place")

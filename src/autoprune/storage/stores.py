@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from autoprune.core.problem import LayerSolution
 from autoprune.model.anatomy import Anatomy, Block, examine
 from autoprune.storage.ahead import ReadAhead
-from autoprune.storage.memory import return_large_blocks
+from autoprune.storage.memory import return_large_blocks, return_what_is_free
 from autoprune.storage.skeleton import Skeleton
 from autoprune.storage.values import ValueCheck
 
@@ -180,6 +180,7 @@ class CheckpointStore:
         if not self.resident:
             self.skeleton.empty(self.anatomy.blocks[index].module)
             self._loaded.discard(index)
+            return_what_is_free()
 
     def is_loaded(self, index: int) -> bool:
         """Whether the block's weights are in memory."""

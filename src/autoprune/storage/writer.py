@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from autoprune.errors import OutputError
-from autoprune.storage.checkpoint import INDEX, SINGLE
+from autoprune.storage.checkpoint import INDEX, SINGLE, Checkpoint
 from autoprune.storage.placing import INSIDE, MANIFEST, STATE, check_foreign, check_target, listed, put_in_place, settle, sync
 
 LOCK = "in-use.lock"
@@ -109,6 +109,11 @@ class Workplace:
         """Writes one safetensors file, whole or not at all."""
         with self._draft(name) as draft:
             save_file(tensors, draft, metadata={"format": "pt"})
+
+    def copy(self, name: str, checkpoint: Checkpoint, tensors: Sequence[str]) -> None:
+        """Writes one safetensors file of tensors as another checkpoint holds them, whole or not at all."""
+        with self._draft(name) as draft:
+            checkpoint.copy(tensors, draft)
 
     def shards(self) -> list[dict[str, object]]:
         """Name, size and SHA-256 of every shard written, in order."""

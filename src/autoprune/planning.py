@@ -90,12 +90,8 @@ def make_plan(recipe: Recipe, subject: Subject, emit: Emit, *, measure: bool, ra
         emit(Notice(note))
     if subject.context is None and recipe.calibration.seqlen is None:
         emit(Notice(f"the model's configuration names no context length; windows of {DEFAULT_SEQLEN} tokens are used (--seqlen changes that)"))
-    if subject.unplaced:
-        emit(
-            Notice(
-                f"the model has no place for {len(subject.unplaced)} stored tensors, which are copied as they are: {', '.join(subject.unplaced[:3])}"
-            )
-        )
+    if methods and subject.left_alone:
+        emit(Notice(f"the blocks of {subject.store.anatomy.name} are pruned; left as they are: {', '.join(subject.left_alone)}"))
     vocabulary = subject.config.vocab_size
     calibration = ranks.from_first(lambda: _calibration(recipe, subject, seqlen, vocabulary, emit)) if needs_data(recipe, methods) else None
     evaluation = _evaluation(recipe, subject, seqlen, vocabulary, emit) if measure and ranks.first else {}

@@ -71,8 +71,6 @@ def prune_and_write(recipe: Recipe, plan: Plan, directory: Path | None, emit: Em
     if workplace:
         workplace.tidy()
     complete = ranks.from_first(lambda: directory is not None and output.resume and not output.overwrite and (directory / MANIFEST).is_file())
-    if left_alone := run.subject.store.left_alone:
-        emit(Notice(f"the blocks of {run.subject.store.anatomy.name} are pruned; left as they are: {', '.join(left_alone)}"))
     if workplace and not complete:
         looking = sum(method.statistic is not None for method in plan.methods)
         _begin(workplace, run.subject, copies=max(1, looking))  # what each but the last of them leaves is kept until the end

@@ -16,7 +16,7 @@ from autoprune.devices import choose_device
 from autoprune.errors import DataError, ModelError
 from autoprune.recipe import Recipe
 from autoprune.storage.checkpoint import Checkpoint
-from autoprune.storage.complete import check_complete, unplaced
+from autoprune.storage.complete import check_complete
 from autoprune.storage.locate import locate
 from autoprune.storage.skeleton import build_skeleton
 from autoprune.storage.stores import CheckpointStore, MemoryStore
@@ -34,7 +34,7 @@ class Subject:
     store: AnyStore
     checkpoint: Checkpoint | None
     load_tokenizer: Callable[[], PreTrainedTokenizerBase]
-    unplaced: tuple[str, ...] = ()  # stored tensors that the model has no place for
+    left_alone: tuple[str, ...] = ()  # what lies beside the language model, or in its checkpoint alone
 
     @property
     def config(self) -> Any:
@@ -65,8 +65,7 @@ def open_model(recipe: Recipe, *, resident: bool | None) -> Subject:
     skeleton = build_skeleton(checkpoint, options.dtype, choose_device(options.device), trust_remote_code=options.trust_remote_code)
     check_complete(skeleton)
     store = CheckpointStore(skeleton, resident=fits(checkpoint, recipe) if resident is None else resident)
-    extra = unplaced(skeleton, store.anatomy.name, len(store.anatomy.blocks))
-    return Subject(options.model, store, checkpoint, lambda: load_tokenizer(directory, options.trust_remote_code), tuple(extra))
+    return Subject(options.model, store, checkpoint, lambda: load_tokenizer(directory, options.trust_remote_code), store.left_alone)
 
 
 def fits(checkpoint: Checkpoint, recipe: Recipe) -> bool:
@@ -86,7 +85,8 @@ def held_model(model: nn.Module, tokenizer: PreTrainedTokenizerBase | None) -> S
         return tokenizer
 
     model.eval()
-    return Subject(getattr(model, "name_or_path", "") or type(model).__name__, MemoryStore(model), None, given)
+    store = MemoryStore(model)
+    return Subject(getattr(model, "name_or_path", "") or type(model).__name__, store, None, given, store.left_alone)
 
 
 def load_tokenizer(directory: Path, trust_remote_code: bool) -> PreTrainedTokenizerBase:

@@ -44,8 +44,7 @@ def unplaced(skeleton: Skeleton, blocks: str, count: int) -> list[str]:
     Raises: ModelError if whole blocks are among them: then config.json says fewer than there are.
     """
     state = skeleton.model.state_dict()
-    ignored = [re.compile(pattern) for pattern in getattr(skeleton.model, "_keys_to_ignore_on_load_unexpected", None) or ()]
-    extra = [name for name, owner in skeleton.owners.items() if owner not in state and not any(p.search(name) for p in (*ignored, _BUFFERS))]
+    extra = [name for name, owner in skeleton.owners.items() if owner not in state and not _BUFFERS.search(name)]
     parts: dict[int, set[str]] = {}
     for owner in skeleton.owners.values():
         if found := re.match(rf"{re.escape(blocks)}\.(\d+)\.(.+)", owner):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from autoprune.core.problem import LayerSolution
 from autoprune.model.anatomy import Anatomy, Block, examine
 from autoprune.storage.ahead import ReadAhead
+from autoprune.storage.complete import unplaced
 from autoprune.storage.memory import return_large_blocks, return_what_is_free
 from autoprune.storage.skeleton import Skeleton
 from autoprune.storage.values import ValueCheck
@@ -104,20 +106,14 @@ class CheckpointStore:
 
     @property
     def left_alone(self) -> tuple[str, ...]:
-        """What lies beside the language model, such as an image encoder, or in the checkpoint alone; it stays as it is."""
-        unplaced = self._unplaced
-        folders = {name[:end] for name in {*self.skeleton.owners}.difference(unplaced) for end, letter in enumerate(name) if letter == "."}
-        groups: dict[str, int] = {}
-        for name in unplaced:
-            group = _first_outside(name, folders)
-            groups[group] = groups.get(group, 0) + 1
-        return (*beside(self.anatomy), *(f"{group} ({count} tensors that only the checkpoint has)" for group, count in groups.items()))
+        """What lies beside the language model, such as an image encoder, or in the checkpoint alone; it stays as it is.
 
-    @property
-    def _unplaced(self) -> list[str]:
-        """Stored tensors that the model has no place for."""
-        state = self.model.state_dict()
-        return [name for name, owner in self.skeleton.owners.items() if owner not in state]
+        Raises: ModelError if whole blocks are in the checkpoint alone.
+        """
+        extra = unplaced(self.skeleton, self.anatomy.name, len(self.anatomy.blocks))
+        folders = {name[:end] for name in {*self.skeleton.owners}.difference(extra) for end, letter in enumerate(name) if letter == "."}
+        groups = Counter(_first_outside(name, folders) for name in extra)
+        return (*beside(self.anatomy), *(f"{group} ({count} tensors that only the checkpoint has)" for group, count in groups.items()))
 
     def embed(self, ids: Tensor) -> object:
         """Runs ids through the model without its head."""
@@ -196,8 +192,8 @@ class CheckpointStore:
         skip = {id(p) for p in head.parameters()} if head is not None and not with_head else set()
         tied = {id(p) for p in self.model.get_input_embeddings().parameters()}
         state = dict(self.model.named_parameters(remove_duplicate=False))
-        unplaced = set(self._unplaced)
-        wanted = [n for n in self.outside if n not in unplaced and id(state.get(self.skeleton.owners[n])) not in skip - tied]
+        placed = self.model.state_dict().keys()
+        wanted = [n for n in self.outside if self.skeleton.owners[n] in placed and id(state.get(self.skeleton.owners[n])) not in skip - tied]
         self.skeleton.fill(self.skeleton.checkpoint.read(wanted))
         self.model.tie_weights()
         block_modules = {id(m) for block in self.anatomy.blocks for m in block.module.modules()}

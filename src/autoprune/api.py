@@ -134,7 +134,7 @@ def run(
 
 def _evaluated(recipe: Recipe, plan: Plan, row: EvaluationRow, directory: Path | None, emit: Emit) -> EvaluationRow:
     """The row with all that the recipe wants measured, saved where it says."""
-    after = _reopened(recipe, plan.subject, directory)
+    after = _reopened(recipe, plan.subject, directory) if plan.evaluation or recipe.zeroshot.tasks else plan.subject
     notes = Notes(notes_of(recipe, dense=row.pruning is None), resume=recipe.output.resume, emit=emit)
     row = dataclasses.replace(row, perplexity=measured(plan, after, notes, emit), zeroshot=accuracy(recipe, plan, after, emit))
     save_row(recipe, row)

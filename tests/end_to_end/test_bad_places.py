@@ -143,7 +143,7 @@ def spoil(monkeypatch: pytest.MonkeyPatch) -> Spoil:
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-@pytest.mark.parametrize(("name", "at"), [("save_file", 1), ("save_file", 2), ("save_file", 3), ("sync", 1), ("sync", 5)])
+@pytest.mark.parametrize(("name", "at"), [("save_file", 1), ("save_file", 2), ("sync", 1), ("sync", 3), ("sync", 5)])
 def test_disk_that_fills_up(capsys: pytest.CaptureFixture[str], texts: Texts, tiny: Path, tmp_path: Path, spoil: Spoil, name: str, at: int) -> None:
     """Whatever was there before is there as it was; of the new result only what can be resumed is, beside it."""
     out = tmp_path / "out"

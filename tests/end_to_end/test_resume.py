@@ -17,7 +17,7 @@ import pytest
 from safetensors.torch import load_file
 
 from autoprune import pruning
-from autoprune.storage import writer
+from autoprune.storage import placing, writer
 from autoprune.storage.writer import DRAFT, JOURNAL, MANIFEST, STATE
 from end_to_end.conftest import Run
 from end_to_end.forks import Forks
@@ -189,8 +189,9 @@ def test_stopped_at_every_file(capsys: pytest.CaptureFixture[str], texts: Texts,
 def test_nothing_gets_its_name_before_it_is_on_the_disk(run: Run, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """After a loss of power a file is there whole or not at all, and before any that was written later."""
     log: list[str] = []
-    sync, replace, rename = writer._sync, Path.replace, Path.rename
-    monkeypatch.setattr(writer, "_sync", lambda path: (log.append(f"sync {path.name}"), sync(path))[1])
+    sync, replace, rename = writer.sync, Path.replace, Path.rename
+    for module in (writer, placing):
+        monkeypatch.setattr(module, "sync", lambda path: (log.append(f"sync {path.name}"), sync(path))[1])
     monkeypatch.setattr(Path, "replace", lambda path, to: (log.append(f"name {path.name}"), replace(path, to))[1])
     monkeypatch.setattr(Path, "rename", lambda path, to: (log.append(f"publish {path.name}"), rename(path, to))[1])
     run(tiny, save_model=tmp_path / "out", prune_barber=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import math
 import shutil
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -114,3 +116,35 @@ def test_perplexity_is_that_of_a_plain_loop(realdata: Path, tmp_path: Path) -> N
     assert ours.perplexity == pytest.approx(plain, rel=1e-6)
     size = len(text.encode()) * ours.tokens / ours.provenance["tokens"]
     assert ours.provenance["bits_per_byte"] == pytest.approx(math.log2(ours.perplexity) * ours.windows * 511 / size, rel=0.02)
+
+
+PUBLISHED = [  # of the authors' programs, on the recorded calibration tokens
+    ({"prune_method": "magnitude"}, 41.9),
+    ({"prune_method": "wanda"}, 18.4),
+    ({"prune_method": "sparsegpt"}, 18.8),
+    ({"prune_method": "wanda", "prune_barber": True, "prune_granularity": "block", "threshold": 0.1}, 13.2),
+    ({"prune_method": "wanda", "prune_barber": True, "prune_granularity": "layer", "threshold": 0.1}, 14.5),
+    ({"prune_method": "wanda", "prune_barber": True, "prune_granularity": "output1", "threshold": 0.1}, 17.5),
+]
+
+
+@pytest.fixture(scope="module")
+def last_stories(realdata: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The first 64 windows of 128 tokens of the last 150 stories joined by newlines."""
+    lines = (realdata / "text/tinystories/stories.jsonl").read_text(encoding="utf-8").splitlines()[-150:]
+    text = "\n".join(next(iter(json.loads(line).values())) for line in lines)
+    ids = AutoTokenizer.from_pretrained(realdata / "stories260K")(text, verbose=False)["input_ids"][: 64 * 128]
+    path = tmp_path_factory.mktemp("stories") / "last.safetensors"
+    save_file({"input_ids": torch.tensor(ids).view(64, 128)}, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("options", "published"), [({"sparsity_ratio": 0}, 4.24), *PUBLISHED], ids=lambda value: str(value) if isinstance(value, float) else ""
+)
+def test_perplexities_are_those_of_the_authors_programs(
+    realdata: Path, shared: Path, last_stories: Path, options: dict[str, Any], published: float
+) -> None:
+    texts = {"calibration_data": shared / "goldens/stories260K/calibration.safetensors", "eval_data": last_stories, "nsamples": 32, "seqlen": 128}
+    result = autoprune.prune(realdata / "stories260K", **{"sparsity_ratio": 0.5, **options, **texts})
+    assert result.perplexity["last.safetensors"] == pytest.approx(published, rel=0.02)

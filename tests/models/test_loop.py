@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from autoprune.checking import check_model, check_values
 from autoprune.core.statistics import InputNorm
 from autoprune.errors import ModelError, NumericsError
+from autoprune.methods.barber import Barber
 from autoprune.methods.magnitude import Magnitude
 from autoprune.methods.wanda import Wanda
 from autoprune.model.anatomy import examine
@@ -135,3 +136,20 @@ def test_a_block_that_was_read_ahead_is_the_same(tmp_path: Path) -> None:
     prune(store, (Wanda(), BARBER), tiny_ids())
     assert taken == [1]
     assert usual.keys() == ahead.keys() and all(torch.equal(usual[name], ahead[name]) for name in usual)
+
+
+@pytest.mark.parametrize("granularity", ["block", "layer", "output1", "input1"])
+def test_zeros_of_the_dense_model_are_no_survivors(granularity: str) -> None:
+    """Padded rows are zero before anything is pruned: an exchange that dropped them would give up sparsity for nothing."""
+    model = tiny_model("llama").requires_grad_(False)
+    for layer in model.model.layers:
+        layer.mlp.gate_proj.weight[:16] = 0
+    store = MemoryStore(model)
+    first = prune(store, (Wanda(),), tiny_ids())
+    zeros = sum(layer.zeros for result in first for layer in result.layers)
+    again = tiny_model("llama").requires_grad_(False)
+    for layer in again.model.layers:
+        layer.mlp.gate_proj.weight[:16] = 0
+    second = prune(MemoryStore(again), (Wanda(), Barber(granularity, 0.5)), tiny_ids())
+    assert sum(sub.exchanged for result in second for sub in result.sub_blocks) > 0
+    assert sum(layer.zeros for result in second for layer in result.layers) == zeros

@@ -36,6 +36,7 @@ from autoprune.model.stream import Place
 from autoprune.storage.manifest import versions
 
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
+CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
 HALF, TWO_FOUR = Unstructured(0.5), SemiStructured(2, 4)
 Work = Callable[[], object]
 
@@ -60,13 +61,14 @@ class Given:
 class TimedBarber(Barber):
     """LLM-Barber that notes the seconds of its exchange."""
 
+    clock: str = "wall"
     seconds: list[float] = field(default_factory=list)
 
     def solve(self, problems: Sequence[LayerProblem]) -> list[LayerSolution]:
         """As Barber: scores, exchange, new patterns."""
-        start = time.perf_counter()
+        start = CLOCKS[self.clock]()
         solutions = super().solve(problems)
-        self.seconds.append(time.perf_counter() - start)
+        self.seconds.append(CLOCKS[self.clock]() - start)
         return solutions
 
 
@@ -96,8 +98,8 @@ class Row:
 class Bench:
     """All phases on one model."""
 
-    def __init__(self, shape: Shape, device: str, runs: int) -> None:
-        self.subject, self.runs = Subject.make(shape, device), runs
+    def __init__(self, shape: Shape, device: str, runs: int, clock: str) -> None:
+        self.subject, self.runs, self._clock = Subject.make(shape, device), runs, clock
         self._ids = torch.randint(shape.vocabulary, (shape.samples, shape.tokens), generator=torch.Generator().manual_seed(1))
 
     def rows(self, only: str) -> Iterator[Row]:
@@ -139,15 +141,17 @@ class Bench:
         return lambda name: self._measured(name, against, goal, bottom, lambda: self._prune(methods, target, at_once))
 
     def _measured(self, name: str, against: str, goal: float, bottom: Work, program: Callable[[], float]) -> Row:
-        self._seconds(bottom)
-        program()  # once each, uncounted
+        if self.runs > 1:  # once each, uncounted
+            self._seconds(bottom)
+            program()
         pairs = [(self._seconds(bottom), program()) for _ in range(self.runs)]
         below, above = zip(*pairs, strict=True)
         return Row(name, against, goal, tuple(p / b for b, p in pairs), statistics.median(above), statistics.median(below))
 
     def _bfloat16(self, name: str) -> Row:
         coarse, exact = ([Given(), Barber("output1", compute_dtype=word)] for word in ("bfloat16", "float32"))
-        self._prune(coarse, HALF)
+        if self.runs > 1:
+            self._prune(coarse, HALF)
         pairs = [(self._prune(coarse, HALF), self._prune(exact, HALF)) for _ in range(self.runs)]
         fast, slow = zip(*pairs, strict=True)
         ratios = tuple(s / f for f, s in pairs)
@@ -157,7 +161,7 @@ class Bench:
         def make(name: str) -> Row:
             shares, spent, whole = [], [], []
             for _ in range(max(1, self.runs // 2)):
-                method = TimedBarber(granularity, 0.1)
+                method = TimedBarber(granularity, 0.1, clock=self._clock)
                 whole.append(self._prune([Given(), method], target))
                 spent.append(sum(method.seconds))
                 shares.append(spent[-1] / whole[-1])
@@ -166,7 +170,7 @@ class Bench:
         return make
 
     def _startup(self, name: str) -> Row:
-        pairs = list(startup_seconds(self.subject.store.model, self._ids, self.runs))
+        pairs = list(startup_seconds(self.subject.store.model, self._ids, self.runs, self._clock))
         below, above = zip(*pairs, strict=True)
         against = "importing torch and transformers, reading the model"
         return Row(name, against, 1.3, tuple(p / b for b, p in pairs), statistics.median(above), statistics.median(below))
@@ -184,11 +188,12 @@ class Bench:
         on_gpu = self.subject.store.device.type == "cuda"
         if on_gpu:
             torch.cuda.synchronize()
-        start = time.perf_counter()
+        now = CLOCKS[self._clock]
+        start = now()
         work()
         if on_gpu:
             torch.cuda.synchronize()
-        return time.perf_counter() - start
+        return now() - start
 
 
 def show(rows: Sequence[Row], console: Console) -> None:
@@ -219,19 +224,28 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="processor: processor time on one thread, for a machine that others use too")
     parser.add_argument("--only", default="", help="phases whose name contains this")
     parser.add_argument("--out", type=Path, help="where the JSON goes (default: benchmarks/results/DEVICE.json; nothing with --only)")
     given = parser.parse_args()
     shape = Shape(given.width, given.ffn, given.blocks, given.heads, given.samples, given.tokens, dtype=getattr(torch, given.dtype))
+    if given.clock == "processor":
+        torch.set_num_threads(1)
     console, rows = Console(width=150), []
-    for row in Bench(shape, given.device, given.runs).rows(given.only):
+    for row in Bench(shape, given.device, given.runs, given.clock).rows(given.only):
         rows.append(row)
         print(f"{row.phase}: {row.ratio:.3g}", file=sys.stderr, flush=True)
     show(rows, console)
     out = given.out or (None if given.only else Path(__file__).parent / "results" / f"{given.device}.json")
     if out:
         out.parent.mkdir(parents=True, exist_ok=True)
-        facts = {"date": str(date.today()), "machine": machine(), "shape": {**asdict(shape), "dtype": given.dtype}, "runs": given.runs}
+        facts = {
+            "date": str(date.today()),
+            "machine": machine(),
+            "shape": {**asdict(shape), "dtype": given.dtype},
+            "runs": given.runs,
+            "clock": given.clock,
+        }
         lines = [asdict(row) | {"ratio": row.ratio, "met": row.met} for row in rows]
         out.write_text(json.dumps({**facts, "rows": lines}, indent=2) + "\n", encoding="utf-8")
         console.print(f"written to {out}")
@@ -241,7 +255,13 @@ def main() -> None:
 
 def publish(rows: Sequence[Row], facts: dict[str, object]) -> None:
     """Puts the table into docs/performance.md."""
-    lines = [f"Measured on {facts['date']}, medians of {facts['runs']}:", "", "| phase | floor | ratio | spread | aim |", "|---|---|---:|---:|---|"]
+    clock = "" if facts["clock"] == "wall" else ", in processor time on one thread"
+    lines = [
+        f"Measured on {facts['date']}, medians of {facts['runs']}{clock}:",
+        "",
+        "| phase | floor | ratio | spread | aim |",
+        "|---|---|---:|---:|---|",
+    ]
     for row in rows:
         aim = f"{'≥' if row.at_least else '≤'} {row.goal:g}" + ("" if row.met else ", missed")
         lines.append(f"| {row.phase} | {row.against} | {row.ratio:.3g} | {min(row.ratios):.3g} to {max(row.ratios):.3g} | {aim} |")

@@ -29,7 +29,7 @@ def provenance(recipe: Recipe, model: dict[str, Any], calibration: dict[str, Any
 
 
 def manifest(about: dict[str, Any], summary: PruningSummary, shards: list[dict[str, object]], written: list[str]) -> str:
-    """The text of ``autoprune.json``; no times and no paths, so that it is the same for the same run."""
+    """The text of ``autoprune.json``; no times and no places of output or caches, so that it is the same for the same run."""
     layers = [to_jsonable(layer) | {"sparsity": round(layer.sparsity, 6)} for layer in summary.layers]
     document = {
         "format": 1,

@@ -18,6 +18,7 @@ from autoprune.recipe import Recipe
 from autoprune.storage.checkpoint import Checkpoint
 from autoprune.storage.complete import check_complete
 from autoprune.storage.locate import locate
+from autoprune.storage.memory import return_large_blocks
 from autoprune.storage.skeleton import build_skeleton
 from autoprune.storage.stores import CheckpointStore, MemoryStore
 
@@ -62,6 +63,8 @@ def open_model(recipe: Recipe, *, resident: bool | None) -> Subject:
     options = recipe.model
     directory = locate(options.model, options.cache_dir)
     checkpoint = Checkpoint.open(directory)
+    if not resident:
+        return_large_blocks()  # first, for while the model is built its weights are allocated too, each for a moment
     skeleton = build_skeleton(checkpoint, options.dtype, choose_device(options.device), trust_remote_code=options.trust_remote_code)
     check_complete(skeleton)
     store = CheckpointStore(skeleton, resident=fits(checkpoint, recipe) if resident is None else resident)

@@ -14,7 +14,7 @@ from autoprune.core.problem import LayerSolution
 from autoprune.model.anatomy import Anatomy, Block, examine
 from autoprune.storage.ahead import ReadAhead
 from autoprune.storage.complete import unplaced
-from autoprune.storage.memory import return_large_blocks, return_what_is_free
+from autoprune.storage.memory import return_what_is_free
 from autoprune.storage.skeleton import Skeleton
 from autoprune.storage.values import ValueCheck
 
@@ -81,8 +81,6 @@ class CheckpointStore:
         self._loaded: set[int] = set()
         self._stored: dict[str, Tensor] = {}
         self._ahead = ReadAhead(skeleton.checkpoint) if self.device.type == "cuda" and not resident else None
-        if not resident:
-            return_large_blocks()
         self._load_outside(with_head=resident)
 
     def write_to(self, write: Writer, keep_pass: PassWriter) -> None:

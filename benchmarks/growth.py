@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import asdict, dataclass, replace
+from datetime import date
 from pathlib import Path
 
 import matplotlib
@@ -20,12 +21,17 @@ matplotlib.use("Agg")
 import torch
 from make_checkpoint import write
 from matplotlib import pyplot
+from run import machine, publish
 from safetensors.torch import save_file
 from transformers import LlamaConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 VOCABULARY, TOKENS = 4096, 256
-BEGIN, END = "<!-- growth:begin -->", "<!-- growth:end -->"
+RUN = """
+import json, sys, autoprune
+result = autoprune.prune(sys.argv[1], **json.loads(sys.argv[2]))
+open(sys.argv[3], "w").write(str(result.summary.seconds["prune"]))
+"""
 UNITS = {"seconds": "seconds a block", "peak": "peak memory, MiB"}
 
 
@@ -46,7 +52,7 @@ AXES = {"blocks": (4, 8, 16, 32), "width": (256, 512, 768, 1024), "samples": (8,
 
 def measured(point: Point, folder: Path) -> Point:
     """Makes the model, prunes it in a process of its own, and takes seconds and peak memory."""
-    model, tokens, out = folder / "model", folder / "tokens.safetensors", folder / "out"
+    model, tokens = folder / "model", folder / "tokens.safetensors"
     config = LlamaConfig(
         hidden_size=point.width,
         intermediate_size=point.width * 11 // 4,
@@ -56,20 +62,18 @@ def measured(point: Point, folder: Path) -> Point:
         vocab_size=VOCABULARY,
         max_position_embeddings=TOKENS,
         architectures=["LlamaForCausalLM"],
-        dtype="float32",
+        dtype="bfloat16",
     )
     write(config, model, 1)
     save_file({"input_ids": torch.randint(VOCABULARY, (point.samples, TOKENS), generator=torch.Generator().manual_seed(1))}, tokens)
-    flags = ["--model", model, "--calibration_data", tokens, "--nsamples", point.samples, "--seqlen", TOKENS, "--sparsity_ratio", 0.5]
-    flags += ["--prune_barber", "--prune_granularity", "layer", "--threshold", 0.1, "--dtype", "float32", "--batch_size", 8]
-    flags += ["--save_model", out, "--overwrite", "--save_ppl", folder / "ppl", "--eval_data", tokens, "--quiet"]
-    process = subprocess.Popen([sys.executable, str(ROOT / "main.py"), *map(str, flags)])
+    options = {"calibration_data": str(tokens), "nsamples": point.samples, "seqlen": TOKENS, "sparsity_ratio": 0.5, "prune_barber": True}
+    options |= {"prune_granularity": "layer", "threshold": 0.1, "batch_size": 8, "save_model": str(folder / "out")}
+    process = subprocess.Popen([sys.executable, "-c", RUN, str(model), json.dumps(options), str(folder / "seconds")])
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise SystemExit(f"the run of {point} failed")
-    (report,) = (folder / "ppl").glob("*.json")
-    seconds = json.loads(report.read_text(encoding="utf-8"))["pruning"]["seconds"]["prune"] / point.blocks
+    seconds = float((folder / "seconds").read_text(encoding="utf-8")) / point.blocks
     return replace(point, seconds=seconds, peak=usage.ru_maxrss / (1 if sys.platform == "darwin" else 2**10))
 
 
@@ -81,7 +85,7 @@ def draw(points: dict[str, list[Point]], path: Path) -> None:
         for row, (value, unit) in enumerate(UNITS.items()):
             plot = axes[row][column]
             plot.plot(x, [getattr(point, value) for point in line], marker="o", color="#0072B2", linewidth=2)
-            plot.set_ylim(bottom=0)
+            plot.set_ylim(0, 1.15 * max(getattr(point, value) for point in line))
             plot.set_xticks(x)
             plot.grid(alpha=0.3)
             plot.spines[["top", "right"]].set_visible(False)
@@ -111,12 +115,10 @@ def main() -> None:
                 points.setdefault(axis, []).append(measured(replace(BASE, **{axis: value}), Path(folder)))
             print(points[axis][-1], flush=True)
     draw(points, ROOT / "img" / "growth.png")
-    record = {axis: [asdict(point) for point in line] for axis, line in points.items()}
+    found = {axis: [asdict(point) for point in line] for axis, line in points.items()}
+    record = {"date": str(date.today()), "machine": machine(), "points": found}
     (ROOT / "benchmarks" / "results" / "growth.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    page = ROOT / "docs" / "scale.md"
-    before, rest = page.read_text(encoding="utf-8").split(BEGIN)
-    after = rest.split(END)[1]
-    page.write_text(f"{before}{BEGIN}\n{table(points)}\n{END}{after}", encoding="utf-8")
+    publish(table(points), "growth", "scale.md")
 
 
 if __name__ == "__main__":

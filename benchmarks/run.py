@@ -12,7 +12,7 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import date
 from pathlib import Path
@@ -35,7 +35,6 @@ from autoprune.model.pipeline import Pass, prepare_inputs, prune_blocks
 from autoprune.model.stream import Place
 from autoprune.storage.manifest import versions
 
-BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
 HALF, TWO_FOUR = Unstructured(0.5), SemiStructured(2, 4)
 Work = Callable[[], object]
@@ -246,17 +245,17 @@ def main() -> None:
             "runs": given.runs,
             "clock": given.clock,
         }
-        lines = [asdict(row) | {"ratio": row.ratio, "met": row.met} for row in rows]
-        out.write_text(json.dumps({**facts, "rows": lines}, indent=2) + "\n", encoding="utf-8")
+        found = [asdict(row) | {"ratio": row.ratio, "met": row.met} for row in rows]
+        out.write_text(json.dumps({**facts, "rows": found}, indent=2) + "\n", encoding="utf-8")
         console.print(f"written to {out}")
     if out and not given.out and given.device == "cpu":
-        publish(rows, facts)
+        publish(lines(rows, facts), "bench", "performance.md")
 
 
-def publish(rows: Sequence[Row], facts: dict[str, object]) -> None:
-    """Puts the table into docs/performance.md."""
+def lines(rows: Sequence[Row], facts: Mapping[str, object]) -> str:
+    """The table as Markdown."""
     clock = "" if facts["clock"] == "wall" else ", in processor time on one thread"
-    lines = [
+    found = [
         f"Measured on {facts['date']}, medians of {facts['runs']}{clock}:",
         "",
         "| phase | floor | ratio | spread | aim |",
@@ -264,10 +263,16 @@ def publish(rows: Sequence[Row], facts: dict[str, object]) -> None:
     ]
     for row in rows:
         aim = f"{'≥' if row.at_least else '≤'} {row.goal:g}" + ("" if row.met else ", missed")
-        lines.append(f"| {row.phase} | {row.against} | {row.ratio:.3g} | {min(row.ratios):.3g} to {max(row.ratios):.3g} | {aim} |")
-    page = Path(__file__).parent.parent / "docs" / "performance.md"
-    before, rest = page.read_text(encoding="utf-8").split(BEGIN)
-    page.write_text(f"{before}{BEGIN}\n" + "\n".join(lines) + f"\n{END}{rest.split(END)[1]}", encoding="utf-8")
+        found.append(f"| {row.phase} | {row.against} | {row.ratio:.3g} | {min(row.ratios):.3g} to {max(row.ratios):.3g} | {aim} |")
+    return "\n".join(found)
+
+
+def publish(table: str, name: str, page: str) -> None:
+    """Puts a table between its marks on a page of docs/."""
+    path = Path(__file__).parent.parent / "docs" / page
+    before, rest = path.read_text(encoding="utf-8").split(f"<!-- {name}:begin -->")
+    after = rest.split(f"<!-- {name}:end -->")[1]
+    path.write_text(f"{before}<!-- {name}:begin -->\n{table}\n<!-- {name}:end -->{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":

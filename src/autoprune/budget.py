@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ from autoprune.core.problem import Method, Scope
 from autoprune.core.statistics import InputGram
 from autoprune.errors import RecipeError
 from autoprune.model.anatomy import Anatomy, Block
+from autoprune.model.linear import Expert
 
 PROGRAM = 480 * 2**20  # resident memory of the interpreter with its libraries, before any weight
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
@@ -26,40 +28,50 @@ class Shape:
 
     width: int  # of the hidden states
     widest: int  # largest input or output of a layer
-    outside: int  # parameters outside the blocks that calibration needs (the head is not among them)
+    outside: int  # parameters outside the blocks that calibration needs
+    head: int  # parameters that only evaluation needs besides: the head's, where they are not the embedding's
+    vocabulary: int
     block: int  # parameters of the largest block
     sub_block: int  # weights of the largest sub-block
-    group: int  # weights of the largest set of layers that may share an input
+    sub_blocks: int  # how many a block has
+    layer: int  # weights of the largest layer
+    gram: int  # numbers in the largest layer's Gram
+    grams: int  # numbers in the Grams of all input groups of a block
     stored: int  # bytes of one stored weight
     running: int  # bytes of one number in the forward passes
-    copies: int  # 1 if blocks run on the weights as they are stored, 2 if they are cast or moved first
+    copies: int  # 1 if blocks run on the weights as they are stored, 2 if they are cast, moved, or (experts) fused first
 
     @classmethod
-    def of(cls, anatomy: Anatomy, *, outside: int, stored: int, running: int, moved: bool) -> Shape:
+    def of(cls, anatomy: Anatomy, *, outside: int, head: int, stored: int, running: int, moved: bool) -> Shape:
         """Reads the counts off a model, whose weights may be on the meta device."""
         largest = max(anatomy.blocks, key=lambda block: block.parameters)
-        shapes = [layer.shape for block in anatomy.blocks for layer in block.layers]
+        layers = [layer for block in anatomy.blocks for layer in block.layers]
         width = getattr(anatomy.model.config.get_text_config(), "hidden_size", 0) or largest.layers[0].shape[1]  # type: ignore[union-attr, operator]
         return cls(
-            width,
-            max(max(shape) for shape in shapes),
-            outside,
-            largest.parameters,
-            max(_sub_blocks(largest).values()),
-            max(_groups(largest).values()),
-            stored,
-            running,
-            2 if moved or running != stored else 1,
+            width=width,
+            widest=max(max(layer.shape) for layer in layers),
+            outside=outside,
+            head=head,
+            vocabulary=anatomy.model.config.get_text_config().vocab_size,  # type: ignore[union-attr, operator]
+            block=largest.parameters,
+            sub_block=max(_sub_blocks(largest).values()),
+            sub_blocks=len(_sub_blocks(largest)),
+            layer=max(layer.count for layer in layers),
+            gram=max(layer.shape[1] ** 2 for layer in layers),
+            grams=max(_grams(block) for block in anatomy.blocks),
+            stored=stored,
+            running=running,
+            copies=2 if moved or running != stored or anatomy.has_experts else 1,
         )
 
 
 def shape_of(model: Any, anatomy: Anatomy, stored: torch.dtype, *, moved: bool) -> Shape:
     """The shape of a model whose weights may be on the meta device; the head counts only where it is the embedding."""
-    head = model.get_output_embeddings()
-    tied = head is not None and any(p is q for p in head.parameters() for q in model.get_input_embeddings().parameters())
-    outside = sum(p.numel() for p in model.parameters()) - sum(block.parameters for block in anatomy.blocks)
-    outside -= 0 if head is None or tied else sum(p.numel() for p in head.parameters())
-    return Shape.of(anatomy, outside=outside, stored=stored.itemsize, running=model.dtype.itemsize, moved=moved)
+    module = model.get_output_embeddings()
+    tied = module is not None and any(p is q for p in module.parameters() for q in model.get_input_embeddings().parameters())
+    head = 0 if module is None or tied else sum(p.numel() for p in module.parameters())
+    outside = sum(p.numel() for p in model.parameters()) - sum(block.parameters for block in anatomy.blocks) - head
+    return Shape.of(anatomy, outside=outside, head=head, stored=stored.itemsize, running=model.dtype.itemsize, moved=moved)
 
 
 @dataclass(frozen=True)
@@ -72,9 +84,22 @@ class Layout:
 
 
 @dataclass(frozen=True)
-class Need:
-    """Bytes of each part at the peak."""
+class Load:
+    """What a run sends through the model: calibration windows while it prunes, the windows of the longest text while it evaluates."""
 
+    samples: int = 0
+    tokens: int = 1
+    evaluated: int = 0  # windows
+    evaluated_tokens: int = 1
+    models: int = 1  # that are open while it prunes: 2 with --pruned_model
+    held: int = 0  # bytes of a model that is in memory as a whole while it is evaluated; 0 if it is run block by block
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes of each part at the peak of a phase."""
+
+    phase: str
     program: int
     outside: int
     weights: int
@@ -84,43 +109,36 @@ class Need:
     @property
     def total(self) -> int:
         """All parts together."""
-        return sum(dataclasses.astuple(self))
+        return self.program + self.outside + self.weights + self.hidden + self.work
 
 
-def need_of(shape: Shape, methods: Sequence[Method], layout: Layout, *, samples: int, tokens: int) -> Need:
-    """Peak resident memory of a streamed run: one block at a time, hidden states of ``samples`` windows of ``tokens``."""
-    rebuilds = any(method.scope is Scope.SUB_BLOCK for method in methods)
-    looking = sum(method.statistic is not None for method in methods)
-    stream = samples * tokens * shape.width * shape.running
-    streams = looking + (2 if rebuilds else 0)  # LLM-Barber keeps the outputs of up to two sub-blocks beside its own stream
-    weights = shape.block * (shape.stored * 2 + (shape.copies - 1) * shape.running)
-    together = samples if layout.at_once else layout.batch
-    work = max(_solving(shape, methods), _rebuilding(shape, layout, tokens) if rebuilds else 0, _forward(shape, together, tokens))
-    return Need(PROGRAM, shape.outside * shape.stored, weights, 0 if layout.activations == "disk" else stream * streams, work)
+def need_of(shape: Shape, methods: Sequence[Method], layout: Layout, load: Load) -> Need:
+    """Peak resident memory of a streamed run, in whichever of its phases needs more."""
+    phases = [_opening(shape)]
+    if load.evaluated:
+        phases.append(_evaluation(shape, layout, load))
+    if methods:
+        phases.append(_pruning(shape, methods, layout, load))
+    return max(phases, key=lambda need: need.total)
 
 
-def choose_layout(
-    shape: Shape, methods: Sequence[Method], *, samples: int, tokens: int, wanted: Layout, fixed_place: bool, budget: int | None
-) -> tuple[Layout, Need]:
+def choose_layout(shape: Shape, methods: Sequence[Method], load: Load, *, wanted: Layout, fixed_place: bool, budget: int) -> tuple[Layout, Need]:
     """The wanted layout if it fits the budget, else the nearest one that does: smaller batches, then hidden states on disk.
 
     Raises: RecipeError saying what the most frugal layout needs, if nothing fits.
     """
     places = [wanted.activations] if fixed_place or wanted.activations == "disk" else [wanted.activations, "disk"]
-    batches = [wanted.batch >> shift for shift in range(wanted.batch.bit_length())]
-    need = need_of(shape, methods, wanted, samples=samples, tokens=tokens)
-    if budget is None:
-        return wanted, need
     for place in places:
-        for batch in batches:
+        for batch in (wanted.batch >> shift for shift in range(wanted.batch.bit_length())):
             layout = dataclasses.replace(wanted, batch=batch, activations=place)
-            need = need_of(shape, methods, layout, samples=samples, tokens=tokens)
+            need = need_of(shape, methods, layout, load)
             if need.total <= budget:
                 return layout, need
+    how = "all windows at a time (--true_sequential)" if layout.at_once and need.phase == "pruning" else "one window at a time"
     raise RecipeError(
-        f"--memory {human(budget)} is not enough: even one window at a time with hidden states on {places[-1]} needs about {human(need.total)} "
-        f"({human(need.program)} program, {human(need.outside)} embeddings, {human(need.weights)} one block, {human(need.work)} work); "
-        "give more memory, shorter windows (--seqlen), or a method that needs less"
+        f"--memory {human(budget)} is not enough: even {how} with hidden states on {places[-1]} {need.phase} needs about {human(need.total)} "
+        f"({human(need.program)} program, {human(need.outside)} embeddings, {human(need.weights)} weights, {human(need.hidden)} hidden states, "
+        f"{human(need.work)} work); give more memory, shorter windows (--seqlen), or a method that needs less"
     )
 
 
@@ -141,36 +159,73 @@ def human(size: float) -> str:
     return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
 
 
-def _forward(shape: Shape, batch: int, tokens: int) -> int:
-    """Activations inside a block: hidden states and residual, a few of the widest tensors."""
-    return batch * tokens * (6 * shape.width + 3 * shape.widest) * shape.running
+def _opening(shape: Shape) -> Need:
+    """Embeddings and head are read, one after the other: what is read lies in memory twice, as the file and as a tensor."""
+    return Need("opening the model", PROGRAM, shape.outside * shape.running, 0, 0, 2 * max(shape.outside, shape.head) * shape.stored)
 
 
-def _solving(shape: Shape, methods: Sequence[Method]) -> int:
-    """Weights of a group in float32 with scores and patterns; for SparseGPT the Gram and its factors too."""
+def _pruning(shape: Shape, methods: Sequence[Method], layout: Layout, load: Load) -> Need:
+    """One block at a time. Counted are the tensors that are there at once when most of them are; benchmarks/memory.py compares with real runs."""
+    rebuilds = any(method.scope is Scope.SUB_BLOCK for method in methods)
     gram = any(method.statistic is InputGram for method in methods)
-    return shape.group * FLOAT * (5 if gram else 4) + (4 * shape.widest**2 * FLOAT if gram else 0)
+    looking = sum(method.statistic is not None for method in methods)
+    numbers = load.samples * load.tokens * shape.width
+    # LLM-Barber keeps the outputs of all sub-blocks beside the hidden states of its own.
+    hidden = numbers * shape.running * (looking + (shape.sub_blocks if rebuilds else 0))
+    # As stored, as they run, pruned, the pattern, and SparseGPT's new ones, which wait to be written.
+    weights = shape.block * (shape.stored * (load.models + gram) + (shape.copies - 1) * shape.running + shape.running + 1)
+    pairs = load.samples * load.tokens**2 if layout.at_once else 0  # who may look at whom, for models that keep a table of it
+    work = max(
+        _forward(shape, (load.samples if layout.at_once else layout.batch) * load.tokens) + pairs,
+        _solving(shape, gram),
+        shape.block * (shape.copies + shape.stored),  # the pattern and the result, laid out as they are stored
+        _rebuilding(shape, layout.batch * load.tokens) if rebuilds else 0,
+    )
+    outside = shape.outside * shape.running * load.models
+    return Need("pruning", PROGRAM, outside, weights, 0 if layout.activations == "disk" else hidden, work)
 
 
-def _rebuilding(shape: Shape, layout: Layout, tokens: int) -> int:
-    """Dense, pruned, energy, gradient and score of a sub-block in float32; the rest of the block in float32; its activations."""
-    cast = shape.block * FLOAT if shape.running != FLOAT else 0
-    activations = layout.batch * tokens * (12 * shape.width + 8 * shape.widest) * FLOAT
-    return 5 * shape.sub_block * FLOAT + cast + activations
+def _evaluation(shape: Shape, layout: Layout, load: Load) -> Need:
+    """The whole model or one block at a time, and the logits of one forward pass: those of one window in float32 besides, twice."""
+    weights = load.held or shape.block * (shape.stored + (shape.copies - 1) * shape.running)
+    outside = 0 if load.held else (shape.outside + shape.head) * shape.running
+    hidden = 0 if load.held or layout.activations == "disk" else load.evaluated * load.evaluated_tokens * shape.width * shape.running
+    logits = load.evaluated_tokens * shape.vocabulary * (layout.batch * shape.running + 2 * FLOAT)
+    return Need("evaluation", PROGRAM, outside, weights, hidden, max(logits, _forward(shape, layout.batch * load.evaluated_tokens)))
+
+
+def _forward(shape: Shape, tokens: int) -> int:
+    """Activations inside a block (hidden states and residual, a few of the widest tensors), and a statistic's view of one in float32."""
+    return tokens * ((6 * shape.width + 3 * shape.widest) * shape.running + 2 * shape.widest * FLOAT)
+
+
+def _solving(shape: Shape, gram: bool) -> int:
+    """The largest layer in float32 with scores and what choosing needs; for SparseGPT all Grams, and the largest one's factors."""
+    if not gram:
+        return shape.layer * FLOAT * 5
+    return shape.grams * FLOAT + shape.gram * FLOAT * 4 + shape.layer * FLOAT * 4
+
+
+def _rebuilding(shape: Shape, tokens: int) -> int:
+    """A sub-block in float32, dense and once more pruned, its energies, one layer's gradient, its activations."""
+    casts = 2 if shape.running != FLOAT else 0
+    activations = tokens * (12 * shape.width + 6 * shape.widest) * FLOAT
+    return shape.sub_block * FLOAT + max(shape.sub_block * FLOAT * casts, shape.sub_block * FLOAT * casts // 2 + shape.layer * FLOAT + activations)
 
 
 def _sub_blocks(block: Block) -> dict[str, int]:
-    sums: dict[str, int] = {"": 0}
+    sums: dict[str, int] = {}
     for layer in block.layers:
         name = layer.name.split(".")[0] if "." in layer.name else ""
         sums[name] = sums.get(name, 0) + layer.count
     return sums
 
 
-def _groups(block: Block) -> dict[tuple[str, int], int]:
-    """Layers of one parent and input width together: at least as large as the true input groups."""
-    sums: dict[tuple[str, int], int] = {}
-    for layer in block.layers:
-        key = (layer.name.rpartition(".")[0], layer.shape[1])
-        sums[key] = sums.get(key, 0) + layer.count
-    return sums
+def _grams(block: Block) -> int:
+    """Numbers in the Grams of a block: every expert has its own; of other layers with one parent and width some may share one.
+
+    Which ones is only known when the block runs. As attention's output shares none with its inputs, two are counted.
+    """
+    own = sum(layer.shape[1] ** 2 for layer in block.layers if isinstance(layer, Expert))
+    shared = Counter((layer.name.rpartition(".")[0], layer.shape[1]) for layer in block.layers if not isinstance(layer, Expert))
+    return own + sum(min(count, 2) * features**2 for (_, features), count in shared.items())

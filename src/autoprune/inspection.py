@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from autoprune.budget import Layout, need_of, shape_of
+from autoprune.budget import Layout, Load, need_of, shape_of
 from autoprune.core.problem import Method
 from autoprune.devices import choose_device
 from autoprune.methods import FIRST_PASSES, Barber
@@ -118,9 +118,14 @@ def _stated_dtype(directory: Any, recipe: Recipe) -> torch.dtype:
     return stated if isinstance(stated, torch.dtype) else torch.float16
 
 
+def _probe_tokens(store: Store) -> int:
+    return min(PROBE, context_of(store.anatomy.model.config.get_text_config()) or PROBE)  # type: ignore[union-attr, operator]
+
+
 def _replay(store: Store) -> str:
     vocabulary = store.anatomy.model.config.get_text_config().vocab_size  # type: ignore[union-attr, operator]
-    found = replay_check(store, torch.arange(2 * PROBE).remainder(vocabulary).view(2, PROBE))
+    tokens = _probe_tokens(store)
+    found = replay_check(store, torch.arange(2 * tokens).remainder(vocabulary).view(2, tokens))
     if found.exact:
         return "exact: block by block gives the model's own numbers, bit for bit"
     return f"differs from {found.block} on, by up to {found.difference:.3g}; methods that look at data will refuse this model"
@@ -130,13 +135,13 @@ def _replay(store: Store) -> str:
 def _shared_inputs(store: Store) -> dict[int, list[tuple[str, ...]]]:
     """By block: the names of layers that receive one and the same tensor."""
     vocabulary = store.anatomy.model.config.get_text_config().vocab_size  # type: ignore[union-attr, operator]
-    ids = torch.arange(PROBE).remainder(vocabulary).unsqueeze(0)
+    ids = torch.arange(_probe_tokens(store)).remainder(vocabulary).unsqueeze(0)
     inputs, stream = prepare_inputs(store, ids, 1, Place("cpu", store.device))
     groups: dict[int, list[tuple[str, ...]]] = {}
     with eager_experts(store.anatomy.model):
         for block in store.anatomy.blocks:
             store.load(block.index)
-            observer = InputObserver(block.layers, None, PROBE)
+            observer = InputObserver(block.layers, None, ids.shape[1])
             with observer:
                 stream[0] = inputs.calls.of(0, block.index)(block.module, stream[0])
             store.release(block.index)
@@ -172,7 +177,7 @@ def _costs(model: Any, anatomy: Anatomy, dtype: torch.dtype, recipe: Recipe, seq
     batch = batch_size(recipe, seqlen)
     costs = []
     for name, methods in METHODS.items():
-        here, on_disk = (need_of(shape, methods, Layout(batch, place), samples=samples, tokens=seqlen).total for place in ("cpu", "disk"))
+        here, on_disk = (need_of(shape, methods, Layout(batch, place), Load(samples, seqlen)).total for place in ("cpu", "disk"))
         costs.append(Cost(name, here, on_disk, _clock(_work(anatomy.blocks, methods, samples * seqlen) / speed)))
     return tuple(costs)
 

@@ -25,7 +25,7 @@ def measured(plan: Plan, subject: Subject, notes: Notes, emit: Emit) -> tuple[Pe
 
     Raises: ModelError if the model would have to be run block by block and gave other numbers then.
     """
-    store, place = subject.store, Place("cpu", subject.store.device)
+    store, place = subject.store, Place(plan.layout.activations, subject.store.device)
     if plan.evaluation and not store.resident and plan.calibration is None:  # else the replay check was made before pruning
         check_replay(subject, next(iter(plan.evaluation.values())).ids, emit)
     identity = _identity(plan, subject) if plan.evaluation else {}

@@ -129,7 +129,7 @@ class OutputOptions:
     save_zeroshot: str | None = option(None, "measure zero-shot accuracy and write its table and JSON here", metavar="DIR", place=True)
     delete: bool = option(False, "remove the checkpoint that this run wrote, after the evaluations")
     resume: bool = option(False, "go on with an unfinished run of the same command at its last finished block")
-    overwrite: bool = option(False, "replace an earlier autoprune result in --save_model")
+    overwrite: bool = option(False, "replace earlier results: in --save_model, and tables of other settings in --save_ppl and --save_zeroshot")
 
 
 @dataclass(frozen=True)

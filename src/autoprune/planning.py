@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from autoprune.budget import Layout, choose_layout, human, parse_memory, shape_of
+from autoprune.budget import Layout, Load, choose_layout, human, parse_memory, shape_of
 from autoprune.core.problem import Method
-from autoprune.core.sparsity import SemiStructured, Target, Unstructured, reading
+from autoprune.core.sparsity import Target, reading
 from autoprune.data.cache import cached_windows
 from autoprune.data.hub import MIRROR_VARIABLE
 from autoprune.data.texts import parse_source
@@ -30,7 +30,7 @@ from autoprune.storage.manifest import versions
 from autoprune.storage.pruned import GivenPattern, check_ancestry, check_pattern
 from autoprune.storage.skeleton import build_skeleton
 from autoprune.storage.stores import CheckpointStore
-from autoprune.subject import Subject
+from autoprune.subject import Subject, fits
 
 DEFAULT_SEQLEN = 2048
 TOKENIZER_FILES = (
@@ -95,7 +95,8 @@ def make_plan(recipe: Recipe, subject: Subject, emit: Emit, *, measure: bool, ra
     vocabulary = subject.config.vocab_size
     calibration = ranks.from_first(lambda: _calibration(recipe, subject, seqlen, vocabulary, emit)) if needs_data(recipe, methods) else None
     evaluation = _evaluation(recipe, subject, seqlen, vocabulary, emit) if measure and ranks.first else {}
-    layout = _layout(recipe, subject, methods, calibration, emit, batch_size(recipe, seqlen), ranks.count)
+    windows = [calibration, *evaluation.values()]
+    layout = ranks.from_first(lambda: _layout(recipe, subject, methods, windows, emit, batch_size(recipe, seqlen), ranks.count))
     if calibration:
         _check_ranks(len(calibration.ids), layout.batch, ranks.count)
     if calibration and (few := len(torch.unique(calibration.ids, dim=0))) < len(calibration.ids) // 2:
@@ -112,7 +113,9 @@ def _check_ranks(samples: int, batch: int, ranks: int) -> None:
         )
 
 
-def _layout(recipe: Recipe, subject: Subject, methods: tuple[Method, ...], calibration: Windows | None, emit: Emit, batch: int, ranks: int) -> Layout:
+def _layout(
+    recipe: Recipe, subject: Subject, methods: tuple[Method, ...], windows: Sequence[Windows | None], emit: Emit, batch: int, ranks: int
+) -> Layout:
     """Windows per pass and the place of hidden states; with a budget for each process, the nearest to what was asked for that fits.
 
     Raises: RecipeError if nothing fits.
@@ -124,18 +127,34 @@ def _layout(recipe: Recipe, subject: Subject, methods: tuple[Method, ...], calib
     if at_once:
         _check_in_sequence(anatomy.has_experts, ranks)
     wanted = Layout(batch, recipe.run.activations, at_once)
-    budget = parse_memory(recipe.run.memory) if recipe.run.memory else None
-    if budget is None or not methods or not isinstance(subject.store, CheckpointStore):
+    if recipe.run.memory is None or not isinstance(subject.store, CheckpointStore):
         return wanted
+    budget = parse_memory(recipe.run.memory)
     shape = shape_of(subject.store.model, anatomy, subject.store.skeleton.storage_dtype, moved=subject.store.device.type != "cpu")
-    samples, tokens = calibration.ids.shape if calibration else (0, 1)
-    samples = min(samples, -(-samples // batch // ranks) * batch)  # of several processes, each holds a part
     fixed = recipe.run.activations != "cpu"  # the default place may be changed to fit, one that was asked for may not
     whole = subject.checkpoint.bytes if subject.store.resident and subject.checkpoint else 0
-    layout, need = choose_layout(shape, methods, samples=samples, tokens=tokens, wanted=wanted, fixed_place=fixed, budget=budget - whole)
+    load = _load(recipe, subject, windows, batch, ranks)
+    layout, need = choose_layout(shape, methods, load, wanted=wanted, fixed_place=fixed, budget=budget - whole)
     chosen = f"{layout.batch} windows per pass, hidden states on {layout.activations}"
-    emit(Notice(f"plan for {human(budget)}: {chosen}, about {human(need.total + whole)} at the peak"))
+    emit(Notice(f"plan for {human(budget)}: {chosen}, about {human(need.total + whole)} at the peak ({need.phase})"))
     return layout
+
+
+def _load(recipe: Recipe, subject: Subject, windows: Sequence[Windows | None], batch: int, ranks: int) -> Load:
+    """What one process of several sends through the model: its part of the first ``windows``, which calibrate; the others evaluate."""
+    calibration, *evaluation = windows
+    samples, tokens = calibration.ids.shape if calibration else (0, 1)
+    longest = max((held.ids.shape for held in evaluation if held), key=lambda shape: shape[0] * shape[1], default=(0, 1))
+    checkpoint = subject.checkpoint
+    held = checkpoint.bytes if checkpoint and not subject.store.resident and fits(checkpoint, recipe) else 0
+    return Load(
+        samples=min(samples, -(-samples // (batch * ranks)) * batch),
+        tokens=tokens,
+        evaluated=longest[0],
+        evaluated_tokens=longest[1],
+        models=2 if recipe.rebuild.pruned_model else 1,
+        held=held,
+    )
 
 
 def _check_in_sequence(experts: bool, ranks: int) -> None:
@@ -221,16 +240,3 @@ def _key(subject: Subject, word: str, seqlen: int, **more: object) -> dict[str, 
     stamps = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in files if path.is_file()]
     mirror = os.environ.get(MIRROR_VARIABLE)
     return {"source": word, "mirror": mirror, "model": subject.name, "files": stamps, "seqlen": seqlen, **versions(), **more}
-
-
-def method_label(recipe: Recipe) -> str:
-    """The run's passes in one word, such as ``wanda+barber``."""
-    first = "given" if recipe.rebuild.pruned_model else recipe.pruning.prune_method
-    return f"{first}+barber" if recipe.rebuild.prune_barber else first
-
-
-def target_label(target: Target | None) -> str:
-    """The target as tables show it: ``50 %``, ``2:4``."""
-    if isinstance(target, SemiStructured):
-        return str(target)
-    return f"{100 * target.ratio:g} %" if isinstance(target, Unstructured) else "given"

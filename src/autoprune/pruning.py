@@ -16,23 +16,24 @@ from torch import Tensor, nn
 from autoprune.checking import check_model, check_values
 from autoprune.core.outcome import LayerOutcome, SubBlockOutcome
 from autoprune.errors import DataError, ModelError, OutputError, RecipeError
+from autoprune.labels import method_label, target_label
 from autoprune.model.events import BlockResult, Emit, Notice, Phase
 from autoprune.model.observe import FEW_TOKENS
 from autoprune.model.pipeline import Pass, prepare_inputs, prune_blocks, replay_finished
 from autoprune.model.ranks import Ranks
 from autoprune.model.stream import Place, Stream
 from autoprune.model.work import Inputs
-from autoprune.planning import Plan, method_label, target_label
+from autoprune.planning import Plan
 from autoprune.recipe import Recipe
-from autoprune.report.results import PruningSummary, dump_json
-from autoprune.storage.journal import Journal, first_difference
+from autoprune.report.results import PruningSummary, dump_json, first_difference
+from autoprune.storage.journal import Journal
 from autoprune.storage.manifest import manifest, model_card, provenance
 from autoprune.storage.placing import MANIFEST
 from autoprune.storage.pruned import GivenPattern
 from autoprune.storage.shards import CheckpointWriter
 from autoprune.storage.stores import CheckpointStore
 from autoprune.storage.values import ValueCheck
-from autoprune.storage.writer import Workplace, companions, writing_to
+from autoprune.storage.writer import Workplace, companions, too_large, writing_to
 from autoprune.subject import Subject
 
 NO_ERRORS = "no calibration data was read, so layer errors were not measured (--layer_errors measures them)"
@@ -73,7 +74,7 @@ def prune_and_write(recipe: Recipe, plan: Plan, directory: Path | None, emit: Em
     complete = ranks.from_first(lambda: directory is not None and output.resume and not output.overwrite and (directory / MANIFEST).is_file())
     if workplace and not complete:
         looking = sum(method.statistic is not None for method in plan.methods)
-        _begin(workplace, run.subject, copies=max(1, looking))  # what each but the last of them leaves is kept until the end
+        _begin(workplace, run.subject, max(1, looking), emit)  # what each but the last of them leaves is kept until the end
     try:
         with _timed(run.seconds, "check"):
             run.about = _about(run, complete=complete)
@@ -211,10 +212,15 @@ def _streams(run: _Run) -> tuple[Inputs, list[Stream | None]]:
     return inputs, streams
 
 
-def _begin(workplace: Workplace, subject: Subject, copies: int) -> None:
+def _begin(workplace: Workplace, subject: Subject, copies: int, emit: Emit) -> None:
     """Raises: OutputError if the place is taken or too small; ModelError if the model in memory can't be saved at all."""
     if subject.checkpoint:
-        workplace.begin(subject.checkpoint.bytes * copies, [path.name for path in companions(subject.checkpoint.directory)])
+        source = subject.checkpoint.directory
+        beside = companions(source)
+        need = subject.checkpoint.bytes * copies + sum(path.stat().st_size for path in beside)
+        workplace.begin(need, [path.relative_to(source).as_posix() for path in beside])
+        if names := too_large(source):
+            emit(Notice(f"not copied, for no file of a model but its weights is as large: {', '.join(names)}"))
         return
     if not hasattr(subject.store.model, "save_pretrained"):
         raise ModelError(
@@ -245,7 +251,7 @@ def _write(run: _Run, writer: CheckpointWriter | None, summary: PruningSummary) 
                 subject.load_tokenizer().save_pretrained(workplace.path)
     workplace.write("README.md", model_card(run.about, summary, method_label(run.recipe), target_label(run.plan.target)))
     names = [name for name in workplace.names() if name != MANIFEST]
-    workplace.write(MANIFEST, manifest(run.about, summary, workplace.shards(), names))
+    workplace.write(MANIFEST, manifest(run.about, summary, workplace.shards(), names, delete=run.recipe.output.delete))
     workplace.publish()
 
 

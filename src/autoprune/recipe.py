@@ -34,6 +34,8 @@ from autoprune.options import (
     ZeroShotOptions,
 )
 
+LONGEST_NAME, LONGEST_PATH = 255, 4096  # bytes, of one part and of all together: what file systems take
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -141,10 +143,7 @@ def validated(recipe: Recipe) -> Recipe:
     _check_rebuild(recipe, target)
     if recipe.output.delete and not recipe.output.save_model:
         raise RecipeError("--delete removes what --save_model wrote, but there is no --save_model; add it or drop --delete")
-    for name in ("save_model", "save_ppl", "save_zeroshot"):
-        place = getattr(recipe.output, name)
-        if place == "" or "\0" in (place or ""):
-            raise RecipeError(f"--{name} is empty or no name of a directory ({place!r}); name one, or leave the flag out")
+    _check_places(recipe)
     if "" in recipe.zeroshot.tasks or (recipe.output.save_zeroshot and not recipe.zeroshot.tasks):
         raise RecipeError("--tasks is empty or has an empty part; give a comma list such as boolq,rte")
     for name in ("limit", "num_fewshot", "tasks_path"):
@@ -153,6 +152,25 @@ def validated(recipe: Recipe) -> Recipe:
     if not recipe.evaluation.eval_data or "" in recipe.evaluation.eval_data:
         raise RecipeError("--eval_data is empty or has an empty part; give a comma list such as wikitext2,ptb")
     return recipe
+
+
+def _check_places(recipe: Recipe) -> None:
+    for name in ("save_model", "save_ppl", "save_zeroshot"):
+        place = getattr(recipe.output, name)
+        if place == "" or not _may_be_a_path(place or ""):
+            raise RecipeError(f"--{name} is empty or no name of a directory ({_short(place)}); name one, or leave the flag out")
+    read = [("model", recipe.model.model), ("pruned_model", recipe.rebuild.pruned_model), ("calibration_data", recipe.calibration.calibration_data)]
+    for name, word in [*read, *(("eval_data", word) for word in recipe.evaluation.eval_data)]:
+        if not _may_be_a_path(word or ""):
+            raise RecipeError(f"--{name} {_short(word)} is no name: too long for a file or a directory, or with a zero in it")
+
+
+def _may_be_a_path(word: str) -> bool:
+    return "\0" not in word and len(word.encode()) < LONGEST_PATH and all(len(part.encode()) <= LONGEST_NAME for part in word.split("/"))
+
+
+def _short(word: str | None) -> str:
+    return repr(word) if word is None or len(word) <= 60 else f"{word[:60]!r}…"
 
 
 def _check_rebuild(recipe: Recipe, target: Target | None) -> None:

@@ -14,11 +14,11 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from autoprune.budget import PROGRAM, parse_memory
 from autoprune.devices import choose_device
 from autoprune.errors import DataError, ModelError
+from autoprune.model.heap import return_large_blocks
 from autoprune.recipe import Recipe
 from autoprune.storage.checkpoint import Checkpoint
 from autoprune.storage.complete import check_complete
 from autoprune.storage.locate import locate
-from autoprune.storage.memory import return_large_blocks
 from autoprune.storage.skeleton import build_skeleton
 from autoprune.storage.stores import CheckpointStore, MemoryStore
 
@@ -73,10 +73,10 @@ def open_model(recipe: Recipe, *, resident: bool | None) -> Subject:
 
 def fits(checkpoint: Checkpoint, recipe: Recipe) -> bool:
     """Whether a model can be held in memory as a whole, beside what else is needed, and within the recipe's budget."""
-    room = RESIDENT_SHARE * psutil.virtual_memory().available
+    room = psutil.virtual_memory().available
     if recipe.run.memory:
         room = min(room, parse_memory(recipe.run.memory) - PROGRAM)
-    return checkpoint.bytes < room
+    return checkpoint.bytes < RESIDENT_SHARE * room
 
 
 def held_model(model: nn.Module, tokenizer: PreTrainedTokenizerBase | None) -> Subject:

@@ -52,7 +52,7 @@ def test_weights_of_the_given_model_are_kept_where_asked(run: Run, tiny: Path, t
 
 def test_ratio_may_be_left_out_or_agree(run: Run, tiny: Path, pruned: Path, tmp_path: Path) -> None:
     for i, ratio in enumerate((None, 0.5)):
-        answer = run(tiny, save_model=tmp_path / f"out{i}", save_ppl=tmp_path / "ppl", pruned_model=pruned, sparsity_ratio=ratio, **BARBER)
+        answer = run(tiny, save_model=tmp_path / f"out{i}", save_ppl=tmp_path / f"ppl{i}", pruned_model=pruned, sparsity_ratio=ratio, **BARBER)
         assert "given+barber" in answer.out
     manifest = json.loads((tmp_path / "out0/autoprune.json").read_text())
     assert manifest["sparsity"] == 0.5

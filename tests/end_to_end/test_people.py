@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -17,18 +16,17 @@ from end_to_end.tiny import BLOCKS, SEQLEN, Texts, flags, run_classic, transform
 HEAVY = ("torch", "transformers", "datasets", "safetensors", "numpy", "matplotlib")
 
 
-def test_help_is_quick_and_imports_nothing_heavy() -> None:
+def test_help_imports_nothing_heavy() -> None:
+    """Which is what makes it quick."""
     program = (
         "import sys\nfrom autoprune.cli.main import classic, main\n"
         "for call, words in ((classic, ['--help']), (main, ['--help']), (main, ['prune', '--help']), (main, ['--version'])):\n"
         "    try:\n        call(words)\n    except SystemExit as end:\n        assert end.code == 0\n"
         f"sys.exit(', '.join(name for name in {HEAVY!r} if name in sys.modules) or 0)"
     )
-    start = time.process_time()
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     assert "--sparsity_ratio" in result.stdout
-    assert time.process_time() - start < 5
 
 
 def test_bad_flags_are_refused_without_torch() -> None:
@@ -48,8 +46,8 @@ def test_quiet_prints_nothing(run: Run, tiny: Path, tmp_path: Path) -> None:
         assert (answer.out, answer.err, said) == ("", "", [])
 
 
-def test_quiet_still_reports_errors(capsys: pytest.CaptureFixture[str], tiny: Path, texts: Texts) -> None:
-    answer = run_classic(capsys, flags(tiny, texts, quiet=True, seqlen=1000))
+def test_quiet_still_reports_errors(capsys: pytest.CaptureFixture[str], tiny: Path, texts: Texts, tmp_path: Path) -> None:
+    answer = run_classic(capsys, flags(tiny, texts, quiet=True, seqlen=1000, save_ppl=tmp_path / "ppl"))
     assert answer.status == 2
     assert answer.err.startswith("error: --seqlen 1000")
     assert answer.err.count("\n") == 1

@@ -170,11 +170,12 @@ def test_streamed_perplexity_equals_resident_perplexity(tiny: Path, texts: Texts
 def test_dense_model_larger_than_memory_is_measured_block_by_block(tiny: Path, texts: Texts, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is pruned, so nothing need stay in memory; ``--memory`` counts as well."""
     from autoprune import subject
+    from autoprune.budget import PROGRAM
 
     options = {"eval_data": texts.heldout, "seqlen": SEQLEN}
     whole = autoprune.prune(tiny, sparsity_ratio=0, **options)
     assert whole.model is not None
-    assert autoprune.prune(tiny, sparsity_ratio=0, memory="480MiB", **options).model is None
+    assert autoprune.prune(tiny, sparsity_ratio=0, memory=f"{PROGRAM + 200_000}", **options).model is None
     monkeypatch.setattr(subject, "RESIDENT_SHARE", 0.0)
     streamed = autoprune.prune(tiny, sparsity_ratio=0, **options)
     assert streamed.model is None

@@ -13,9 +13,10 @@ import torch
 from autoprune import api, measuring
 from autoprune.evaluation.perplexity import perplexity
 from autoprune.storage import manifest, writer
+from autoprune.storage.journal import Journal
 from end_to_end.conftest import Run
 from end_to_end.test_resume import BARBER, finished, partial
-from end_to_end.tiny import Answer, Texts, change_weights, contents, flags, run_classic, save_tiny, write_words
+from end_to_end.tiny import Answer, Texts, change_weights, contents, flags, run_classic, save_tiny, tiny_model, write_words
 
 Change = Callable[[Path, pytest.MonkeyPatch], dict[str, Any]]
 
@@ -91,6 +92,40 @@ def test_an_unfinished_run_is_neither_taken_up_nor_lost_unasked(
     answer = run_classic(capsys, [*given, "--overwrite"])
     assert answer.status == 0
     assert "resuming" not in answer.err
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 3])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {**BARBER, "compute_dtype": "bfloat16"},
+        {**BARBER, "compute_dtype": "bfloat16", "dtype": "float16"},
+        {**BARBER, "dtype": "bfloat16", "prune_method": "sparsegpt", "retain_reconstruction": True},
+        {"prune_method": "wanda", "true_sequential": True},
+        {**BARBER, "true_sequential": True},
+    ],
+    ids=["bfloat16", "bfloat16 of float16", "kept update", "in sequence", "in sequence, rebuilt"],
+)
+def test_every_way_of_computing_is_resumed_to_the_same_bits(
+    run: Run, capsys: Any, texts: Texts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], blocks: int
+) -> None:
+    """Finished blocks are run again as they ran before: in the same precision, with all samples at once or not."""
+    model = save_tiny(tmp_path / "model", tiny_model(num_hidden_layers=4))
+    with monkeypatch.context() as patch:
+        real, done = Journal.finish, [0]
+
+        def stopping(journal: Journal, result: Any) -> None:
+            real(journal, result)
+            done[0] += 1
+            if done[0] == blocks:
+                raise KeyboardInterrupt
+
+        patch.setattr(Journal, "finish", stopping)
+        assert run_classic(capsys, flags(model, texts, **options, save_model=tmp_path / "out")).status == 130
+    assert finished(tmp_path / "out") == blocks
+    assert f"resuming: {blocks} of 4 blocks" in run(model, **options, save_model=tmp_path / "out", resume=True).err
+    run(model, **options, save_model=tmp_path / "reference")
+    assert contents(tmp_path / "out") == contents(tmp_path / "reference")
 
 
 @pytest.fixture

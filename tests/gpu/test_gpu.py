@@ -11,7 +11,7 @@ from configs import tiny_ids, tiny_model
 from torch import Tensor
 
 import autoprune
-from autoprune.core.order import count_true, count_zeros, filled, kth_lowest, lowest_at
+from autoprune.core.order import count_true, count_zeros, kth_lowest, lowest_at, zeroed
 from autoprune.core.problem import Method
 from autoprune.core.selection import keep_for
 from autoprune.core.sparsity import SemiStructured, Target, Unstructured
@@ -57,7 +57,7 @@ def test_order_statistics(shape: tuple[int, int]) -> None:
     pattern = scores > 20
     assert torch.equal(kth_lowest(scores.to(CUDA), 3).cpu(), kth_lowest(scores, 3))
     assert torch.equal(lowest_at(scores.to(CUDA), places.to(CUDA)).cpu(), lowest_at(scores, places))
-    assert torch.equal(filled(scores.to(CUDA), pattern.to(CUDA), -1.5).cpu(), scores.masked_fill(pattern, -1.5))
+    assert torch.equal(zeroed(scores.to(CUDA), pattern.to(CUDA)).cpu(), scores.masked_fill(~pattern, 0))
     assert torch.equal(count_true(pattern.to(CUDA)).cpu(), count_true(pattern)) and count_zeros(scores.to(CUDA)) == count_zeros(scores)
     for target in (Unstructured(0.5), SemiStructured(2, 4)):
         for per_row in (True, False):

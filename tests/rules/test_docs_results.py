@@ -11,7 +11,7 @@ from types import ModuleType
 import pytest
 
 from autoprune.grids.grid import read_grid
-from autoprune.planning import method_label, target_label
+from autoprune.labels import method_label, target_label
 from autoprune.recipe import Recipe
 from autoprune.report.results import EvaluationRow, PerplexityResult, to_jsonable
 from autoprune.report.views import variants_of

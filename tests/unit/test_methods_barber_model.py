@@ -188,9 +188,33 @@ def test_one_backward_pass_gives_every_samples_gradient(batch_first: bool) -> No
     layers = [Layer("first", first), Layer("second", second)]
     energies = {layer.name: GradientEnergy.empty(layer.shape) for layer in layers}
     samples = {layer.name: InputSample.spread(12) for layer in layers}
-    with weight_gradients(energies, samples, layers, 4) as backward:
+    with weight_gradients(energies, samples, layers, 4, 3) as backward:
         backward((run(x) - aim).square().flatten(1).mean(1))
     for energy, wanted in zip(energies.values(), rms(singly), strict=True):
         assert energy.samples == 4
         torch.testing.assert_close(energy.rms.double(), wanted, rtol=1e-4, atol=1e-7)
     assert first.weight.grad is None and second.weight.grad is None  # no memory was spent on summed gradients
+
+
+def test_layers_that_get_rows_of_several_samples() -> None:
+    """Experts kept in a list, as some families' own code has them: plain layers, each given some tokens of each sample, in any order."""
+    torch.manual_seed(4)
+    first, second = nn.Linear(6, 4), nn.Linear(6, 4)
+    x, aim, chosen = torch.randn(4, 3, 6), torch.randn(4, 3, 4), torch.rand(4, 3) < 0.5
+
+    def run(x: Tensor, chosen: Tensor) -> Tensor:
+        y = torch.zeros(*x.shape[:-1], 4)
+        for layer, here in ((first, chosen), (second, ~chosen)):
+            places = here.nonzero().flip(0)
+            y = y.index_put(tuple(places.T), layer(x[tuple(places.T)]))
+        return y
+
+    singly = per_sample(lambda j: (run(x[j : j + 1], chosen[j : j + 1]) - aim[j]).square().mean(), [first.weight, second.weight], 4)
+    for parameter in (*first.parameters(), *second.parameters()):
+        parameter.requires_grad_(False)
+    layers = [Layer("0", first), Layer("1", second)]
+    energies = {layer.name: GradientEnergy.empty(layer.shape) for layer in layers}
+    with weight_gradients(energies, {layer.name: InputSample.spread(12) for layer in layers}, layers, 4, 3) as backward:
+        backward((run(x, chosen) - aim).square().flatten(1).mean(1))
+    for energy, wanted in zip(energies.values(), rms(singly), strict=True):
+        torch.testing.assert_close((energy.squares / 4).sqrt().double(), wanted, rtol=1e-4, atol=1e-7)

@@ -14,6 +14,7 @@ from transformers import AutoConfig
 from autoprune.core.sparsity import SemiStructured, Unstructured
 from autoprune.devices import choose_device
 from autoprune.errors import OutputError, RecipeError
+from autoprune.labels import method_label, target_label
 from autoprune.methods import passes
 from autoprune.model.events import Event, Notice, silent
 from autoprune.planning import (
@@ -22,10 +23,8 @@ from autoprune.planning import (
     check_apart,
     choose_seqlen,
     make_plan,
-    method_label,
     needs_data,
     source_name,
-    target_label,
 )
 from autoprune.recipe import Recipe, recipe_from_flat
 from autoprune.subject import context_of, held_model

@@ -23,9 +23,14 @@ class Parser(argparse.ArgumentParser):
 
 
 def add_flags(
-    parser: argparse.ArgumentParser, chosen: Sequence[str] | None = None, positional: str | None = None, optional_model: bool = False
+    parser: argparse.ArgumentParser,
+    chosen: Sequence[str] | None = None,
+    without: Sequence[str] = (),
+    *,
+    positional: str | None = None,
+    optional_model: bool = False,
 ) -> None:
-    """Adds a flag for every field of the recipe's option groups (all, or the ``chosen`` ones).
+    """Adds a flag for every field of the recipe's option groups (all, or the ``chosen`` ones), but for those ``without``.
 
     ``positional`` names a field that is given without a flag.
     """
@@ -34,7 +39,7 @@ def add_flags(
             continue
         section = parser.add_argument_group((group.type.__doc__ or group.name).split("(")[0].strip().rstrip("."))
         hints = typing.get_type_hints(group.type)
-        for field in dataclasses.fields(group.type):
+        for field in (field for field in dataclasses.fields(group.type) if field.name not in without):
             _add_flag(section, field, hints[field.name], positional, optional_model)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import autoprune
 from autoprune.cli.flags import Parser, add_flags, given
-from autoprune.errors import AutoPruneError
+from autoprune.errors import AutoPruneError, RecipeError
 from autoprune.launch import launched, require_alone
 from autoprune.recipe import recipe_from_flat
 
@@ -17,7 +17,11 @@ INTRODUCTION = "Prunes Hugging Face causal language models in one shot: magnitud
 VERIFY = "Checks a pruned checkpoint: zeros, N:M groups, NaN, hashes, tensors that must be the dense model's. Exit status 1 if anything is wrong."
 BENCH = "Runs every cell of a grid in a process of its own; what is finished is not run again. Exit status 1 if a cell failed."
 REPRODUCE = "Runs a published table again and sets each result beside its value: pass, differs, or could not run. Exit status 1 unless all pass."
-EVALUATION_GROUPS = ("model", "calibration", "evaluation", "zeroshot", "output", "run")
+FLAGS: dict[str, tuple[tuple[str, ...] | None, tuple[str, ...]]] = {  # groups of options, and what of them means nothing there
+    "prune": (None, ()),
+    "eval": (("model", "calibration", "evaluation", "zeroshot", "output", "run"), ("calibration_data", "nsamples", "save_model", "delete")),
+    "inspect": (("model", "calibration", "run"), ("calibration_data", "seed", "datasets_cache_dir", "protocol", "memory", "activations", "quiet")),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -46,7 +50,8 @@ def _console(arguments: list[str]) -> int:
         ("inspect", "describe a model: blocks, layers, coverage, cost"),
     ):
         command = commands.add_parser(name, help=about, description=about.capitalize() + ".", allow_abbrev=False)
-        add_flags(command, None if name != "eval" else EVALUATION_GROUPS, positional=None if name == "prune" else "model")
+        groups, without = FLAGS[name]
+        add_flags(command, groups, without, positional=None if name == "prune" else "model")
     verify = commands.add_parser("verify", help="audit a pruned checkpoint, trusting only its files", description=VERIFY, allow_abbrev=False)
     verify.add_argument("directory", metavar="DIR", help="the pruned checkpoint")
     verify.add_argument("--model", metavar="MODEL", help="the dense model; default: the one that the manifest names, if it is at hand")
@@ -81,6 +86,9 @@ def _console(arguments: list[str]) -> int:
 
 def _prune(values: dict[str, object]) -> int:
     recipe = recipe_from_flat(values)
+    output = recipe.output
+    if recipe.run.quiet and not (output.save_model or output.save_ppl or output.save_zeroshot):
+        raise RecipeError("--quiet shows nothing and nothing is saved; add --save_model, --save_ppl or --save_zeroshot, or leave out --quiet")
     from autoprune.cli.progress import watching
     from autoprune.cli.show import show_result
 
@@ -98,7 +106,7 @@ def _prune(values: dict[str, object]) -> int:
 def _inspect(values: dict[str, object]) -> int:
     from autoprune.cli.show import show_inspection
 
-    recipe = recipe_from_flat({"sparsity_ratio": 0.5, **values} if values.get("sparsity_type", "unstructured") == "unstructured" else values)
+    recipe = recipe_from_flat({"sparsity_ratio": 0.5, **values})
     from autoprune.inspection import inspect_recipe
 
     show_inspection(inspect_recipe(recipe))

@@ -33,7 +33,7 @@ def inverse_factor(gram: Float[Tensor, "in in"], damping: float) -> Curvature:
     if not bool(torch.isfinite(diagonal).all()):
         raise NumericsError("the Gram of the layer inputs is not finite; run in float32 (--dtype float32) or check the calibration data")
     dead = diagonal == 0
-    hessian = gram + torch.diag_embed(dead.to(gram.dtype))
+    hessian = _with_diagonal(gram, dead.to(gram.dtype))
     mean = hessian.diagonal().mean()
     attempts = 0
     for dtype in (torch.float32, torch.float64):
@@ -50,9 +50,17 @@ def inverse_factor(gram: Float[Tensor, "in in"], damping: float) -> Curvature:
 
 
 def _try_factor(hessian: Float[Tensor, "in in"], shift: Float[Tensor, ""]) -> Float[Tensor, "in in"] | None:
-    damped = hessian + torch.diag_embed(shift.expand(hessian.shape[0]))
-    lower, failed = torch.linalg.cholesky_ex(damped)
+    """The factor, or None if rounding stands in its way. Every step lets the one before go: these are the largest tensors of a run."""
+    factor, failed = torch.linalg.cholesky_ex(_with_diagonal(hessian, shift))
     if int(failed):
         return None
-    upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
-    return None if int(failed) or not bool(torch.isfinite(upper).all()) else upper
+    factor = torch.cholesky_inverse(factor)
+    factor, failed = torch.linalg.cholesky_ex(factor, upper=True)
+    return None if int(failed) or not bool(torch.isfinite(factor.sum())) else factor
+
+
+def _with_diagonal(matrix: Float[Tensor, "in in"], added: Float[Tensor, "*in"]) -> Float[Tensor, "in in"]:
+    """A copy with something added on the diagonal."""
+    changed = matrix.clone()
+    changed.diagonal().add_(added)
+    return changed

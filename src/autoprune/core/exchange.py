@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Real
 from torch import Tensor
 
-from autoprune.core.order import count_true, filled, lowest_at
+from autoprune.core.order import as_integers, below_zero, count_true, counting, lowest_at
 from autoprune.core.sparsity import SemiStructured, Target
 
 
@@ -45,16 +45,19 @@ def exchange_sets(
 
     With P the scores of pruned weights in descending and K those of kept weights in ascending order, n is the
     number of leading pairs with P_i > K_i, and e = floor(threshold * n) of each side are exchanged; ties by lower index.
+    No score may be negative.
     """
-    inverted = count_inverted(scores, keep)
-    exchanged = (inverted.double() * threshold).floor().int()
-    if not bool(exchanged.any()):
-        return torch.zeros_like(keep), torch.zeros_like(keep), inverted
-    lowest = torch.finfo(scores.dtype).min
-    return _highest(filled(scores, keep, lowest), exchanged), _highest(filled(scores.neg(), ~keep, lowest), exchanged), inverted
+    order = as_integers(scores)
+    exchanged, inverted = _count_exchanged(order, keep, threshold)
+    return _highest_of(order, ~keep, exchanged), _lowest_of(order, keep, exchanged), inverted
 
 
-def count_inverted(scores: Float[Tensor, "sets size"], keep: Bool[Tensor, "sets size"]) -> Int[Tensor, " sets"]:
+def _count_exchanged(order: Int[Tensor, "sets size"], keep: Bool[Tensor, "sets size"], threshold: float) -> tuple[Tensor, Tensor]:
+    inverted = count_inverted(order, keep)
+    return (inverted.double() * threshold).floor().to(inverted.dtype), inverted
+
+
+def count_inverted(scores: Real[Tensor, "sets size"], keep: Bool[Tensor, "sets size"]) -> Int[Tensor, " sets"]:
     """Number n of leading pairs with P_i > K_i in every set.
 
     It is the number of pruned weights among the |K| highest scores of the set, kept ones first among equals:
@@ -67,13 +70,25 @@ def count_inverted(scores: Float[Tensor, "sets size"], keep: Bool[Tensor, "sets 
     return (count_true(above & ~keep) + room.clamp(min=0)) * (kept > 0)
 
 
-def _highest(scores: Float[Tensor, "sets size"], counts: Int[Tensor, " sets"]) -> Bool[Tensor, "sets size"]:
+def _highest_of(order: Int[Tensor, "sets size"], among: Bool[Tensor, "sets size"], counts: Int[Tensor, " sets"]) -> Bool[Tensor, "sets size"]:
+    """The ``counts`` highest of every set among some."""
+    return _highest(below_zero(order, ~among), counts)
+
+
+def _lowest_of(order: Int[Tensor, "sets size"], among: Bool[Tensor, "sets size"], counts: Int[Tensor, " sets"]) -> Bool[Tensor, "sets size"]:
+    """The ``counts`` lowest of every set among some: the highest when counted from the other end."""
+    return _highest(below_zero(torch.iinfo(order.dtype).max - order, ~among), counts)
+
+
+def _highest(scores: Int[Tensor, "sets size"], counts: Int[Tensor, " sets"]) -> Bool[Tensor, "sets size"]:
     """The ``counts`` highest scores of every set; among equals the lower index comes first."""
+    if not bool(counts.any()):
+        return torch.zeros_like(scores, dtype=torch.bool)
     cut = lowest_at(scores, (scores.shape[-1] + 1 - counts).clamp(max=scores.shape[-1]))
     found, tied = scores > cut, scores == cut
     room = (counts - count_true(found)).unsqueeze(-1)
     if scores.is_cuda or bool((count_true(tied) > room[:, 0]).any()):
-        tied &= tied.cumsum(-1, dtype=torch.int32) <= room
+        tied &= tied.cumsum(-1, dtype=counting(tied.shape[-1])) <= room
     return (found | tied) & (counts > 0).unsqueeze(-1)
 
 
@@ -99,9 +114,12 @@ def _exchange_layer(scores: Tensor, keep: Tensor, granularity: str, threshold: f
     by_column = granularity == "input1"
     sets = scores.T.contiguous() if by_column else scores.reshape(shape)
     kept = keep.T.contiguous() if by_column else keep.reshape(shape)
-    grown, dropped, inverted = exchange_sets(sets, kept, threshold)
     if isinstance(target, SemiStructured):
-        grown, dropped = _exchange_in_groups(scores, keep, grown, target.m)
+        order = as_integers(sets)
+        exchanged, inverted = _count_exchanged(order, kept, threshold)
+        grown, dropped = _exchange_in_groups(order, keep, _highest_of(order, ~kept, exchanged), target.m)
+    else:
+        grown, dropped, inverted = exchange_sets(sets, kept, threshold)
     new = (kept | grown) & ~dropped
     new = (new.T if by_column else new.reshape(keep.shape)).contiguous()
     survivors = count_true(kept)
@@ -109,17 +127,16 @@ def _exchange_layer(scores: Tensor, keep: Tensor, granularity: str, threshold: f
     return new, pairs, int(inverted.sum()), int(count_true(grown).sum()), int(count_true(dropped).sum())
 
 
-def _exchange_in_groups(scores: Tensor, keep: Tensor, grown: Tensor, m: int) -> tuple[Tensor, Tensor]:
+def _exchange_in_groups(order: Tensor, keep: Tensor, grown: Tensor, m: int) -> tuple[Tensor, Tensor]:
     """Every group of m that gained g weights drops the g lowest-scored of its previously kept ones.
 
     A group can't gain more than it has to give (1:4 with two chosen in one group): then only its highest-scored grow.
     """
-    chosen, kept, grouped = (t.unflatten(1, (-1, m)).flatten(0, 1) for t in (grown, keep, scores))
+    chosen, kept, order = (t.unflatten(1, (-1, m)).flatten(0, 1) for t in (grown, keep, order))
     gained = torch.minimum(count_true(chosen), count_true(kept))
     gaining = gained.nonzero()[:, 0]  # most groups gain nothing
-    chosen, kept, grouped, gained = chosen[gaining], kept[gaining], grouped[gaining], gained[gaining]
-    lowest = torch.finfo(scores.dtype).min
+    chosen, kept, order, gained = chosen[gaining], kept[gaining], order[gaining], gained[gaining]
     grows, drops = torch.zeros_like(keep), torch.zeros_like(keep)
-    grows.view(-1, m)[gaining] = _highest(filled(grouped, ~chosen, lowest), gained)
-    drops.view(-1, m)[gaining] = _highest(filled(grouped.neg(), ~kept, lowest), gained)
+    grows.view(-1, m)[gaining] = _highest_of(order, chosen, gained)
+    drops.view(-1, m)[gaining] = _lowest_of(order, kept, gained)
     return grows, drops

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from autoprune.core.curvature import Curvature
-from autoprune.core.order import filled
+from autoprune.core.order import zeroed
 from autoprune.core.selection import drop_count, keep_highest, keep_n_m
 from autoprune.core.sparsity import SemiStructured, Target
 
@@ -57,7 +57,7 @@ def _sweep_block(
         here = slice(start, min(start + step, len(columns)))
         _sweep_columns(columns[here], keep[here], errors[here], upper[here, here], target)
         columns[here.stop :].addmm_(upper[here, here.stop :].T, errors[here], alpha=-1)
-    columns.copy_(filled(columns, ~keep, 0.0))
+    columns.copy_(zeroed(columns, keep))
     return errors
 
 
@@ -74,7 +74,7 @@ def _sweep_columns(
         if isinstance(target, SemiStructured) and i % target.m == 0:
             group = slice(i, i + target.m)
             keep[group] = keep_n_m(_scores(columns[group], upper[group, group]), target).T
-        torch.div(filled(columns[i], keep[i], 0.0), pivots[i], out=errors[i])  # (w - q) / U_ii
+        torch.div(zeroed(columns[i], ~keep[i]), pivots[i], out=errors[i])  # (w - q) / U_ii
         columns[i + 1 :].addr_(upper[i, i + 1 :], errors[i], alpha=-1)
 
 

@@ -9,8 +9,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from autoprune.core.order import count_true, kth_lowest
+from autoprune.core.order import count_true, counting, kth_lowest
 from autoprune.core.sparsity import SemiStructured, Target
+
+SMALL_GROUP = 16
 
 
 def drop_count(ratio: float, size: int) -> int:
@@ -30,7 +32,7 @@ def keep_highest(scores: Float[Tensor, "sets size"], drop: int) -> Bool[Tensor, 
     surplus = keep.shape[-1] - drop - count_true(keep).unsqueeze(-1)  # ties that survive: the last ones of the set
     if scores.is_cuda or bool((surplus > 0).any()):  # to ask would keep a GPU waiting for longer than to do it
         tied = scores == cut
-        from_the_end = tied.flip(-1).cumsum(-1, dtype=torch.int32).flip(-1)
+        from_the_end = tied.flip(-1).cumsum(-1, dtype=counting(tied.shape[-1])).flip(-1)
         keep |= tied & (from_the_end <= surplus)
     return keep
 
@@ -48,18 +50,25 @@ def keep_per_row(scores: Float[Tensor, "out in"], ratio: float) -> Bool[Tensor, 
 def keep_n_m(scores: Float[Tensor, "out in"], pattern: SemiStructured) -> Bool[Tensor, "out in"]:
     """Keeps the ``n`` highest of every ``m`` consecutive scores of a row; ``in`` must be divisible by ``m``.
 
-    A score's rank is counted by comparing it with each other member of its group: for groups this
-    small that is quicker than sorting, and it settles ties the same way everywhere.
+    A score's rank is counted by comparing every two members of a group: for small groups that is
+    quicker than sorting, and it settles ties the same way everywhere.
     """
-    members = scores.unflatten(1, (-1, pattern.m)).unbind(-1)
-    keep = []
+    m = pattern.m
+    if m > SMALL_GROUP:
+        return keep_highest(scores.reshape(-1, m), m - pattern.n).view_as(scores)
+    members = scores.unflatten(1, (-1, m)).unbind(-1)
+    ranks = [
+        torch.full(mine.shape, m - 1 - i, dtype=torch.int8, device=scores.device) for i, mine in enumerate(members)
+    ]  # as if all later were lower
     for i, mine in enumerate(members):
-        rank = torch.zeros_like(mine, dtype=torch.int16)
-        for j, other in enumerate(members):
-            if j != i:  # an equal score with a lower index counts as lower
-                rank += other <= mine if j < i else other < mine
-        keep.append(rank >= pattern.m - pattern.n)
-    return torch.stack(keep, -1).flatten(1)
+        for j in range(i + 1, m):
+            lower = (mine <= members[j]).view(torch.int8)  # an equal score with a lower index counts as lower
+            ranks[i] -= lower
+            ranks[j] += lower
+    keep = torch.empty(scores.shape, dtype=torch.bool, device=scores.device)
+    for rank, place in zip(ranks, keep.unflatten(1, (-1, m)).unbind(-1), strict=True):
+        torch.ge(rank, m - pattern.n, out=place)
+    return keep
 
 
 def keep_for(scores: Float[Tensor, "out in"], target: Target, *, per_row: bool) -> Bool[Tensor, "out in"]:

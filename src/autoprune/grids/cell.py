@@ -5,6 +5,7 @@ Whoever starts it holds its standard input open: when that ends, the starter is 
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import resource
@@ -43,6 +44,7 @@ def main(options: Path, result: Path) -> int:
     clock.start("importing")
     from autoprune.api import run
     from autoprune.errors import AutoPruneError
+    from autoprune.labels import DENSE
     from autoprune.recipe import recipe_from_flat
     from autoprune.report.results import Cost, dump_json
 
@@ -50,7 +52,10 @@ def main(options: Path, result: Path) -> int:
     outcome: dict[str, Any] = {"error": None, "row": None}
     values = json.loads(options.read_text(encoding="utf-8"))["options"]
     try:
-        outcome["row"] = run(recipe_from_flat(values), clock, measure=True).row
+        recipe = recipe_from_flat(values)
+        row = run(recipe, clock, measure=True).row
+        as_it_is = row.pruning is None  # what the others are compared with, also where somebody has pruned it before
+        outcome["row"] = dataclasses.replace(row, method=DENSE[0], target=DENSE[1]) if as_it_is else row
     except AutoPruneError as error:
         outcome["error"] = f"{type(error).__name__}: {error}"
     clock.start("")

@@ -103,11 +103,11 @@ def _observe_gradients(
             with torch.no_grad():
                 sparse_output, _ = runner.run(index, call, hidden, earlier)
             _put(parameters, dense)
-            with weight_gradients(energies, samples, sub.layers, hidden.shape[0]) as backward:
+            with weight_gradients(energies, samples, sub.layers, *hidden.shape[:2]) as backward:
                 dense_output, _ = runner.run(index, call, hidden, earlier)
                 losses = (dense_output.float() - sparse_output.float()).square().flatten(1).mean(1)
                 backward(losses)
-            outputs[index][i] = dense_output
+            outputs[index][i] = dense_output.to(stream.dtype)  # only to be compared with the rebuilt one, which is as coarse
             return losses.detach()
 
         try:

@@ -178,21 +178,24 @@ def _zeros(mirror: Mirror, member: nn.Module) -> Callable[..., Any]:
 
 @contextlib.contextmanager
 def weight_gradients(
-    energies: dict[str, GradientEnergy], inputs: dict[str, InputSample], layers: Sequence[Layer], samples: int
+    energies: dict[str, GradientEnergy], inputs: dict[str, InputSample], layers: Sequence[Layer], samples: int, tokens: int
 ) -> Iterator[Callable[[Float[Tensor, " samples"]], None]]:
     """While it lasts, what it yields runs the backward pass of the samples' losses and feeds every layer's energy.
 
-    Layers get ``dY_j`` and ``X_j`` of all samples at once. The rows that an expert gets don't say which sample they
-    are of: then there is one backward pass for every sample, in which all other samples' rows have no gradient.
+    Layers get ``dY_j`` and ``X_j`` of all samples at once. Where one gets others than the samples' ``tokens``, as an
+    expert does, its rows don't say which sample they are of: then there is one backward pass for every sample, in which
+    all other samples' rows have no gradient.
     Some of the inputs are kept in ``inputs``, to measure the layer's output error later.
 
     The weights need no gradient themselves: what flows between the layers begins at the outputs of the first ones.
     """
-    mixed = any(isinstance(layer, Expert) for layer in layers)
+    mixed = any(isinstance(layer, Expert) for layer in layers) and samples > 1
     anchor = torch.zeros((), requires_grad=True)
 
     def seen(uses: list[Use], y: Tensor) -> Tensor:
+        nonlocal mixed
         for use in uses:
+            mixed |= samples > 1 and use.x.shape[:-1].numel() != samples * tokens  # an expert of a family that keeps them in a list
             inputs[use.layer.name].update(use.x.detach().reshape(-1, use.x.shape[-1]))
         if not torch.is_grad_enabled():
             return y  # what the block computes without gradients decides something, as a router does; these weights have none

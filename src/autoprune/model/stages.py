@@ -10,6 +10,7 @@ import torch
 from autoprune.core.problem import LayerSolution, Method
 from autoprune.errors import NumericsError
 from autoprune.model.events import Notice, Step
+from autoprune.model.heap import kept_for_reuse
 from autoprune.model.linear import Layer
 from autoprune.model.observe import InputGroup, InputObserver, check_finite, settle_experts
 from autoprune.model.sharing import merge_groups, observed_as, solved
@@ -52,7 +53,7 @@ def prune_in_sequence(work: Work, method: Method, stream: Stream, inputs: Inputs
             check_finite([group], work.block.name)
             _assign(work, group, method.solve([work.problem(layer, group.statistic) for layer in layers]))
 
-    with Watch(work.layers, coming=coming):
+    with Watch(work.layers, coming=coming), kept_for_reuse():
         stream[0] = inputs.calls.of(0, work.block.index)(work.block.module, stream[0])
     work.emit(Step(work.block.index, work.blocks, "observe and advance", 1, 1))
     _require_seen(work, pruned)
@@ -60,9 +61,14 @@ def prune_in_sequence(work: Work, method: Method, stream: Stream, inputs: Inputs
 
 @torch.no_grad()
 def advance(work: Work, stream: Stream, dtype: torch.dtype | None = None) -> None:
-    """The block's outputs with its present weights become the next block's inputs; ``dtype`` is what it runs in, if not the stream's."""
+    """The block's outputs with its present weights become the next block's inputs.
+
+    ``dtype`` is what it runs in, if not the stream's, which stays as it is: the next block is to find the precision that it would have found.
+    """
     for i in work.batches("advance"):
-        stream[i] = work.inputs.calls.of(i, work.block.index)(work.block.module, stream[i].to(dtype or stream.dtype))
+        given = stream[i]
+        result = work.inputs.calls.of(i, work.block.index)(work.block.module, given.to(dtype or stream.dtype))
+        stream[i] = result if dtype in (None, given.dtype) else result.to(given.dtype)
 
 
 @torch.no_grad()

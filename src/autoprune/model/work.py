@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from autoprune.core.order import count_zeros, filled
+from autoprune.core.order import count_zeros, zeroed
 from autoprune.core.outcome import LayerOutcome, SubBlockOutcome
 from autoprune.core.problem import LayerProblem, LayerSolution
 from autoprune.core.sparsity import Target
@@ -112,10 +112,11 @@ class Work:
         dtype = self.dense[layer.name].dtype
         value = self.dense[layer.name]
         if solution.weight is not None:
-            value = solution.weight.to(self.storage_dtype or dtype).to(dtype)
+            stored = solution.weight.to(self.storage_dtype or dtype)
+            solution, value = replace(solution, weight=stored), stored.to(dtype)  # held like this until it is written
             if not bool(torch.isfinite(value).all()):
                 raise NumericsError(f"{solution.name}: the method produced weights that are not finite; try --dtype float32 or a larger --damping")
-        layer.assign(filled(value, ~solution.keep, 0.0), in_place=self.in_place)
+        layer.assign(zeroed(value, solution.keep), in_place=self.in_place)
         self.solutions[layer.name] = solution
 
     def record(self, layer: Layer, solution: LayerSolution, error: float | None) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -140,6 +140,19 @@ def to_jsonable(value: Any) -> Any:
 def dump_json(value: Any) -> str:
     """Indented JSON of any result; NaN and infinity are refused, for they are not JSON."""
     return json.dumps(to_jsonable(value), indent=2, allow_nan=False) + "\n"
+
+
+def first_difference(before: Mapping[str, Any], now: Mapping[str, Any], path: str = "") -> str | None:
+    """Says in words where two records differ; None if they are equal."""
+    for key in sorted({*before, *now}):
+        where = f"{path}.{key}" if path else key
+        old, new = before.get(key), now.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            if inner := first_difference(old, new, where):
+                return inner
+        elif old != new:
+            return f"{where} was {old!r} and is {new!r}"
+    return None
 
 
 def row_from_json(raw: dict[str, Any]) -> EvaluationRow:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from autoprune.errors import OutputError
 from autoprune.recipe import Recipe
-from autoprune.report.results import EvaluationRow, dump_json
+from autoprune.report.results import EvaluationRow, dump_json, first_difference
 from autoprune.report.tables import perplexity_log
 from autoprune.report.zeroshot import zeroshot_table
 
@@ -21,22 +23,41 @@ def check_report_directory(directory: Path, flag: str) -> None:
         raise OutputError(f"--{flag} {directory}: no permission to write in {place}; choose another directory")
 
 
-def save_row(recipe: Recipe, row: EvaluationRow) -> None:
-    """Writes what the recipe asks for. Raises: OutputError if it can't be written."""
-    stem = _stem(recipe, dense=row.pruning is None)
-    if recipe.output.save_ppl:
-        _save("save_ppl", Path(recipe.output.save_ppl) / f"log_{stem}", perplexity_log([row]), row)
-    if recipe.output.save_zeroshot and row.zeroshot:
-        _save("save_zeroshot", Path(recipe.output.save_zeroshot) / f"zeroshot_{stem}", zeroshot_table(row), row)
+def check_earlier(recipe: Recipe, stem: str, settings: Mapping[str, object]) -> None:
+    """Raises: OutputError if a table of that name is there already and of other ``settings``, unless it may be overwritten."""
+    now = json.loads(dump_json(settings))
+    for flag, directory, name in _places(recipe, stem):
+        record, table = directory / f"{name}.json", directory / f"{name}.txt"
+        if recipe.output.overwrite or not (record.exists() or table.exists()):
+            continue
+        remedy = "choose another directory, or replace it with --overwrite"
+        try:
+            before = json.loads(record.read_text(encoding="utf-8"))["settings"]
+            difference = first_difference({group: before.get(group) for group in now}, now)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise OutputError(f"--{flag} {directory}: {name} there is no table that autoprune can read ({error}); {remedy}") from error
+        if difference:
+            raise OutputError(f"--{flag} {directory}: {table.name} there is of another run: {difference}; {remedy}")
 
 
-def notes_of(recipe: Recipe, *, dense: bool) -> Path | None:
+def save_row(recipe: Recipe, row: EvaluationRow, stem: str) -> None:
+    """Writes what the recipe asks for, as far as it has been measured. Raises: OutputError, with the figures, if it can't be written."""
+    for flag, directory, name in _places(recipe, stem):
+        if flag == "save_ppl":
+            _save(flag, directory / name, perplexity_log([row]), row)
+        elif row.zeroshot:
+            _save(flag, directory / name, zeroshot_table(row), row)
+
+
+def notes_of(recipe: Recipe, stem: str) -> Path | None:
     """Where perplexities are noted until all is measured; None where none is saved."""
-    return Path(recipe.output.save_ppl) / f"log_{_stem(recipe, dense=dense)}.unfinished.json" if recipe.output.save_ppl else None
+    return Path(recipe.output.save_ppl) / f"log_{stem}.unfinished.json" if recipe.output.save_ppl else None
 
 
-def _stem(recipe: Recipe, *, dense: bool) -> str:
-    return f"{'dense' if dense else recipe.pruning.prune_method}_{recipe.barber.threshold:g}"
+def _places(recipe: Recipe, stem: str) -> list[tuple[str, Path, str]]:
+    """Flag, directory and name, without its ending, of every table that the recipe asks for."""
+    wanted = (("save_ppl", "log"), ("save_zeroshot", "zeroshot"))
+    return [(flag, Path(place), f"{kind}_{stem}") for flag, kind in wanted if (place := getattr(recipe.output, flag))]
 
 
 def _save(flag: str, stem: Path, text: str, row: EvaluationRow) -> None:
@@ -45,4 +66,4 @@ def _save(flag: str, stem: Path, text: str, row: EvaluationRow) -> None:
         stem.with_name(stem.name + ".txt").write_text(text, encoding="utf-8")
         stem.with_name(stem.name + ".json").write_text(dump_json(row), encoding="utf-8")
     except OSError as error:
-        raise OutputError(f"--{flag} {stem.parent}: can't write there ({error})") from error
+        raise OutputError(f"--{flag} {stem.parent}: can't write there ({error}); what should have been written:\n{text.rstrip()}") from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +11,7 @@ from torch import Tensor
 from autoprune.core.outcome import LayerOutcome, SubBlockOutcome
 from autoprune.errors import OutputError
 from autoprune.model.events import BlockResult
-from autoprune.report.results import dump_json, to_jsonable
+from autoprune.report.results import dump_json, first_difference, to_jsonable
 from autoprune.storage.checkpoint import Checkpoint
 from autoprune.storage.placing import STATE
 from autoprune.storage.shards import CheckpointWriter
@@ -78,19 +77,6 @@ class Journal:
             return None
         layers = tuple(LayerOutcome(**layer) for layer in raw["layers"])
         return BlockResult(raw["block"], raw["blocks"], raw["name"], layers, tuple(SubBlockOutcome(**sub) for sub in raw["sub_blocks"]))
-
-
-def first_difference(before: Mapping[str, Any], now: Mapping[str, Any], path: str = "") -> str | None:
-    """Says in words where two records differ; None if they are equal."""
-    for key in sorted({*before, *now}):
-        where = f"{path}.{key}" if path else key
-        old, new = before.get(key), now.get(key)
-        if isinstance(old, dict) and isinstance(new, dict):
-            if inner := first_difference(old, new, where):
-                return inner
-        elif old != new:
-            return f"{where} was {old!r} and is {new!r}"
-    return None
 
 
 def _record(index: int) -> str:

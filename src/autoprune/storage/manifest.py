@@ -28,8 +28,11 @@ def provenance(recipe: Recipe, model: dict[str, Any], calibration: dict[str, Any
     return {"recipe": chosen, "versions": versions(), "seed": recipe.calibration.seed, "model": model, "calibration": calibration}
 
 
-def manifest(about: dict[str, Any], summary: PruningSummary, shards: list[dict[str, object]], written: list[str]) -> str:
-    """The text of ``autoprune.json``; no times and no places of output or caches, so that it is the same for the same run."""
+def manifest(about: dict[str, Any], summary: PruningSummary, shards: list[dict[str, object]], written: list[str], *, delete: bool = False) -> str:
+    """The text of ``autoprune.json``; no times and no places of output or caches, so that it is the same for the same run.
+
+    ``delete``: the run will remove its result in the end; should it be stopped before, the next one knows that it may.
+    """
     layers = [to_jsonable(layer) | {"sparsity": round(layer.sparsity, 6)} for layer in summary.layers]
     document = {
         "format": 1,
@@ -40,6 +43,7 @@ def manifest(about: dict[str, Any], summary: PruningSummary, shards: list[dict[s
         "warnings": list(summary.warnings),
         "shards": shards,
         "written": sorted(written),
+        **({"delete": True} if delete else {}),
     }
     return dump_json(document)
 

@@ -6,11 +6,13 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path, PurePath
+from typing import Any
 
 from autoprune.errors import OutputError
 
 MANIFEST = "autoprune.json"
 STATE = "state.json"  # what an unfinished run depends on; see journal.py
+TEMPLATES = "additional_chat_templates"  # the one folder that belongs to a model: transformers keeps chat templates there
 INSIDE = ".autoprune-partial"  # the workplace's name where it has to lie in the target itself
 
 
@@ -36,7 +38,7 @@ def check_foreign(target: Path, names: Sequence[str]) -> None:
     """Raises: OutputError if the result would replace a file in ``target`` that autoprune did not write."""
     if not target.is_dir() or not entries(target) or _half_moved(target):
         return
-    ours = {path.name for path in written_files(target)}
+    ours = {path.relative_to(target).as_posix() for path in written_files(target)}
     if foreign := [name for name in sorted(names) if name not in ours and (target / name).exists()]:
         raise OutputError(f"--save_model {target}: {foreign[0]} there was not written by autoprune, so --overwrite leaves it alone; move it away")
 
@@ -51,10 +53,26 @@ def written_files(directory: Path) -> list[Path]:
 
 def delete_result(directory: Path) -> None:
     """Removes what autoprune wrote into a directory, and the directory if nothing else is in it."""
-    for path in written_files(directory):
-        path.unlink()
+    _unlink(directory, written_files(directory))
     if not any(directory.iterdir()):
         directory.rmdir()
+
+
+def _unlink(directory: Path, paths: Sequence[Path]) -> None:
+    for path in paths:
+        path.unlink()
+    _drop_templates(directory)
+
+
+def _drop_templates(directory: Path) -> None:
+    """The folder of chat templates goes when nothing is in it any more."""
+    if (directory / TEMPLATES).is_dir() and not any((directory / TEMPLATES).iterdir()):
+        (directory / TEMPLATES).rmdir()
+
+
+def is_temporary(directory: Path) -> bool:
+    """Whether a result was made by a run that was to remove it in the end (--delete). Raises: OutputError if its manifest can't be read."""
+    return bool(_read_manifest(directory).get("delete"))
 
 
 def put_in_place(work: Path, target: Path, names: Sequence[str], overwrite: bool) -> None:
@@ -77,12 +95,12 @@ def put_in_place(work: Path, target: Path, names: Sequence[str], overwrite: bool
 
 def settle(old: Path, target: Path) -> None:
     """The files in an earlier result's directory that autoprune did not write move to the new one; the others go."""
-    ours = {path.name for path in written_files(old)} if (old / MANIFEST).is_file() else set()
-    for path in sorted(old.iterdir()):
-        if path.name not in ours:
-            path.rename(target / path.name)
-    for name in sorted(ours, key=lambda name: name == MANIFEST):  # what says which are ours goes last
-        (old / name).unlink()
+    ours = written_files(old) if (old / MANIFEST).is_file() else []  # the manifest, which says which are ours, is the last of them
+    for path in sorted([*old.iterdir(), *(old / TEMPLATES).glob("*")]):
+        if path not in ours and not (path.name == TEMPLATES and path.is_dir()):
+            (target / path.relative_to(old)).parent.mkdir(exist_ok=True)
+            path.rename(target / path.relative_to(old))
+    _unlink(old, ours)
     old.rmdir()
     sync(target)
 
@@ -93,10 +111,11 @@ def _move_out(work: Path, target: Path, names: Sequence[str], overwrite: bool) -
     if len(left) == len(names):
         check_target(target, overwrite)
         check_foreign(target, left)
-        for path in written_files(target) if (target / MANIFEST).is_file() else []:  # the manifest is the last of them
-            path.unlink()
+        _unlink(target, written_files(target) if (target / MANIFEST).is_file() else [])  # the manifest is the last of them
     for name in sorted(left, key=lambda n: n == MANIFEST):
+        (target / name).parent.mkdir(exist_ok=True)
         (work / name).replace(target / name)
+    _drop_templates(work)
     work.rmdir()
     sync(target)
 
@@ -117,10 +136,17 @@ def _half_moved(target: Path) -> bool:
 def listed(directory: Path) -> list[str]:
     """Names in a manifest, but for those that would lead out of the directory."""
     try:
-        names = [PurePath(name) for name in json.loads((directory / MANIFEST).read_text(encoding="utf-8"))["written"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        names = [PurePath(name) for name in _read_manifest(directory)["written"]]
+    except (KeyError, TypeError) as error:
         raise OutputError(f"{directory / MANIFEST} does not say what autoprune wrote there ({error}); choose another directory") from error
-    return [str(name) for name in names if name.name == str(name)]
+    return [str(name) for name in names if str(name) in (name.name, f"{TEMPLATES}/{name.name}")]
+
+
+def _read_manifest(directory: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads((directory / MANIFEST).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise OutputError(f"{directory / MANIFEST} does not say what autoprune wrote there ({error}); choose another directory") from error
 
 
 def sync(path: Path) -> None:

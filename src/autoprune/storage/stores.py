@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from autoprune.core.problem import LayerSolution
 from autoprune.model.anatomy import Anatomy, Block, examine
+from autoprune.model.heap import return_what_is_free
 from autoprune.storage.ahead import ReadAhead
 from autoprune.storage.complete import unplaced
-from autoprune.storage.memory import return_what_is_free
 from autoprune.storage.skeleton import Skeleton
 from autoprune.storage.values import ValueCheck
 

@@ -17,11 +17,12 @@ from torch import Tensor
 
 from autoprune.errors import OutputError
 from autoprune.storage.checkpoint import INDEX, SINGLE, Checkpoint
-from autoprune.storage.placing import INSIDE, MANIFEST, STATE, check_foreign, check_target, listed, put_in_place, settle, sync
+from autoprune.storage.placing import INSIDE, MANIFEST, STATE, TEMPLATES, check_foreign, check_target, listed, put_in_place, settle, sync
 
 LOCK = "in-use.lock"
 JOURNAL = "journal-"  # files that only serve to resume start with this
 DRAFT = ".writing"
+LARGEST_COMPANION = 100 * 2**20  # bytes; the largest tokenizers are of some 40 MB
 NOT_COPIED = (".safetensors", ".bin", ".index.json", ".pt", ".pth", ".h5", ".msgpack", ".gguf", ".onnx")
 
 
@@ -100,10 +101,11 @@ class Workplace:
         """A file of another name, which becomes ``name`` when it is written and on the disk: so that is whole, or not there."""
         draft = self.path / f"{name}{DRAFT}"
         with writing_to(self.target):
+            draft.parent.mkdir(exist_ok=True)
             yield draft
             sync(draft)
             draft.replace(self.path / name)
-            sync(self.path)
+            sync(draft.parent)
 
     def save(self, name: str, tensors: dict[str, Tensor]) -> None:
         """Writes one safetensors file, whole or not at all."""
@@ -123,7 +125,7 @@ class Workplace:
     def copy_companions(self, source: Path) -> None:
         """Copies the model's other files (config, tokenizer, …) byte for byte."""
         for path in companions(source):
-            with self._draft(path.name) as draft:
+            with self._draft(path.relative_to(source).as_posix()) as draft:
                 shutil.copyfile(path, draft)
 
     def write(self, name: str, text: str) -> None:
@@ -133,7 +135,8 @@ class Workplace:
 
     def names(self) -> list[str]:
         """The files made so far."""
-        return sorted(path.name for path in self.path.iterdir() if path.name not in (LOCK, STATE) and not path.name.startswith(JOURNAL))
+        files = [path for path in self.path.iterdir() if path.is_file() and path.name not in (LOCK, STATE) and not path.name.startswith(JOURNAL)]
+        return sorted(path.relative_to(self.path).as_posix() for path in [*files, *(self.path / TEMPLATES).glob("*")])
 
     def publish(self) -> list[Path]:
         """Puts everything in place, in one step where the file system allows. Returns the files of the result.
@@ -170,9 +173,19 @@ class Workplace:
 
 
 def companions(source: Path) -> list[Path]:
-    """The files of a model that are copied byte for byte: all but weights, what autoprune itself writes, and hidden ones."""
-    files = [path for path in sorted(source.iterdir()) if path.is_file() and not path.name.endswith(NOT_COPIED)]
-    return [path for path in files if path.name not in (MANIFEST, "README.md") and not path.name.startswith(".")]
+    """The files of a model that are copied byte for byte: all but weights, what autoprune itself writes, hidden ones, and what is too large."""
+    files = [path for path in _beside_weights(source) if path.name not in (MANIFEST, "README.md")]
+    return [path for path in files if path.stat().st_size <= LARGEST_COMPANION]
+
+
+def too_large(source: Path) -> list[str]:
+    """The names of files that lie beside a model's weights and are no part of it, to judge by their size."""
+    return [path.name for path in _beside_weights(source) if path.stat().st_size > LARGEST_COMPANION]
+
+
+def _beside_weights(source: Path) -> list[Path]:
+    found = sorted([*source.iterdir(), *(source / TEMPLATES).glob("*.jinja")])
+    return [path for path in found if path.is_file() and not path.name.endswith(NOT_COPIED) and not path.name.startswith(".")]
 
 
 def file_sha256(path: Path) -> str:

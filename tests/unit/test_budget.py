@@ -1,0 +1,155 @@
+"""What `--memory` reckons with, and the plan that it leads to. That the counts meet real runs is measured by benchmarks/memory.py."""
+
+from __future__ import annotations
+
+import dataclasses
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from end_to_end.tiny import save_tiny, tiny_model, write_words
+from transformers import PreTrainedModel
+
+import autoprune
+from autoprune.budget import PROGRAM, Layout, Load, Shape, choose_layout, human, need_of, parse_memory, shape_of
+from autoprune.core.problem import Method
+from autoprune.errors import RecipeError
+from autoprune.inspection import METHODS
+from autoprune.model.anatomy import examine
+from autoprune.model.events import Event, Notice
+from autoprune.planning import make_plan
+from autoprune.recipe import recipe_from_flat
+from autoprune.subject import open_model
+
+MIB = 2**20
+LOAD = Load(samples=128, tokens=2048)
+LAYOUT = Layout(4, "cpu")
+
+
+def shape(model: PreTrainedModel, stored: torch.dtype = torch.float32) -> Shape:
+    return shape_of(model, examine(model), stored, moved=False)
+
+
+@pytest.fixture(scope="module")
+def large() -> Shape:
+    """LLaMA-7B, by its shape."""
+    return Shape(4096, 11008, 131072000, 131072000, 32000, 202383360, 135266304, 2, 45088768, 11008**2, 3 * 4096**2 + 11008**2, 2, 2, 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("8GiB", 8 * 2**30), ("8gib", 8 * 2**30), ("500MB", 500_000_000), (" 1.5 G", 1_500_000_000), ("2e9", 2 * 10**9), ("7", 7)]
+)
+def test_sizes(text: str, size: int) -> None:
+    assert parse_memory(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "much", "8 gallons", "-1GB", "1.2.3GB", "GB"])
+def test_no_sizes(text: str) -> None:
+    with pytest.raises(RecipeError, match="is no size; write for example 8GiB"):
+        parse_memory(text)
+
+
+def test_sizes_for_people() -> None:
+    assert human(480 * MIB) == "480 MiB"
+    assert human(1.5 * 2**30) == "1.50 GiB"
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_counts_are_those_of_the_model(tied: bool) -> None:
+    model = tiny_model(tie_word_embeddings=tied)
+    counted = shape(model)
+    table = 128 * 32
+    attention, mlp = 2 * 32 * 32 + 2 * 16 * 32, 3 * 64 * 32
+    assert counted.block == sum(p.numel() for p in model.model.layers[0].parameters())
+    assert (counted.width, counted.widest, counted.vocabulary) == (32, 64, 128)
+    assert (counted.outside, counted.head) == (table + 32, 0 if tied else table)
+    assert (counted.sub_block, counted.sub_blocks, counted.layer) == (max(attention, mlp), 2, 64 * 32)
+    assert (counted.gram, counted.grams) == (64**2, 2 * 32**2 + 2 * 32**2 + 64**2)
+    assert (counted.stored, counted.running, counted.copies) == (4, 4, 1)
+    assert shape(model.to(torch.bfloat16)).copies == 2, "cast from what is stored"
+
+
+def test_every_expert_has_a_gram_of_its_own() -> None:
+    counted = shape(tiny_model("mixtral", num_local_experts=4, num_experts_per_tok=2))
+    assert counted.grams == 4 * (32**2 + 64**2) + 2 * 32**2
+    assert counted.copies == 2, "stored expert by expert, fused in the model"
+
+
+def test_what_makes_a_run_need_more(large: Shape) -> None:
+    def total(name: str = "wanda+barber", layout: Layout = LAYOUT, load: Load = LOAD, shape: Shape = large) -> int:
+        return need_of(shape, METHODS[name], layout, load).total
+
+    methods = [total(name) for name in ("magnitude", "wanda", "sparsegpt")]
+    assert all(a < b for a, b in pairwise(methods))
+    assert total("wanda") < total("wanda+barber")
+    assert total(layout=Layout(4, "disk")) < total(layout=Layout(2, "cpu")) < total() < total(layout=Layout(8, "cpu"))
+    assert total("wanda", Layout(4, "cpu", at_once=True)) > total("wanda")
+    assert total(load=dataclasses.replace(LOAD, models=2)) - total() == large.stored * (large.outside + large.block)
+    assert total(load=dataclasses.replace(LOAD, evaluated=8, evaluated_tokens=2048)) == total(), "evaluation comes after pruning, not beside it"
+    assert total("wanda", load=dataclasses.replace(LOAD, evaluated=8000, evaluated_tokens=2048)) > total("wanda")
+
+
+def test_wide_vocabularies_need_room_for_the_head_and_for_logits(large: Shape) -> None:
+    wide = dataclasses.replace(large, vocabulary=256_000, head=256_000 * 4096)
+    assert need_of(wide, METHODS["magnitude"], LAYOUT, Load()).phase == "opening the model"
+    need = need_of(wide, METHODS["wanda"], LAYOUT, dataclasses.replace(LOAD, evaluated=8, evaluated_tokens=2048))
+    assert need.phase == "evaluation"
+    assert need.work == 2048 * 256_000 * (4 * 2 + 8)
+
+
+def test_smaller_batches_come_first_then_the_disk(large: Shape) -> None:
+    def chosen(budget: float, **more: Any) -> Layout:
+        layout, need = choose_layout(large, METHODS["wanda+barber"], LOAD, wanted=LAYOUT, budget=int(budget), **{"fixed_place": False, **more})
+        assert need.total <= budget
+        return layout
+
+    def needs(batch: int, place: str) -> int:
+        return need_of(large, METHODS["wanda+barber"], Layout(batch, place), LOAD).total
+
+    assert chosen(needs(4, "cpu")) == LAYOUT
+    assert chosen(needs(4, "cpu") - 1) == Layout(2, "cpu")
+    assert chosen(needs(1, "cpu")) == Layout(1, "cpu")
+    assert chosen(needs(1, "cpu") - 1) == Layout(4, "disk")
+    assert chosen(needs(1, "disk")) == Layout(1, "disk")
+    with pytest.raises(RecipeError, match=r"even one window at a time with hidden states on disk pruning needs about .* GiB"):
+        chosen(needs(1, "disk") - 1)
+    with pytest.raises(RecipeError, match="even one window at a time with hidden states on cpu pruning needs"):
+        chosen(needs(1, "cpu") - 1, fixed_place=True)
+
+
+def test_refusals_name_what_needs_most(large: Shape) -> None:
+    def refused(methods: tuple[Method, ...], load: Load, words: str, wanted: Layout = LAYOUT) -> None:
+        with pytest.raises(RecipeError, match=f"--memory 600 MiB is not enough: even {words} needs about"):
+            choose_layout(large, methods, load, wanted=wanted, fixed_place=False, budget=600 * MIB)
+
+    refused((), Load(evaluated=3, evaluated_tokens=2048), "one window at a time with hidden states on disk evaluation")
+    together = dataclasses.replace(LAYOUT, at_once=True)
+    refused(METHODS["wanda"], LOAD, r"all windows at a time \(--true_sequential\) with hidden states on disk pruning", together)
+
+
+def test_plan_counts_the_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same budget is enough to prune, and not to evaluate on a long text afterwards."""
+    monkeypatch.setattr("autoprune.subject.RESIDENT_SHARE", 0.0)
+    model = save_tiny(tmp_path / "model", tiny_model())
+    short, long = write_words(tmp_path / "c.txt", 200, 0), write_words(tmp_path / "h.txt", 60_000, 1)
+    options = {"model": str(model), "sparsity_ratio": 0.5, "calibration_data": short, "nsamples": 2, "batch_size": 2, "eval_data": [long]}
+    options |= {"memory": str(PROGRAM + MIB), "save_model": str(tmp_path / "out")}
+    notes: list[Event] = []
+    for measure, place in ((False, "cpu"), (True, "disk")):
+        recipe = recipe_from_flat(options)
+        plan = make_plan(recipe, open_model(recipe, resident=False), notes.append, measure=measure)
+        assert plan.layout.activations == place
+    assert "hidden states on disk" in next(e.text for e in reversed(notes) if isinstance(e, Notice) and e.text.startswith("plan for"))
+
+
+def test_pruning_and_evaluating_under_a_budget_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hidden states on disk, for calibration and for evaluation: the same perplexity."""
+    monkeypatch.setattr("autoprune.subject.RESIDENT_SHARE", 0.0)
+    model = save_tiny(tmp_path / "model", tiny_model())
+    text, held = write_words(tmp_path / "c.txt", 400, 0), write_words(tmp_path / "h.txt", 20_000, 1)
+    options: dict[str, Any] = {"sparsity_ratio": 0.5, "calibration_data": text, "nsamples": 4, "batch_size": 1, "eval_data": [held]}
+    free = autoprune.prune(model, save_model=tmp_path / "free", **options)
+    tight = autoprune.prune(model, save_model=tmp_path / "tight", memory=str(PROGRAM + MIB), **options)
+    assert tight.perplexity == free.perplexity

@@ -23,15 +23,19 @@ from run import machine, publish
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
 
-from autoprune.budget import Layout, Load, Need, need_of, shape_of
+from autoprune.budget import Layout, Load, need_of, shape_of
 from autoprune.core.problem import Method
 from autoprune.inspection import METHODS
+from autoprune.methods import Barber
 from autoprune.model.anatomy import examine
 from autoprune.storage.skeleton import hollow_model
 
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLES, TOKENS, BATCH = 8, 512, 4
-RESIDENT = "import sys, autoprune; autoprune.prune(sys.argv[1], calibration_data=sys.argv[2], nsamples=8, seqlen=512, sparsity_ratio=0.5, {more})"
+RESIDENT = """
+import sys, autoprune
+autoprune.prune(sys.argv[1], calibration_data=sys.argv[2], nsamples=8, seqlen=512, sparsity_ratio=0.5, memory="8GB")
+"""
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,6 @@ RUNS = (
     Run("22 blocks", "Wanda", "wanda", aim=1.3),
     Run("22 blocks", "Wanda + LLM-Barber", "wanda+barber", ("--prune_barber",), aim=1.8),
     Run("22 blocks", "Wanda, the model held in memory", "wanda", resident=True),
-    Run("22 blocks", "Wanda + LLM-Barber, the model held in memory", "wanda+barber", ("prune_barber=True",), resident=True),
     Run("3 blocks", "magnitude", "magnitude", ("--prune_method", "magnitude")),
     Run("3 blocks", "Wanda", "wanda"),
     Run("3 blocks", "Wanda, hidden states on disk", "wanda", ("--activations", "disk"), DISK),
@@ -64,6 +67,7 @@ RUNS = (
     Run("3 blocks", "Wanda, `--true_sequential`", "wanda", ("--true_sequential",), Layout(BATCH, "cpu", at_once=True)),
     Run("3 blocks", "SparseGPT", "sparsegpt", ("--prune_method", "sparsegpt")),
     Run("3 blocks", "Wanda + LLM-Barber", "wanda+barber", ("--prune_barber",)),
+    Run("3 blocks", "Wanda + LLM-Barber, `block`", "wanda+barber", ("--prune_barber", "--prune_granularity", "block")),
     Run("3 blocks", "Wanda + LLM-Barber, `--batch_size 1`", "wanda+barber", ("--prune_barber", "--batch_size", "1"), Layout(1, "cpu")),
     Run("3 blocks", "Wanda + LLM-Barber, hidden states on disk", "wanda+barber", ("--prune_barber", "--activations", "disk"), DISK),
     Run("3 blocks", "SparseGPT + LLM-Barber", "sparsegpt+barber", ("--prune_method", "sparsegpt", "--prune_barber")),
@@ -97,7 +101,7 @@ def measured(run: Run, folder: Path) -> float:
     """Peak resident memory of one run, GB."""
     model, tokens, out = folder / run.model, folder / "tokens.safetensors", folder / "out"
     if run.resident:
-        command = ["-c", RESIDENT.format(more=", ".join(run.flags)), model, tokens]
+        command = ["-c", RESIDENT, model, tokens]
     else:
         flags = [flag.format(out=out, tokens=tokens) for flag in run.flags]
         command = [ROOT / "main.py", "--model", model, "--calibration_data", tokens, "--nsamples", SAMPLES, "--seqlen", TOKENS]
@@ -110,13 +114,17 @@ def measured(run: Run, folder: Path) -> float:
     return usage.ru_maxrss * (1 if sys.platform == "darwin" else 2**10) / 1e9
 
 
-def reckoned(run: Run, folder: Path) -> Need:
-    """What `--memory` reckons with."""
+def reckoned(run: Run, folder: Path) -> float:
+    """What `--memory` reckons with, GB."""
     model = hollow_model(folder / run.model, torch.bfloat16)
     anatomy = examine(model)
     methods: Sequence[Method] = METHODS[run.methods]
+    if "block" in run.flags:
+        methods = (*methods[:-1], Barber("block"))
     load = Load(SAMPLES, TOKENS, run.evaluated, TOKENS)
-    return need_of(shape_of(model, anatomy, torch.bfloat16, moved=False), methods, run.layout, load)
+    need = need_of(shape_of(model, anatomy, torch.bfloat16, moved=False), methods, run.layout, load)
+    whole = sum(path.stat().st_size for path in (folder / run.model).glob("*.safetensors")) if run.resident else 0
+    return (need.total + whole) / 1e9
 
 
 def lines(runs: Sequence[Run]) -> Iterator[str]:
@@ -125,15 +133,13 @@ def lines(runs: Sequence[Run]) -> Iterator[str]:
     yield "|---|---|---:|---:|---:|"
     for run in runs:
         aim = "" if run.aim is None else f"{run.aim:g} GB" + ("" if run.peak <= run.aim else ", missed")
-        count = "" if run.resident else f"{run.reckoned:.2f} GB"
-        yield f"| {run.model} | {run.what} | {run.peak:.2f} GB | {aim} | {count} |"
+        yield f"| {run.model} | {run.what} | {run.peak:.2f} GB | {aim} | {run.reckoned:.2f} GB |"
 
 
 def completed(runs: Sequence[Run], folder: Path) -> Iterator[Run]:
     """The runs with their figures."""
     for run in runs:
-        need = 0.0 if run.resident else reckoned(run, folder).total / 1e9
-        done = replace(run, peak=measured(run, folder), reckoned=need)
+        done = replace(run, peak=measured(run, folder), reckoned=reckoned(run, folder))
         print(f"{run.model}, {run.what}: {done.peak:.2f} GB, reckoned {done.reckoned:.2f}", flush=True)
         yield done
 

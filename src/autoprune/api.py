@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from autoprune.checking import check_values
 from autoprune.evaluation.remember import Notes
-from autoprune.labels import DENSE, labels_of, method_label, report_stem, result_settings, target_label
+from autoprune.labels import DENSE, labels_of, method_label, report_stem, target_label
 from autoprune.launch import joined
 from autoprune.measuring import accuracy, check_room, count_zeros, measured
 from autoprune.model.events import Emit, Notice, silent
@@ -25,7 +25,7 @@ from autoprune.recipe import Recipe, recipe_from_flat
 from autoprune.report.frames import layers_frame
 from autoprune.report.results import EvaluationRow, Perplexities, PruningSummary
 from autoprune.report.save import check_earlier, check_report_directory, notes_of, save_row
-from autoprune.storage.placing import check_target, delete_result, is_temporary
+from autoprune.storage.placing import check_target, delete_result, is_temporary, keep_result
 from autoprune.storage.stores import CheckpointStore
 from autoprune.subject import Subject, fits, held_model, open_model
 
@@ -109,27 +109,40 @@ def run(
             _check_outputs(recipe, emit)
         resident = None if dense_only else not output.save_model
         subject = held_model(held, tokenizer) if held is not None else open_model(recipe, resident=resident)
-        labels = labels_of(subject.checkpoint.directory) if dense_only and subject.checkpoint else DENSE
+        labels = _labels(subject) if dense_only else (method_label(recipe), target_label(recipe.target))
         if ranks.first:
-            check_earlier(recipe, report_stem(recipe, labels), result_settings(recipe))
+            check_earlier(recipe, report_stem(recipe, labels), labels)
         if subject.checkpoint:  # a pruned checkpoint is as large as the dense one
             check_room(recipe, subject, resident=subject.store.resident or fits(subject.checkpoint, recipe))
         plan = make_plan(recipe, subject, emit, measure=measure, ranks=ranks)
         directory = Path(output.save_model) if output.save_model and plan.methods else None
         if plan.methods:
             summary = prune_and_write(recipe, plan, directory, emit)
-            row = EvaluationRow(method_label(recipe), target_label(plan.target), summary.sparsity, (), recipe.to_dict(), summary)
+            row = EvaluationRow(*labels, summary.sparsity, (), recipe.to_dict(), summary)
         else:
             check_values(subject, emit)
             row = EvaluationRow(*labels, count_zeros(subject.store), (), recipe.to_dict())
     if ranks.first:
         row = _evaluated(recipe, plan, row, directory, emit)
-        if output.delete and directory and is_temporary(directory):
-            delete_result(directory)
-        elif output.delete and directory:
-            emit(Notice(f"{directory} was made by an earlier run that meant to keep it, so --delete leaves it there"))
+        if directory:
+            _delete_or_keep(directory, output.delete, emit)
     in_memory = subject.store.model if subject.store.resident else None
     return PruneResult(recipe, row, in_memory, directory if directory and directory.is_dir() else None)
+
+
+def _delete_or_keep(directory: Path, delete: bool, emit: Emit) -> None:
+    """The end of a result: what this run's command says, unless an earlier run made it, to be kept."""
+    if not delete:
+        keep_result(directory)
+    elif is_temporary(directory):
+        delete_result(directory)
+    else:
+        emit(Notice(f"{directory} was made by an earlier run that meant to keep it, so --delete leaves it there"))
+
+
+def _labels(subject: Subject) -> tuple[str, str]:
+    """What a model is called that is only evaluated."""
+    return labels_of(subject.checkpoint.directory) if subject.checkpoint else DENSE
 
 
 def _evaluated(recipe: Recipe, plan: Plan, row: EvaluationRow, directory: Path | None, emit: Emit) -> EvaluationRow:
@@ -137,7 +150,7 @@ def _evaluated(recipe: Recipe, plan: Plan, row: EvaluationRow, directory: Path |
     after = _reopened(recipe, plan.subject, directory) if plan.evaluation or recipe.zeroshot.tasks else plan.subject
     stem = report_stem(recipe, (row.method, row.target))
     notes = Notes(notes_of(recipe, stem), resume=recipe.output.resume, emit=emit)
-    row = dataclasses.replace(row, perplexity=measured(plan, after, notes, emit))
+    row = dataclasses.replace(row, perplexity=measured(plan, after, notes, emit, folder=directory.resolve().parent if directory else None))
     save_row(recipe, row, stem)  # before the tasks, which take longer and may fail
     if found := accuracy(recipe, plan, after, emit):
         row = dataclasses.replace(row, zeroshot=found)

@@ -16,6 +16,7 @@ from autoprune.core.statistics import InputGram
 from autoprune.errors import RecipeError
 from autoprune.model.anatomy import Anatomy, Block
 from autoprune.model.linear import Expert
+from autoprune.model.precision import COMPUTE_DTYPES, compute_word
 
 PROGRAM = 480 * 2**20  # resident memory of the interpreter with its libraries, before any weight
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
@@ -39,7 +40,8 @@ class Shape:
     grams: int  # numbers in the Grams of all input groups of a block
     stored: int  # bytes of one stored weight
     running: int  # bytes of one number in the forward passes
-    copies: int  # 1 if blocks run on the weights as they are stored, 2 if they are cast, moved, or (experts) fused first
+    copies: int  # 1 if blocks run on the weights as they are stored, 2 if they are cast or moved first, 3 if (experts) fused and then overwritten
+    heads: int  # of attention, where its scores are laid out in full; else 0
 
     @classmethod
     def of(cls, anatomy: Anatomy, *, outside: int, head: int, stored: int, running: int, moved: bool) -> Shape:
@@ -61,7 +63,8 @@ class Shape:
             grams=max(_grams(block) for block in anatomy.blocks),
             stored=stored,
             running=running,
-            copies=2 if moved or running != stored or anatomy.has_experts else 1,
+            copies=3 if anatomy.has_experts else 2 if moved or running != stored else 1,
+            heads=_full_scores(anatomy),
         )
 
 
@@ -168,18 +171,17 @@ def _pruning(shape: Shape, methods: Sequence[Method], layout: Layout, load: Load
     """One block at a time. Counted are the tensors that are there at once when most of them are; benchmarks/memory.py compares with real runs."""
     rebuilds = any(method.scope is Scope.SUB_BLOCK for method in methods)
     gram = any(method.statistic is InputGram for method in methods)
-    looking = sum(method.statistic is not None for method in methods)
+    looking = max(sum(method.statistic is not None for method in methods), 1 if load.samples else 0)  # --layer_errors looks too
     numbers = load.samples * load.tokens * shape.width
     # LLM-Barber keeps the outputs of all sub-blocks beside the hidden states of its own.
     hidden = numbers * shape.running * (looking + (shape.sub_blocks if rebuilds else 0))
     # As stored, as they run, pruned, the pattern, and SparseGPT's new ones, which wait to be written.
     weights = shape.block * (shape.stored * (load.models + gram) + (shape.copies - 1) * shape.running + shape.running + 1)
-    pairs = load.samples * load.tokens**2 if layout.at_once else 0  # who may look at whom, for models that keep a table of it
     work = max(
-        _forward(shape, (load.samples if layout.at_once else layout.batch) * load.tokens) + pairs,
+        _at_once(shape, load) if layout.at_once else _forward(shape, layout.batch, load.tokens),
         _solving(shape, gram),
         shape.block * (shape.copies + shape.stored),  # the pattern and the result, laid out as they are stored
-        _rebuilding(shape, layout.batch * load.tokens) if rebuilds else 0,
+        *(_rebuilding(shape, method, layout.batch, load.tokens) for method in methods if method.scope is Scope.SUB_BLOCK),
     )
     outside = shape.outside * shape.running * load.models
     return Need("pruning", PROGRAM, outside, weights, 0 if layout.activations == "disk" else hidden, work)
@@ -191,26 +193,49 @@ def _evaluation(shape: Shape, layout: Layout, load: Load) -> Need:
     outside = 0 if load.held else (shape.outside + shape.head) * shape.running
     hidden = 0 if load.held or layout.activations == "disk" else load.evaluated * load.evaluated_tokens * shape.width * shape.running
     logits = load.evaluated_tokens * shape.vocabulary * (layout.batch * shape.running + 2 * FLOAT)
-    return Need("evaluation", PROGRAM, outside, weights, hidden, max(logits, _forward(shape, layout.batch * load.evaluated_tokens)))
+    return Need("evaluation", PROGRAM, outside, weights, hidden, max(logits, _forward(shape, layout.batch, load.evaluated_tokens)))
 
 
-def _forward(shape: Shape, tokens: int) -> int:
-    """Activations inside a block (hidden states and residual, a few of the widest tensors), and a statistic's view of one in float32."""
-    return tokens * ((6 * shape.width + 3 * shape.widest) * shape.running + 2 * shape.widest * FLOAT)
+def _forward(shape: Shape, windows: int, tokens: int) -> int:
+    """Activations inside a block (hidden states and residual, a few of the widest tensors, attention's scores), and a statistic's view of one."""
+    inside = (6 * shape.width + 3 * shape.widest) * shape.running + 2 * shape.widest * FLOAT
+    return windows * tokens * (inside + shape.heads * tokens * (shape.running + FLOAT))
+
+
+def _at_once(shape: Shape, load: Load) -> int:
+    """All windows in one pass: a quarter more for holes in memory that is kept, and who may look at whom, for models that have a table of it."""
+    return _forward(shape, load.samples, load.tokens) * 5 // 4 + load.samples * load.tokens**2
 
 
 def _solving(shape: Shape, gram: bool) -> int:
-    """The largest layer in float32 with scores and what choosing needs; for SparseGPT all Grams, and the largest one's factors."""
+    """The largest layer in float32 with scores and what choosing needs.
+
+    For SparseGPT all Grams, and beside them either what factorising the largest one needs, or its factor and two layers that are swept together.
+    """
     if not gram:
         return shape.layer * FLOAT * 5
-    return shape.grams * FLOAT + shape.gram * FLOAT * 4 + shape.layer * FLOAT * 4
+    return FLOAT * (shape.grams + max(3 * shape.gram, shape.gram + 6 * shape.layer))
 
 
-def _rebuilding(shape: Shape, tokens: int) -> int:
-    """A sub-block in float32, dense and once more pruned, its energies, one layer's gradient, its activations."""
-    casts = 2 if shape.running != FLOAT else 0
-    activations = tokens * (12 * shape.width + 6 * shape.widest) * FLOAT
-    return shape.sub_block * FLOAT + max(shape.sub_block * FLOAT * casts, shape.sub_block * FLOAT * casts // 2 + shape.layer * FLOAT + activations)
+def _rebuilding(shape: Shape, method: Method, windows: int, tokens: int) -> int:
+    """A sub-block's energies, and beside them the more of two: its gradients, or the exchange.
+
+    Gradients take its weights in the precision that they are computed in: dense and pruned, or dense with one layer's gradient, twice, and the
+    activations. The exchange takes copies of all scores that are compared with each other.
+    """
+    computing = COMPUTE_DTYPES[compute_word(method)].itemsize
+    cast = shape.sub_block * computing if shape.running != computing or shape.copies > 2 else 0
+    activations = windows * tokens * ((12 * shape.width + 6 * shape.widest) * computing + 3 * shape.heads * tokens * FLOAT)
+    gradients = cast + max(cast + activations // 2, 2 * shape.layer * FLOAT + activations) + (cast if shape.copies > 2 else 0)
+    compared = shape.sub_block if getattr(method, "prune_granularity", "") == "block" else shape.layer
+    return shape.sub_block * FLOAT + max(gradients, compared * FLOAT * 6)
+
+
+def _full_scores(anatomy: Anatomy) -> int:
+    """Attention heads of a model that lays out every head's scores; others compute them piece by piece."""
+    config = anatomy.model.config.get_text_config()  # type: ignore[union-attr, operator]
+    full = getattr(config, "_attn_implementation", "eager") == "eager"
+    return int(getattr(config, "num_attention_heads", None) or getattr(config, "n_head", None) or 0) if full else 0
 
 
 def _sub_blocks(block: Block) -> dict[str, int]:

@@ -177,7 +177,8 @@ def _costs(model: Any, anatomy: Anatomy, dtype: torch.dtype, recipe: Recipe, seq
     batch = batch_size(recipe, seqlen)
     costs = []
     for name, methods in METHODS.items():
-        here, on_disk = (need_of(shape, methods, Layout(batch, place), Load(samples, seqlen)).total for place in ("cpu", "disk"))
+        load = Load(samples, seqlen) if any(method.statistic for method in methods) else Load()
+        here, on_disk = (need_of(shape, methods, Layout(batch, place), load).total for place in ("cpu", "disk"))
         costs.append(Cost(name, here, on_disk, _clock(_work(anatomy.blocks, methods, samples * seqlen) / speed)))
     return tuple(costs)
 

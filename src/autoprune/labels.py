@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
-from typing import Any
 
 from autoprune.core.sparsity import SemiStructured, Target, Unstructured
 from autoprune.errors import RecipeError
@@ -43,8 +41,3 @@ def report_stem(recipe: Recipe, labels: tuple[str, str]) -> str:
     if recipe.target is not None or recipe.rebuild.pruned_model:
         return f"{recipe.pruning.prune_method}_{recipe.barber.threshold:g}"
     return f"dense_{recipe.barber.threshold:g}" if labels == DENSE else f"eval_{labels[0]}"
-
-
-def result_settings(recipe: Recipe) -> dict[str, Any]:
-    """All options but those that say where things lie, and how the run behaves."""
-    return {group: options for group, options in dataclasses.asdict(recipe).items() if group not in ("output", "run")}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from pathlib import Path
 
 from autoprune.checking import check_replay, check_values
 from autoprune.data.cache import cache_folder
@@ -20,12 +21,13 @@ from autoprune.storage.writer import file_sha256
 from autoprune.subject import AnyStore, Subject
 
 
-def measured(plan: Plan, subject: Subject, notes: Notes, emit: Emit) -> tuple[PerplexityResult, ...]:
+def measured(plan: Plan, subject: Subject, notes: Notes, emit: Emit, folder: Path | None = None) -> tuple[PerplexityResult, ...]:
     """Perplexity on every evaluation text of the plan; what an earlier run has noted is not measured again.
 
+    ``folder``: where hidden states go if the plan keeps them on disk; None: where temporary files go.
     Raises: ModelError if the model would have to be run block by block and gave other numbers then.
     """
-    store, place = subject.store, Place(plan.layout.activations, subject.store.device)
+    store, place = subject.store, Place(plan.layout.activations, subject.store.device, folder)
     if plan.evaluation and not store.resident and plan.calibration is None:  # else the replay check was made before pruning
         check_replay(subject, next(iter(plan.evaluation.values())).ids, emit)
     identity = _identity(plan, subject) if plan.evaluation else {}

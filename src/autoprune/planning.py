@@ -30,7 +30,7 @@ from autoprune.storage.manifest import versions
 from autoprune.storage.pruned import GivenPattern, check_ancestry, check_pattern
 from autoprune.storage.skeleton import build_skeleton
 from autoprune.storage.stores import CheckpointStore
-from autoprune.subject import Subject, fits
+from autoprune.subject import Subject, fits, held_bytes
 
 DEFAULT_SEQLEN = 2048
 TOKENIZER_FILES = (
@@ -132,7 +132,7 @@ def _layout(
     budget = parse_memory(recipe.run.memory)
     shape = shape_of(subject.store.model, anatomy, subject.store.skeleton.storage_dtype, moved=subject.store.device.type != "cpu")
     fixed = recipe.run.activations != "cpu"  # the default place may be changed to fit, one that was asked for may not
-    whole = subject.checkpoint.bytes if subject.store.resident and subject.checkpoint else 0
+    whole = held_bytes(subject.checkpoint, recipe) if subject.store.resident and subject.checkpoint else 0
     load = _load(recipe, subject, windows, batch, ranks)
     layout, need = choose_layout(shape, methods, load, wanted=wanted, fixed_place=fixed, budget=budget - whole)
     chosen = f"{layout.batch} windows per pass, hidden states on {layout.activations}"
@@ -146,7 +146,7 @@ def _load(recipe: Recipe, subject: Subject, windows: Sequence[Windows | None], b
     samples, tokens = calibration.ids.shape if calibration else (0, 1)
     longest = max((held.ids.shape for held in evaluation if held), key=lambda shape: shape[0] * shape[1], default=(0, 1))
     checkpoint = subject.checkpoint
-    held = checkpoint.bytes if checkpoint and not subject.store.resident and fits(checkpoint, recipe) else 0
+    held = held_bytes(checkpoint, recipe) if checkpoint and not subject.store.resident and fits(checkpoint, recipe) else 0
     return Load(
         samples=min(samples, -(-samples // (batch * ranks)) * batch),
         tokens=tokens,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import torch
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
@@ -19,7 +20,7 @@ from autoprune.recipe import Recipe
 from autoprune.storage.checkpoint import Checkpoint
 from autoprune.storage.complete import check_complete
 from autoprune.storage.locate import locate
-from autoprune.storage.skeleton import build_skeleton
+from autoprune.storage.skeleton import build_skeleton, storage_dtype
 from autoprune.storage.stores import CheckpointStore, MemoryStore
 
 CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx")
@@ -63,7 +64,7 @@ def open_model(recipe: Recipe, *, resident: bool | None) -> Subject:
     options = recipe.model
     directory = locate(options.model, options.cache_dir)
     checkpoint = Checkpoint.open(directory)
-    if not resident:
+    if not resident or recipe.run.memory:
         return_large_blocks()  # first, for while the model is built its weights are allocated too, each for a moment
     skeleton = build_skeleton(checkpoint, options.dtype, choose_device(options.device), trust_remote_code=options.trust_remote_code)
     check_complete(skeleton)
@@ -76,7 +77,14 @@ def fits(checkpoint: Checkpoint, recipe: Recipe) -> bool:
     room = psutil.virtual_memory().available
     if recipe.run.memory:
         room = min(room, parse_memory(recipe.run.memory) - PROGRAM)
-    return checkpoint.bytes < RESIDENT_SHARE * room
+    return held_bytes(checkpoint, recipe) < RESIDENT_SHARE * room
+
+
+def held_bytes(checkpoint: Checkpoint, recipe: Recipe) -> int:
+    """What a model takes in memory as a whole: a wider --dtype makes more of its weights than is stored."""
+    word = recipe.model.dtype
+    wider = 1.0 if word == "auto" else getattr(torch, word).itemsize / storage_dtype(checkpoint).itemsize
+    return int(checkpoint.bytes * max(1.0, wider))
 
 
 def held_model(model: nn.Module, tokenizer: PreTrainedTokenizerBase | None) -> Subject:

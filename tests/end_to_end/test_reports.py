@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from autoprune import api, subject
 from autoprune.cli.main import main
 from autoprune.errors import ModelError
 from autoprune.labels import DENSE, labels_of
+from autoprune.recipe import recipe_from_flat
 from autoprune.storage import writer
+from autoprune.storage.checkpoint import Checkpoint
 from end_to_end.conftest import Refuse, Run
 from end_to_end.tiny import SEQLEN, Texts, contents, flags, run_classic, save_tiny
 
@@ -32,6 +36,48 @@ def test_table_of_another_run_is_not_replaced(refuse: Refuse, run: Run, tiny: Pa
     run(tiny, save_ppl=tmp_path / "ppl", prune_method="magnitude")
     run(tiny, save_ppl=tmp_path / "ppl", overwrite=True, **changed)
     assert sorted(path.name for path in (tmp_path / "ppl").glob("*.txt")) == ["log_magnitude_0.01.txt", "log_wanda_0.01.txt"]
+
+
+def test_options_that_change_no_perplexity_make_no_other_table(run: Run, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where caches lie, how the run behaves, and tasks that are measured besides."""
+    monkeypatch.setattr(api, "accuracy", lambda *_: None)
+    monkeypatch.setattr("autoprune.evaluation.tasks.check_tasks", lambda *_: None)
+    monkeypatch.setattr(api, "check_room", lambda *_, **__: None)
+    run(tiny, save_ppl=tmp_path / "ppl")
+    for more in ({"tasks": "boolq"}, {"datasets_cache_dir": tmp_path / "cache"}, {"batch_size": 3}, {"activations": "disk"}):
+        run(tiny, save_ppl=tmp_path / "ppl", **more)
+
+
+def test_table_of_what_lay_there_before(capsys: pytest.CaptureFixture[str], run: Run, tiny: Path, texts: Texts, tmp_path: Path) -> None:
+    """The same directory holds another model now."""
+    words = ["eval", str(tmp_path / "out"), "--eval_data", str(texts.heldout), "--seqlen", str(SEQLEN), "--save_ppl", str(tmp_path / "ppl")]
+    run(tiny, save_model=tmp_path / "out")
+    assert main(words) == 0
+    run(tiny, save_model=tmp_path / "out", overwrite=True, sparsity_ratio=0.7)
+    assert main(words) == 2
+    assert "log_eval_wanda.txt there is of another run: target was '50 %' and is '70 %'" in capsys.readouterr().err
+
+
+def test_a_stop_while_a_table_is_saved(run: Run, tiny: Path, texts: Texts, tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
+    """At any of its files: what is there is whole, and --resume takes up the rest."""
+    for stop in range(4):
+        options = {"save_model": tmp_path / f"out{stop}", "save_ppl": tmp_path / f"ppl{stop}"}
+        count = [0]
+
+        def stopping(path: Path, target: Path, real: Any = Path.replace, stop: int = stop, count: list[int] = count) -> Path:
+            if "log_wanda_0.01." in path.name:
+                count[0] += 1
+                if count[0] == stop:
+                    raise KeyboardInterrupt
+            return real(path, target)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "replace", stopping)
+            assert run_classic(capsys, flags(tiny, texts, **options)).status == (130 if stop else 0)
+        run(tiny, **options, resume=True)
+        names = ["log_wanda_0.01.json", "log_wanda_0.01.txt"]
+        assert [path.name for path in sorted((tmp_path / f"ppl{stop}").iterdir())] == names
+        assert (tmp_path / f"ppl{stop}" / names[1]).read_bytes() == (tmp_path / "ppl0" / names[1]).read_bytes()
 
 
 @pytest.mark.parametrize("text", [None, "", "{}", "[]", '{"settings": 1}'])
@@ -57,7 +103,7 @@ def test_perplexity_is_saved_before_the_tasks(run: Run, tiny: Path, texts: Texts
 
 def test_perplexity_is_told_where_it_can_not_be_saved(tiny: Path, texts: Texts, tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
     def full(path: Path, *args: Any, **kwargs: Any) -> int:
-        if path.name.startswith("log_") and path.suffix == ".txt":
+        if path.name.startswith("log_") and ".txt" in path.name:
             raise OSError(28, "No space left on device")
         return written(path, *args, **kwargs)
 
@@ -145,6 +191,18 @@ def test_what_was_to_be_removed_is_removed_after_a_stop(run: Run, tiny: Path, te
     assert not (tmp_path / "out").exists()
 
 
+def test_what_was_to_be_removed_may_stay_after_all(run: Run, tiny: Path, texts: Texts, tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
+    """Then it is as if it had been made to stay."""
+    run(tiny, save_model=tmp_path / "reference")
+    with monkeypatch.context() as patch:
+        patch.setattr(api, "accuracy", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+        assert run_classic(capsys, flags(tiny, texts, save_model=tmp_path / "out", delete=True)).status == 130
+    run(tiny, save_model=tmp_path / "out", resume=True)
+    assert contents(tmp_path / "out") == contents(tmp_path / "reference")
+    run(tiny, save_model=tmp_path / "out", resume=True, delete=True)
+    assert contents(tmp_path / "out") == contents(tmp_path / "reference")
+
+
 @pytest.mark.parametrize("inside", [False, True], ids=["replaced", "mounted"])
 def test_chat_templates_come_along_and_go_again(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inside: bool) -> None:
     """transformers keeps further chat templates in a folder of their own."""
@@ -189,10 +247,38 @@ def test_companions_are_counted_among_what_the_disk_must_hold(refuse: Refuse, ti
     refuse(model, "MiB are free on that disk")
 
 
+def test_no_room_for_hidden_states_on_disk(run: Run, tiny: Path, texts: Texts, tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
+    def full(handle: int, offset: int, size: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.posix_fallocate", full)
+    answer = run_classic(capsys, flags(tiny, texts, activations="disk", save_model=tmp_path / "out"))
+    assert answer.status == 2
+    assert "error: --activations disk: 0 MiB of hidden states can't be put into" in answer.err
+    assert "No space left on device" in answer.err
+
+
+def test_evaluation_keeps_hidden_states_on_the_disk_of_the_result(run: Run, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    places: list[Path] = []
+    make = tempfile.mkstemp
+    monkeypatch.setattr(subject, "RESIDENT_SHARE", 0.0)
+    monkeypatch.setattr("tempfile.mkstemp", lambda suffix, dir: (places.append(dir), make(suffix=suffix, dir=dir))[1])
+    run(tiny, save_model=tmp_path / "out", save_ppl=tmp_path / "ppl", activations="disk")
+    assert set(places) == {tmp_path / ".out.autoprune-partial", tmp_path}
+
+
+def test_a_wider_precision_needs_more_to_be_held(tmp_path: Path) -> None:
+    from end_to_end.tiny import tiny_model
+
+    model = save_tiny(tmp_path / "model", tiny_model(dtype=torch.bfloat16))
+    checkpoint = Checkpoint.open(model)
+    for dtype, wider in (("auto", 1), ("bfloat16", 1), ("float16", 1), ("float32", 2)):
+        recipe = recipe_from_flat({"model": str(model), "sparsity_ratio": 0.5, "dtype": dtype})
+        assert subject.held_bytes(checkpoint, recipe) == wider * checkpoint.bytes
+
+
 def test_large_allocations_are_given_back_before_the_model_is_built(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each weight is allocated for a moment while the model is built: a heap that keeps them would grow with the model's depth."""
-    from autoprune.recipe import recipe_from_flat
-
     steps: list[str] = []
     build = subject.build_skeleton
     monkeypatch.setattr(subject, "return_large_blocks", lambda: steps.append("limit"))

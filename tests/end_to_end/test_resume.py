@@ -154,6 +154,8 @@ def test_stopped_at_every_file(capsys: pytest.CaptureFixture[str], texts: Texts,
     """Wherever it is stopped, what was at its place before is whole, and the next run makes the very same files."""
     model, old = shutil.copytree(tiny, tmp_path / "model"), tmp_path / "old"
     (model / "more.txt").write_text("a file that the earlier result does not have")
+    (model / "additional_chat_templates").mkdir()
+    (model / "additional_chat_templates/tools.jinja").write_text("{{ tools }}")
     assert run_classic(capsys, flags(tiny, texts, prune_method="magnitude", sparsity_ratio=0.3, save_model=old)).status == 0
     given = flags(model, texts, prune_method="magnitude", overwrite=overwrite)
 

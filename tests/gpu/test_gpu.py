@@ -11,6 +11,7 @@ from configs import tiny_ids, tiny_model
 from torch import Tensor
 
 import autoprune
+from autoprune.core.exchange import exchange
 from autoprune.core.order import count_true, count_zeros, kth_lowest, lowest_at, zeroed
 from autoprune.core.problem import Method
 from autoprune.core.selection import keep_for
@@ -62,6 +63,18 @@ def test_order_statistics(shape: tuple[int, int]) -> None:
     for target in (Unstructured(0.5), SemiStructured(2, 4)):
         for per_row in (True, False):
             assert torch.equal(keep_for(scores.to(CUDA), target, per_row=per_row).cpu(), keep_for(scores, target, per_row=per_row))
+
+
+@pytest.mark.parametrize("granularity", ["block", "layer", "output1", "input1"])
+def test_exchange(granularity: str) -> None:
+    """Scores are compared by their bits, shifted into the sign on the way: the same on both devices, ties too."""
+    generator = torch.Generator().manual_seed(2)
+    scores = [torch.randint(40, shape, generator=generator).float().sqrt() for shape in ((64, 96), (32, 64), (300, 8))]
+    keep = [torch.rand(s.shape, generator=generator) < 0.5 for s in scores]
+    here = exchange(scores, keep, granularity, 0.3, Unstructured(0.5))
+    there = exchange([s.to(CUDA) for s in scores], [k.to(CUDA) for k in keep], granularity, 0.3, Unstructured(0.5))
+    assert (there.inverted, there.grown, there.dropped) == (here.inverted, here.grown, here.dropped)
+    assert all(torch.equal(a.cpu(), b) for a, b in zip(there.keep, here.keep, strict=True))
 
 
 def test_streamed_with_read_ahead_equals_resident(tmp_path: Path) -> None:

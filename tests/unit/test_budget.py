@@ -17,6 +17,7 @@ from autoprune.budget import PROGRAM, Layout, Load, Shape, choose_layout, human,
 from autoprune.core.problem import Method
 from autoprune.errors import RecipeError
 from autoprune.inspection import METHODS
+from autoprune.methods import Barber, Wanda
 from autoprune.model.anatomy import examine
 from autoprune.model.events import Event, Notice
 from autoprune.planning import make_plan
@@ -35,7 +36,7 @@ def shape(model: PreTrainedModel, stored: torch.dtype = torch.float32) -> Shape:
 @pytest.fixture(scope="module")
 def large() -> Shape:
     """LLaMA-7B, by its shape."""
-    return Shape(4096, 11008, 131072000, 131072000, 32000, 202383360, 135266304, 2, 45088768, 11008**2, 3 * 4096**2 + 11008**2, 2, 2, 1)
+    return Shape(4096, 11008, 131072000, 131072000, 32000, 202383360, 135266304, 2, 45088768, 11008**2, 3 * 4096**2 + 11008**2, 2, 2, 1, 0)
 
 
 @pytest.mark.parametrize(
@@ -67,21 +68,39 @@ def test_counts_are_those_of_the_model(tied: bool) -> None:
     assert (counted.outside, counted.head) == (table + 32, 0 if tied else table)
     assert (counted.sub_block, counted.sub_blocks, counted.layer) == (max(attention, mlp), 2, 64 * 32)
     assert (counted.gram, counted.grams) == (64**2, 2 * 32**2 + 2 * 32**2 + 64**2)
-    assert (counted.stored, counted.running, counted.copies) == (4, 4, 1)
+    assert (counted.stored, counted.running, counted.copies, counted.heads) == (4, 4, 1, 0)
     assert shape(model.to(torch.bfloat16)).copies == 2, "cast from what is stored"
 
 
 def test_every_expert_has_a_gram_of_its_own() -> None:
     counted = shape(tiny_model("mixtral", num_local_experts=4, num_experts_per_tok=2))
     assert counted.grams == 4 * (32**2 + 64**2) + 2 * 32**2
-    assert counted.copies == 2, "stored expert by expert, fused in the model"
+    assert counted.copies == 3, "stored expert by expert, fused in the model, copied before they are overwritten"
+
+
+def test_scores_of_attention_count_where_they_are_laid_out(large: Shape) -> None:
+    assert shape(tiny_model("gptj", n_embd=32, n_layer=2, n_head=4, rotary_dim=4)).heads == 4
+    eager = dataclasses.replace(large, heads=32)
+    for name in ("wanda", "wanda+barber"):
+        assert need_of(eager, METHODS[name], LAYOUT, LOAD).total > need_of(large, METHODS[name], LAYOUT, LOAD).total
+
+
+def test_options_that_need_more(large: Shape) -> None:
+    def work(method: Method, shape: Shape = large, batch: int = 1) -> int:
+        return need_of(shape, (Wanda(), method), Layout(batch, "disk"), LOAD).work
+
+    assert work(Barber("block")) > work(Barber("output1")) + 5 * large.sub_block
+    in_float32 = dataclasses.replace(large, running=4, stored=4)
+    assert work(Barber("output1", compute_dtype="bfloat16"), in_float32, 8) < work(Barber("output1"), in_float32, 8)
+    assert need_of(large, METHODS["magnitude"], LAYOUT, LOAD).hidden == need_of(large, METHODS["wanda"], LAYOUT, LOAD).hidden, "--layer_errors"
+    assert need_of(large, METHODS["magnitude"], LAYOUT, Load()).hidden == 0
 
 
 def test_what_makes_a_run_need_more(large: Shape) -> None:
     def total(name: str = "wanda+barber", layout: Layout = LAYOUT, load: Load = LOAD, shape: Shape = large) -> int:
         return need_of(shape, METHODS[name], layout, load).total
 
-    methods = [total(name) for name in ("magnitude", "wanda", "sparsegpt")]
+    methods = [total("magnitude", load=Load()), total("wanda"), total("sparsegpt")]
     assert all(a < b for a, b in pairwise(methods))
     assert total("wanda") < total("wanda+barber")
     assert total(layout=Layout(4, "disk")) < total(layout=Layout(2, "cpu")) < total() < total(layout=Layout(8, "cpu"))

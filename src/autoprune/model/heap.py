@@ -45,7 +45,7 @@ def kept_for_reuse() -> Iterator[None]:
     """While it lasts, memory that is freed stays with the process; afterwards what is free then goes back.
 
     For work in which large tensors of the same few sizes follow one another: each would be given new pages by the
-    system, which takes as long as an addition on them.
+    system, which takes as long as an addition on them. glibc's own adjustment of its limits ends with the first use.
     """
     library = _glibc()
     if library:

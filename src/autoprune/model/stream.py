@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from autoprune.errors import OutputError
+
 
 @dataclass(frozen=True)
 class Place:
@@ -69,10 +71,21 @@ def _allocate(shape: tuple[int, ...], dtype: torch.dtype, place: Place) -> Tenso
         return torch.empty(shape, dtype=dtype, device=place.device)
     if place.where == "cpu":
         return torch.empty(shape, dtype=dtype)
-    # A file without a name: its space is given back when the last tensor goes, even after kill -9.
-    handle, name = tempfile.mkstemp(suffix=".hidden", dir=place.folder)
+    folder = place.folder or Path(tempfile.gettempdir())
+    size = torch.Size(shape).numel() * dtype.itemsize
     try:
-        size = torch.Size(shape).numel() * dtype.itemsize
+        return _in_a_file(shape, dtype, folder, size)
+    except OSError as error:
+        raise OutputError(
+            f"--activations disk: {size / 2**20:,.0f} MiB of hidden states can't be put into {folder} ({error}); free some space there, name "
+            "another folder for temporary files (TMPDIR) or another disk (--save_model), or use --activations cpu"
+        ) from error
+
+
+def _in_a_file(shape: tuple[int, ...], dtype: torch.dtype, folder: Path, size: int) -> Tensor:
+    """In a file without a name: its space is given back when the last tensor goes, even after kill -9."""
+    handle, name = tempfile.mkstemp(suffix=".hidden", dir=folder)
+    try:
         os.posix_fallocate(handle, 0, max(size, 1))
         flat = torch.from_file(name, shared=True, size=torch.Size(shape).numel(), dtype=dtype)
     finally:

@@ -13,6 +13,8 @@ from autoprune.report.results import EvaluationRow, dump_json, first_difference
 from autoprune.report.tables import perplexity_log
 from autoprune.report.zeroshot import zeroshot_table
 
+PLACES_OF_CACHES = ("cache_dir", "datasets_cache_dir")
+
 
 def check_report_directory(directory: Path, flag: str) -> None:
     """Sees whether results can be written there, without making anything. Raises: OutputError if they can't."""
@@ -23,21 +25,28 @@ def check_report_directory(directory: Path, flag: str) -> None:
         raise OutputError(f"--{flag} {directory}: no permission to write in {place}; choose another directory")
 
 
-def check_earlier(recipe: Recipe, stem: str, settings: Mapping[str, object]) -> None:
-    """Raises: OutputError if a table of that name is there already and of other ``settings``, unless it may be overwritten."""
-    now = json.loads(dump_json(settings))
+def check_earlier(recipe: Recipe, stem: str, labels: tuple[str, str]) -> None:
+    """Raises: OutputError if a table of that name is there already and is of another run, unless it may be overwritten."""
     for flag, directory, name in _places(recipe, stem):
         record, table = directory / f"{name}.json", directory / f"{name}.txt"
         if recipe.output.overwrite or not (record.exists() or table.exists()):
             continue
         remedy = "choose another directory, or replace it with --overwrite"
         try:
-            before = json.loads(record.read_text(encoding="utf-8"))["settings"]
-            difference = first_difference({group: before.get(group) for group in now}, now)
+            before = json.loads(record.read_text(encoding="utf-8"))
+            was = {"method": before["method"], "target": before["target"], **_settings(before["settings"], flag)}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise OutputError(f"--{flag} {directory}: {name} there is no table that autoprune can read ({error}); {remedy}") from error
-        if difference:
+        now = {"method": labels[0], "target": labels[1], **_settings(json.loads(dump_json(recipe.to_dict())), flag)}
+        if difference := first_difference(was, now):
             raise OutputError(f"--{flag} {directory}: {table.name} there is of another run: {difference}; {remedy}")
+
+
+def _settings(groups: Mapping[str, Mapping[str, object]], flag: str) -> dict[str, object]:
+    """What a table depends on: neither where things lie, nor how the run behaves, nor what is only in the other table."""
+    without = {"output", "run", "zeroshot" if flag == "save_ppl" else "evaluation"}
+    chosen = {group: options for group, options in groups.items() if group not in without}
+    return {group: {name: value for name, value in options.items() if name not in PLACES_OF_CACHES} for group, options in chosen.items()}
 
 
 def save_row(recipe: Recipe, row: EvaluationRow, stem: str) -> None:
@@ -63,7 +72,9 @@ def _places(recipe: Recipe, stem: str) -> list[tuple[str, Path, str]]:
 def _save(flag: str, stem: Path, text: str, row: EvaluationRow) -> None:
     try:
         stem.parent.mkdir(parents=True, exist_ok=True)
-        stem.with_name(stem.name + ".txt").write_text(text, encoding="utf-8")
-        stem.with_name(stem.name + ".json").write_text(dump_json(row), encoding="utf-8")
+        for ending, content in ((".json", dump_json(row)), (".txt", text)):  # each whole or not there, and the one that a later run reads first
+            draft = stem.with_name(f"{stem.name}{ending}.writing")
+            draft.write_text(content, encoding="utf-8")
+            draft.replace(stem.with_name(stem.name + ending))
     except OSError as error:
         raise OutputError(f"--{flag} {stem.parent}: can't write there ({error}); what should have been written:\n{text.rstrip()}") from error

@@ -75,6 +75,16 @@ def is_temporary(directory: Path) -> bool:
     return bool(_read_manifest(directory).get("delete"))
 
 
+def keep_result(directory: Path) -> None:
+    """A result that was to be removed in the end stays after all: its manifest becomes what it would have been from the start."""
+    found = _read_manifest(directory)
+    if found.pop("delete", None):
+        draft = directory / f"{MANIFEST}.writing"
+        draft.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        sync(draft)
+        draft.replace(directory / MANIFEST)
+
+
 def put_in_place(work: Path, target: Path, names: Sequence[str], overwrite: bool) -> None:
     if work.parent == target:
         _move_out(work, target, names, overwrite)

@@ -191,7 +191,8 @@ class CheckpointStore:
         tied = {id(p) for p in self.model.get_input_embeddings().parameters()}
         state = dict(self.model.named_parameters(remove_duplicate=False))
         placed = self.model.state_dict().keys()
-        wanted = [n for n in self.outside if self.skeleton.owners[n] in placed and id(state.get(self.skeleton.owners[n])) not in skip - tied]
+        missing = [n for n in self.outside if (held := state.get(self.skeleton.owners[n])) is None or held.is_meta]
+        wanted = [n for n in missing if self.skeleton.owners[n] in placed and id(state.get(self.skeleton.owners[n])) not in skip - tied]
         self.skeleton.fill(self.skeleton.checkpoint.read(wanted))
         self.model.tie_weights()
         block_modules = {id(m) for block in self.anatomy.blocks for m in block.module.modules()}

@@ -82,7 +82,8 @@ class Workplace:
             )
         for path in self.path.iterdir():
             if path.is_dir():
-                shutil.rmtree(path)
+                if not (self._resume and self.whole):  # else it holds a part of the result
+                    shutil.rmtree(path)
             elif path.name != LOCK and (not self._resume or path.name.endswith(DRAFT)):
                 path.unlink()
 

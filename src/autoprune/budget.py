@@ -18,7 +18,7 @@ from autoprune.model.anatomy import Anatomy, Block
 from autoprune.model.linear import Expert
 from autoprune.model.precision import COMPUTE_DTYPES, compute_word
 
-PROGRAM = 480 * 2**20  # resident memory of the interpreter with its libraries, before any weight
+PROGRAM = 512 * 2**20  # the interpreter with its libraries (about 480 MiB), and holes in memory
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 FLOAT = 4  # bytes: statistics and solving are in float32
 

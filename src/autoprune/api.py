@@ -150,7 +150,7 @@ def _evaluated(recipe: Recipe, plan: Plan, row: EvaluationRow, directory: Path |
     after = _reopened(recipe, plan.subject, directory) if plan.evaluation or recipe.zeroshot.tasks else plan.subject
     stem = report_stem(recipe, (row.method, row.target))
     notes = Notes(notes_of(recipe, stem), resume=recipe.output.resume, emit=emit)
-    row = dataclasses.replace(row, perplexity=measured(plan, after, notes, emit, folder=directory.resolve().parent if directory else None))
+    row = dataclasses.replace(row, perplexity=measured(plan, after, notes, emit, folder=directory.resolve() if directory else None))
     save_row(recipe, row, stem)  # before the tasks, which take longer and may fail
     if found := accuracy(recipe, plan, after, emit):
         row = dataclasses.replace(row, zeroshot=found)

@@ -76,9 +76,10 @@ def _allocate(shape: tuple[int, ...], dtype: torch.dtype, place: Place) -> Tenso
     try:
         return _in_a_file(shape, dtype, folder, size)
     except OSError as error:
+        elsewhere = "give a --save_model on another disk" if place.folder else "name another folder for temporary files (TMPDIR)"
         raise OutputError(
-            f"--activations disk: {size / 2**20:,.0f} MiB of hidden states can't be put into {folder} ({error}); free some space there, name "
-            "another folder for temporary files (TMPDIR) or another disk (--save_model), or use --activations cpu"
+            f"--activations disk: {size / 2**20:,.0f} MiB of hidden states can't be put into {folder} ({error}); free some space there, {elsewhere}, "
+            "or use --activations cpu"
         ) from error
 
 

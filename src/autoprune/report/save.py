@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from autoprune.errors import OutputError
@@ -13,6 +13,7 @@ from autoprune.report.results import EvaluationRow, dump_json, first_difference
 from autoprune.report.tables import perplexity_log
 from autoprune.report.zeroshot import zeroshot_table
 
+MEASURED_BY = {"evaluation": "perplexity", "zeroshot": "zeroshot"}  # by group of options: what of a row it says how to measure
 PLACES_OF_CACHES = ("cache_dir", "datasets_cache_dir")
 
 
@@ -34,17 +35,18 @@ def check_earlier(recipe: Recipe, stem: str, labels: tuple[str, str]) -> None:
         remedy = "choose another directory, or replace it with --overwrite"
         try:
             before = json.loads(record.read_text(encoding="utf-8"))
-            was = {"method": before["method"], "target": before["target"], **_settings(before["settings"], flag)}
+            unmeasured = [group for group, kind in MEASURED_BY.items() if not before[kind]]
+            was = {"method": before["method"], "target": before["target"], **_settings(before["settings"], unmeasured)}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise OutputError(f"--{flag} {directory}: {name} there is no table that autoprune can read ({error}); {remedy}") from error
-        now = {"method": labels[0], "target": labels[1], **_settings(json.loads(dump_json(recipe.to_dict())), flag)}
+        now = {"method": labels[0], "target": labels[1], **_settings(json.loads(dump_json(recipe.to_dict())), unmeasured)}
         if difference := first_difference(was, now):
             raise OutputError(f"--{flag} {directory}: {table.name} there is of another run: {difference}; {remedy}")
 
 
-def _settings(groups: Mapping[str, Mapping[str, object]], flag: str) -> dict[str, object]:
-    """What a table depends on: neither where things lie, nor how the run behaves, nor what is only in the other table."""
-    without = {"output", "run", "zeroshot" if flag == "save_ppl" else "evaluation"}
+def _settings(groups: Mapping[str, Mapping[str, object]], unmeasured: Sequence[str]) -> dict[str, object]:
+    """What a table depends on: neither where things lie, nor how the run behaves, nor what it has no figures of."""
+    without = {"output", "run", *unmeasured}
     chosen = {group: options for group, options in groups.items() if group not in without}
     return {group: {name: value for name, value in options.items() if name not in PLACES_OF_CACHES} for group, options in chosen.items()}
 

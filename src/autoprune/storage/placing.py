@@ -80,9 +80,16 @@ def keep_result(directory: Path) -> None:
     found = _read_manifest(directory)
     if found.pop("delete", None):
         draft = directory / f"{MANIFEST}.writing"
-        draft.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-        sync(draft)
-        draft.replace(directory / MANIFEST)
+        try:
+            draft.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+            sync(draft)
+            draft.replace(directory / MANIFEST)
+        except OSError as error:
+            draft.unlink(missing_ok=True)
+            raise OutputError(
+                f"{directory / MANIFEST} still says that the result is to be removed, for it can't be written ({error}); free some space there "
+                "and repeat the command with --resume"
+            ) from error
 
 
 def put_in_place(work: Path, target: Path, names: Sequence[str], overwrite: bool) -> None:

@@ -57,9 +57,8 @@ def keep_n_m(scores: Float[Tensor, "out in"], pattern: SemiStructured) -> Bool[T
     if m > SMALL_GROUP:
         return keep_highest(scores.reshape(-1, m), m - pattern.n).view_as(scores)
     members = scores.unflatten(1, (-1, m)).unbind(-1)
-    ranks = [
-        torch.full(mine.shape, m - 1 - i, dtype=torch.int8, device=scores.device) for i, mine in enumerate(members)
-    ]  # as if all later were lower
+    # To begin with, as if all later members were lower.
+    ranks = [torch.full(mine.shape, m - 1 - i, dtype=torch.int8, device=scores.device) for i, mine in enumerate(members)]
     for i, mine in enumerate(members):
         for j in range(i + 1, m):
             lower = (mine <= members[j]).view(torch.int8)  # an equal score with a lower index counts as lower

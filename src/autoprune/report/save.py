@@ -12,9 +12,9 @@ from autoprune.recipe import Recipe
 from autoprune.report.results import EvaluationRow, dump_json, first_difference
 from autoprune.report.tables import perplexity_log
 from autoprune.report.zeroshot import zeroshot_table
+from autoprune.storage.manifest import CACHES
 
 MEASURED_BY = {"evaluation": "perplexity", "zeroshot": "zeroshot"}  # by group of options: what of a row it says how to measure
-PLACES_OF_CACHES = ("cache_dir", "datasets_cache_dir")
 
 
 def check_report_directory(directory: Path, flag: str) -> None:
@@ -48,7 +48,7 @@ def _settings(groups: Mapping[str, Mapping[str, object]], unmeasured: Sequence[s
     """What a table depends on: neither where things lie, nor how the run behaves, nor what it has no figures of."""
     without = {"output", "run", *unmeasured}
     chosen = {group: options for group, options in groups.items() if group not in without}
-    return {group: {name: value for name, value in options.items() if name not in PLACES_OF_CACHES} for group, options in chosen.items()}
+    return {group: {name: value for name, value in options.items() if (group, name) not in CACHES} for group, options in chosen.items()}
 
 
 def save_row(recipe: Recipe, row: EvaluationRow, stem: str) -> None:

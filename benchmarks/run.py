@@ -256,7 +256,7 @@ def lines(rows: Sequence[Row], facts: Mapping[str, object]) -> str:
     """The table as Markdown."""
     clock = "" if facts["clock"] == "wall" else ", in processor time on one thread"
     found = [
-        f"Measured on {facts['date']}, medians of {facts['runs']}{clock}:",
+        f"Measured on {facts['date']}, medians of {facts['runs']} (exchange: of {max(1, int(str(facts['runs'])) // 2)}){clock}:",
         "",
         "| phase | floor | ratio | spread | aim |",
         "|---|---|---:|---:|---|",

@@ -34,6 +34,7 @@ from autoprune.options import (
     ZeroShotOptions,
 )
 
+CACHES = (("model", "cache_dir"), ("calibration", "datasets_cache_dir"))  # by group: where things from the hub are kept changes no result
 LONGEST_NAME, LONGEST_PATH = 255, 4096  # bytes, of one part and of all together: what file systems take
 
 

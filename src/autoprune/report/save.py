@@ -8,11 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from autoprune.errors import OutputError
-from autoprune.recipe import Recipe
+from autoprune.recipe import CACHES, Recipe
 from autoprune.report.results import EvaluationRow, dump_json, first_difference
 from autoprune.report.tables import perplexity_log
 from autoprune.report.zeroshot import zeroshot_table
-from autoprune.storage.manifest import CACHES
 
 MEASURED_BY = {"evaluation": "perplexity", "zeroshot": "zeroshot"}  # by group of options: what of a row it says how to measure
 

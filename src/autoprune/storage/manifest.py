@@ -7,11 +7,10 @@ import platform
 from importlib.metadata import version
 from typing import Any
 
-from autoprune.recipe import Recipe
+from autoprune.recipe import CACHES, Recipe
 from autoprune.report.results import PruningSummary, dump_json, to_jsonable
 
 PACKAGES = ("autoprune", "torch", "transformers", "safetensors")
-CACHES = (("model", "cache_dir"), ("calibration", "datasets_cache_dir"))  # where things from the hub are kept changes nothing either
 NOT_PROVENANCE = ("output", "run", "evaluation", "zeroshot")  # where results go does not change them: two runs give identical files
 
 

@@ -1,7 +1,8 @@
 """The work that a method cannot avoid, and nothing else: what `benchmarks/run.py` sets the program's phases beside.
 
 Each function here does one kind of work for all blocks of a model, on the tensors and in the batches that the program
-uses, with plain torch calls. Nothing of it is shared with the program, except the model itself and how its blocks are called.
+uses, with plain torch calls. Nothing of it is shared with the program, except the model itself and how its blocks are
+called.
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from autoprune.model.activations import BlockCall
+from autoprune.model.calls import BlockCall
 from autoprune.model.pipeline import prepare_inputs
 from autoprune.model.stages import Inputs
 from autoprune.model.stream import Place, Stream
-from autoprune.planning import TOKENS_PER_PASS
+from autoprune.run.plan import TOKENS_PER_PASS
 from autoprune.storage.stores import MemoryStore
 
 COLUMN_BLOCK = 128
@@ -44,7 +45,12 @@ class Shape:
     @property
     def groups(self) -> list[tuple[int, int]]:
         """Input groups of one block as (rows of all their layers, input features)."""
-        return [(3 * self.width, self.width), (self.width, self.width), (2 * self.ffn, self.width), (self.width, self.ffn)]
+        return [
+            (3 * self.width, self.width),
+            (self.width, self.width),
+            (2 * self.ffn, self.width),
+            (self.width, self.ffn),
+        ]
 
     def config(self) -> LlamaConfig:
         """The model's configuration."""
@@ -74,7 +80,9 @@ class Subject:
         """Weights of standard deviation 0.02, some features louder than others; the same at every call."""
         torch.manual_seed(0)
         model = LlamaForCausalLM(shape.config()).to(device, shape.dtype).eval().requires_grad_(False)
-        ids = torch.randint(shape.vocabulary, (shape.samples, shape.tokens), generator=torch.Generator().manual_seed(1))
+        ids = torch.randint(
+            shape.vocabulary, (shape.samples, shape.tokens), generator=torch.Generator().manual_seed(1)
+        )
         store = MemoryStore(model)
         inputs, stream = prepare_inputs(store, ids, shape.batch, Place("cpu", store.device))
         return cls(shape, store, inputs, stream)
@@ -111,15 +119,21 @@ def forward(subject: Subject) -> None:
 
 
 def copy_weights(subject: Subject) -> list[Tensor]:
-    """One read and one write of all weights in the blocks, into memory of their own: pruned weights do not replace dense ones."""
-    return [parameter.data.clone() for block in subject.blocks for parameter in block.parameters() if parameter.dim() == 2]
+    """One read and one write of all weights in the blocks, into memory of their own: pruned weights do not replace
+    dense ones.
+    """
+    return [
+        parameter.data.clone() for block in subject.blocks for parameter in block.parameters() if parameter.dim() == 2
+    ]
 
 
 def gram_products(subject: Subject) -> Callable[[], None]:
     """``X^T X`` for every input group of every block, batch by batch."""
     shape = subject.shape
     device = subject.store.device
-    inputs = {features: torch.randn(shape.batch * shape.tokens, features, device=device) for _, features in shape.groups}
+    inputs = {
+        features: torch.randn(shape.batch * shape.tokens, features, device=device) for _, features in shape.groups
+    }
 
     def work() -> None:
         for _ in range(shape.blocks):
@@ -153,10 +167,15 @@ def sweep_products(subject: Subject) -> Callable[[], None]:
     def work() -> None:
         for _ in range(shape.blocks):
             for rows, features in shape.groups:
-                weight, errors = torch.zeros(rows, features, device=device), torch.ones(rows, COLUMN_BLOCK, device=device)
+                weight, errors = (
+                    torch.zeros(rows, features, device=device),
+                    torch.ones(rows, COLUMN_BLOCK, device=device),
+                )
                 for start in range(0, features, COLUMN_BLOCK):
                     stop = min(start + COLUMN_BLOCK, features)
-                    weight[:, start:].addmm_(errors[:, : stop - start], factors[features][start:stop, start:], alpha=-1)
+                    weight[:, start:].addmm_(
+                        errors[:, : stop - start], factors[features][start:stop, start:], alpha=-1
+                    )
 
     return work
 

@@ -1,4 +1,5 @@
-"""How time and peak memory grow with depth, width and samples: a plot and a table, from whole runs in processes of their own.
+"""How time and peak memory grow with depth, width and samples: a plot and a table, from whole runs in processes of
+their own.
 
 Each run streams a random LLaMA-shaped checkpoint from disk to disk (`--save_model`), by Wanda and then LLM-Barber.
 """
@@ -65,8 +66,17 @@ def measured(point: Point, folder: Path) -> Point:
         dtype="bfloat16",
     )
     write(config, model, 1)
-    save_file({"input_ids": torch.randint(VOCABULARY, (point.samples, TOKENS), generator=torch.Generator().manual_seed(1))}, tokens)
-    options = {"calibration_data": str(tokens), "nsamples": point.samples, "seqlen": TOKENS, "sparsity_ratio": 0.5, "prune_barber": True}
+    save_file(
+        {"input_ids": torch.randint(VOCABULARY, (point.samples, TOKENS), generator=torch.Generator().manual_seed(1))},
+        tokens,
+    )
+    options = {
+        "calibration_data": str(tokens),
+        "nsamples": point.samples,
+        "seqlen": TOKENS,
+        "sparsity_ratio": 0.5,
+        "prune_barber": True,
+    }
     options |= {"prune_granularity": "layer", "threshold": 0.1, "batch_size": 8, "save_model": str(folder / "out")}
     process = subprocess.Popen([sys.executable, "-c", RUN, str(model), json.dumps(options), str(folder / "seconds")])
     _, status, usage = os.wait4(process.pid, 0)
@@ -99,14 +109,18 @@ def table(points: dict[str, list[Point]]) -> str:
     """The same as Markdown."""
     lines = ["| varied | blocks | width | samples | seconds a block | peak memory |", "|---|---:|---:|---:|---:|---:|"]
     for axis, line in points.items():
-        lines += [f"| {axis} | {p.blocks} | {p.width} | {p.samples} | {p.seconds:.2f} | {p.peak:,.0f} MiB |" for p in line]
+        lines += [
+            f"| {axis} | {p.blocks} | {p.width} | {p.samples} | {p.seconds:.2f} | {p.peak:,.0f} MiB |" for p in line
+        ]
     return "\n".join(lines)
 
 
 def main() -> None:
     """Measures, draws, and puts the table into docs/scale.md."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--scratch", type=Path, help="where models of up to 1 GB are made (default: a temporary folder)")
+    parser.add_argument(
+        "--scratch", type=Path, help="where models of up to 1 GB are made (default: a temporary folder)"
+    )
     given = parser.parse_args()
     points: dict[str, list[Point]] = {}
     for axis, values in AXES.items():

@@ -1,6 +1,7 @@
 """Makes a LLaMA-shaped checkpoint of random weights, shard by shard, without ever holding the model in memory.
 
-The default is 2.2 GB: 22 blocks, width 2048, feed-forward 5632, 32 heads (4 key-value), vocabulary 32000, bfloat16, 5 shards.
+The default is 2.2 GB: 22 blocks, width 2048, feed-forward 5632, 32 heads (4 key-value), vocabulary 32000, bfloat16, 5
+shards.
 """
 
 from __future__ import annotations
@@ -49,7 +50,9 @@ def write(config: LlamaConfig, out: Path, shards: int) -> int:
         if done >= total * number / shards:
             save_file(batch, out / index[name], metadata={"format": "pt"})
             batch, number = {}, number + 1
-    (out / "model.safetensors.index.json").write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": index}))
+    (out / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {"total_size": total}, "weight_map": index})
+    )
     return total
 
 

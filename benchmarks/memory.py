@@ -1,4 +1,5 @@
-"""Peak resident memory of whole runs, each in a process of its own, beside what `--memory` reckons with: a table in docs/scale.md.
+"""Peak resident memory of whole runs, each in a process of its own, beside what `--memory` reckons with: a table in
+docs/scale.md.
 
 Models are random, made by `make_checkpoint.py`: the one of 2.2 GB, the same with 3 blocks, and a mixture of experts.
 """
@@ -23,11 +24,11 @@ from run import machine, publish
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
 
-from autoprune.budget import Layout, Load, need_of, shape_of
 from autoprune.core.problem import Method
-from autoprune.inspection import METHODS
-from autoprune.methods import Barber
 from autoprune.model.anatomy import examine
+from autoprune.run.inspect import METHODS
+from autoprune.run.memory import Layout, Load, need_of, shape_of
+from autoprune.steps import Barber
 from autoprune.storage.skeleton import hollow_model
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -68,8 +69,20 @@ RUNS = (
     Run("3 blocks", "SparseGPT", "sparsegpt", ("--prune_method", "sparsegpt")),
     Run("3 blocks", "Wanda + LLM-Barber", "wanda+barber", ("--prune_barber",)),
     Run("3 blocks", "Wanda + LLM-Barber, `block`", "wanda+barber", ("--prune_barber", "--prune_granularity", "block")),
-    Run("3 blocks", "Wanda + LLM-Barber, `--batch_size 1`", "wanda+barber", ("--prune_barber", "--batch_size", "1"), Layout(1, "cpu")),
-    Run("3 blocks", "Wanda + LLM-Barber, hidden states on disk", "wanda+barber", ("--prune_barber", "--activations", "disk"), DISK),
+    Run(
+        "3 blocks",
+        "Wanda + LLM-Barber, `--batch_size 1`",
+        "wanda+barber",
+        ("--prune_barber", "--batch_size", "1"),
+        Layout(1, "cpu"),
+    ),
+    Run(
+        "3 blocks",
+        "Wanda + LLM-Barber, hidden states on disk",
+        "wanda+barber",
+        ("--prune_barber", "--activations", "disk"),
+        DISK,
+    ),
     Run("3 blocks", "SparseGPT + LLM-Barber", "sparsegpt+barber", ("--prune_method", "sparsegpt", "--prune_barber")),
     Run("8 experts", "magnitude", "magnitude", ("--prune_method", "magnitude")),
     Run("8 experts", "Wanda", "wanda"),
@@ -80,21 +93,41 @@ RUNS = (
 
 def make_models(folder: Path) -> None:
     """The models that are not there yet, and one file of tokens."""
-    wide: dict[str, Any] = {"hidden_size": 2048, "intermediate_size": 5632, "num_attention_heads": 32, "num_key_value_heads": 4}
-    narrow = {"hidden_size": 1024, "intermediate_size": 2048, "num_attention_heads": 16, "num_key_value_heads": 4, "num_local_experts": 8}
+    wide: dict[str, Any] = {
+        "hidden_size": 2048,
+        "intermediate_size": 5632,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 4,
+    }
+    narrow = {
+        "hidden_size": 1024,
+        "intermediate_size": 2048,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 4,
+        "num_local_experts": 8,
+    }
     common = {"vocab_size": 32000, "max_position_embeddings": 2048}
     for name, blocks in (("22 blocks", 22), ("3 blocks", 3), ("8 experts", 2)):
         if (folder / name).is_dir():
             continue
         begun = folder / f"{name} begun"
         if blocks > 2:
-            write(LlamaConfig(**wide, **common, num_hidden_layers=blocks, architectures=["LlamaForCausalLM"], dtype="bfloat16"), begun, 5)
+            write(
+                LlamaConfig(
+                    **wide, **common, num_hidden_layers=blocks, architectures=["LlamaForCausalLM"], dtype="bfloat16"
+                ),
+                begun,
+                5,
+            )
         else:
             torch.manual_seed(0)
             config = AutoConfig.for_model("mixtral", **narrow, **common, num_hidden_layers=blocks)
             AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(begun)
         begun.rename(folder / name)
-    save_file({"input_ids": torch.randint(32000, (SAMPLES, TOKENS), generator=torch.Generator().manual_seed(1))}, folder / "tokens.safetensors")
+    save_file(
+        {"input_ids": torch.randint(32000, (SAMPLES, TOKENS), generator=torch.Generator().manual_seed(1))},
+        folder / "tokens.safetensors",
+    )
 
 
 def measured(run: Run, folder: Path) -> float:
@@ -104,7 +137,17 @@ def measured(run: Run, folder: Path) -> float:
         command = ["-c", RESIDENT, model, tokens]
     else:
         flags = [flag.format(out=out, tokens=tokens) for flag in run.flags]
-        command = [ROOT / "main.py", "--model", model, "--calibration_data", tokens, "--nsamples", SAMPLES, "--seqlen", TOKENS]
+        command = [
+            ROOT / "main.py",
+            "--model",
+            model,
+            "--calibration_data",
+            tokens,
+            "--nsamples",
+            SAMPLES,
+            "--seqlen",
+            TOKENS,
+        ]
         command += ["--sparsity_ratio", 0.5, "--save_model", out, "--delete", "--quiet", *flags]
     process = subprocess.Popen([sys.executable, *map(str, command)])
     _, status, usage = os.wait4(process.pid, 0)
@@ -147,7 +190,9 @@ def completed(runs: Sequence[Run], folder: Path) -> Iterator[Run]:
 def main() -> None:
     """Measures, prints, and puts the table into docs/scale.md unless only some runs were asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--scratch", type=Path, help="where models of up to 2.2 GB are made and kept (default: a temporary folder)")
+    parser.add_argument(
+        "--scratch", type=Path, help="where models of up to 2.2 GB are made and kept (default: a temporary folder)"
+    )
     parser.add_argument("--only", default="", help="runs whose model or name contains this")
     given = parser.parse_args()
     wanted = [run for run in RUNS if given.only in f"{run.model}, {run.what}"]

@@ -1,4 +1,6 @@
-"""What `--compute_dtype bfloat16` changes: agreement of patterns with float32, perplexity, and time, on a model with its texts."""
+"""What `--compute_dtype bfloat16` changes: agreement of patterns with float32, perplexity, and time, on a model with
+its texts.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,17 @@ def main() -> None:
     parser.add_argument("--nsamples", type=int, default=64)
     parser.add_argument("--seqlen", type=int)
     given = vars(parser.parse_args())
-    table = Table("first pass", "granularity", "target", "agreement", "float32", "bfloat16", "float32, seed 1", box=None, pad_edge=False)
+    table = Table(
+        "first pass",
+        "granularity",
+        "target",
+        "agreement",
+        "float32",
+        "bfloat16",
+        "float32, seed 1",
+        box=None,
+        pad_edge=False,
+    )
     for setting in SETTINGS:
         options = {"sparsity_type": "unstructured", **setting, **given, "prune_barber": True, "sparsity_ratio": 0.5}
         exact, exact_ppl = _run(options, "float32", 0)
@@ -47,10 +59,16 @@ def main() -> None:
 
 def _run(options: dict[str, Any], word: str, seed: int) -> tuple[torch.Tensor, float]:
     start = time.perf_counter()
-    result = autoprune.prune(options["model"], **{k: v for k, v in options.items() if k != "model"}, compute_dtype=word, seed=seed)
+    result = autoprune.prune(
+        options["model"], **{k: v for k, v in options.items() if k != "model"}, compute_dtype=word, seed=seed
+    )
     assert result.model is not None
     layers = [layer for block in examine(result.model).blocks for layer in block.layers]
-    print(f"{options['prune_method']} {options['prune_granularity']} {word} seed {seed}: {time.perf_counter() - start:.0f} s", flush=True)
+    print(
+        f"{options['prune_method']} {options['prune_granularity']} {word} seed {seed}:"
+        f" {time.perf_counter() - start:.0f} s",
+        flush=True,
+    )
     return torch.cat([(layer.matrix != 0).flatten() for layer in layers]), next(iter(result.perplexity.values()))
 
 

@@ -1,7 +1,8 @@
-"""Times the program's phases and sets each beside its floor, the work that cannot be avoided (`floor.py`): `make bench`.
+"""Times the program's phases and sets each beside its floor, the work that cannot be avoided (`floor.py`): `make
+bench`.
 
-Floor and program are timed in turn in one process, several times; what counts is the median of their ratios. Seconds are
-printed so that ratios can be judged, they are no claims: machines differ, and this one may be shared.
+Floor and program are timed in turn in one process, several times; what counts is the median of their ratios. Seconds
+are printed so that ratios can be judged, they are no claims: machines differ, and this one may be shared.
 """
 
 from __future__ import annotations
@@ -28,11 +29,11 @@ from startup import startup_seconds
 from autoprune.core.problem import LayerProblem, LayerSolution, Method, Scope
 from autoprune.core.selection import keep_for
 from autoprune.core.sparsity import SemiStructured, Target, Unstructured
-from autoprune.methods import Barber, Magnitude, SparseGPT, Wanda
+from autoprune.events import silent
 from autoprune.model.anatomy import select_layers
-from autoprune.model.events import silent
 from autoprune.model.pipeline import Pass, prepare_inputs, prune_blocks
 from autoprune.model.stream import Place
+from autoprune.steps import Barber, Magnitude, SparseGPT, Wanda
 from autoprune.storage.manifest import versions
 
 CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
@@ -99,7 +100,9 @@ class Bench:
 
     def __init__(self, shape: Shape, device: str, runs: int, clock: str) -> None:
         self.subject, self.runs, self._clock = Subject.make(shape, device), runs, clock
-        self._ids = torch.randint(shape.vocabulary, (shape.samples, shape.tokens), generator=torch.Generator().manual_seed(1))
+        self._ids = torch.randint(
+            shape.vocabulary, (shape.samples, shape.tokens), generator=torch.Generator().manual_seed(1)
+        )
 
     def rows(self, only: str) -> Iterator[Row]:
         """The lines whose phase contains ``only``, as they are measured."""
@@ -122,11 +125,17 @@ class Bench:
         copy, barber = (lambda: floor.copy_weights(s)), (lambda: floor.barber(s))
         table: dict[str, Callable[[str], Row]] = {}
         for target in (HALF, TWO_FOUR):
-            table[f"magnitude {target}"] = self._pair("one read and write of the weights", 10, copy, [Magnitude()], target)
+            table[f"magnitude {target}"] = self._pair(
+                "one read and write of the weights", 10, copy, [Magnitude()], target
+            )
             table[f"wanda {target}"] = self._pair("two forward passes", 1.15, twice, [Wanda()], target)
-            table[f"sparsegpt {target}"] = self._pair("two forward passes, Grams, factors, products", 1.3, compensating, [SparseGPT()], target)
+            table[f"sparsegpt {target}"] = self._pair(
+                "two forward passes, Grams, factors, products", 1.3, compensating, [SparseGPT()], target
+            )
         table["wanda --true_sequential"] = self._pair("two forward passes", 0.65, twice, [Wanda()], HALF, at_once=True)
-        table["barber output1"] = self._pair("three forward passes and a backward", 1.25, barber, [Given(), Barber("output1")], HALF)
+        table["barber output1"] = self._pair(
+            "three forward passes and a backward", 1.25, barber, [Given(), Barber("output1")], HALF
+        )
         table["barber bfloat16"] = self._bfloat16
         for granularity in ("block", "layer", "output1", "input1"):
             table[f"exchange {granularity}"] = self._exchange(granularity, HALF)
@@ -135,7 +144,14 @@ class Bench:
         return table
 
     def _pair(
-        self, against: str, goal: float, bottom: Work, methods: Sequence[Method], target: Target, *, at_once: bool = False
+        self,
+        against: str,
+        goal: float,
+        bottom: Work,
+        methods: Sequence[Method],
+        target: Target,
+        *,
+        at_once: bool = False,
     ) -> Callable[[str], Row]:
         return lambda name: self._measured(name, against, goal, bottom, lambda: self._prune(methods, target, at_once))
 
@@ -145,7 +161,9 @@ class Bench:
             program()
         pairs = [(self._seconds(bottom), program()) for _ in range(self.runs)]
         below, above = zip(*pairs, strict=True)
-        return Row(name, against, goal, tuple(p / b for b, p in pairs), statistics.median(above), statistics.median(below))
+        return Row(
+            name, against, goal, tuple(p / b for b, p in pairs), statistics.median(above), statistics.median(below)
+        )
 
     def _bfloat16(self, name: str) -> Row:
         coarse, exact = ([Given(), Barber("output1", compute_dtype=word)] for word in ("bfloat16", "float32"))
@@ -154,7 +172,15 @@ class Bench:
         pairs = [(self._prune(coarse, HALF), self._prune(exact, HALF)) for _ in range(self.runs)]
         fast, slow = zip(*pairs, strict=True)
         ratios = tuple(s / f for f, s in pairs)
-        return Row(name, "how many times as quick as float32", 1.6, ratios, statistics.median(fast), statistics.median(slow), at_least=True)
+        return Row(
+            name,
+            "how many times as quick as float32",
+            1.6,
+            ratios,
+            statistics.median(fast),
+            statistics.median(slow),
+            at_least=True,
+        )
 
     def _exchange(self, granularity: str, target: Target) -> Callable[[str], Row]:
         def make(name: str) -> Row:
@@ -164,7 +190,9 @@ class Bench:
                 whole.append(self._prune([Given(), method], target))
                 spent.append(sum(method.seconds))
                 shares.append(spent[-1] / whole[-1])
-            return Row(name, "LLM-Barber's pass", 0.03, tuple(shares), statistics.median(spent), statistics.median(whole))
+            return Row(
+                name, "LLM-Barber's pass", 0.03, tuple(shares), statistics.median(spent), statistics.median(whole)
+            )
 
         return make
 
@@ -172,13 +200,19 @@ class Bench:
         pairs = list(startup_seconds(self.subject.store.model, self._ids, self.runs, self._clock))
         below, above = zip(*pairs, strict=True)
         against = "importing torch and transformers, reading the model"
-        return Row(name, against, 1.3, tuple(p / b for b, p in pairs), statistics.median(above), statistics.median(below))
+        return Row(
+            name, against, 1.3, tuple(p / b for b, p in pairs), statistics.median(above), statistics.median(below)
+        )
 
     def _prune(self, methods: Sequence[Method], target: Target, at_once: bool = False) -> float:
         """Seconds of the loop over all blocks, on dense weights."""
         s = self.subject
         s.restore()
-        together, first = prepare_inputs(s.store, self._ids, len(self._ids), Place("cpu", s.store.device)) if at_once else (None, s.stream.clone())
+        together, first = (
+            prepare_inputs(s.store, self._ids, len(self._ids), Place("cpu", s.store.device))
+            if at_once
+            else (None, s.stream.clone())
+        )
         passes = [Pass(method, first if method.statistic else None, together) for method in methods]
         chosen = select_layers(s.store.anatomy, (), target)
         return self._seconds(lambda: list(prune_blocks(s.store, passes, chosen, target, s.inputs, silent)))
@@ -197,12 +231,20 @@ class Bench:
 
 def show(rows: Sequence[Row], console: Console) -> None:
     """A table; a goal that is missed is marked."""
-    table = Table("phase", "program s", "floor s", "ratio", "goal", "", "floor", box=None, pad_edge=False, header_style="bold")
+    table = Table(
+        "phase", "program s", "floor s", "ratio", "goal", "", "floor", box=None, pad_edge=False, header_style="bold"
+    )
     for row in rows:
         spread = f"{min(row.ratios):.3g} to {max(row.ratios):.3g}"
         goal = f"{'>=' if row.at_least else '<='} {row.goal:g}"
         table.add_row(
-            row.phase, f"{row.seconds:.3g}", f"{row.floor:.3g}", f"{row.ratio:.3g} ({spread})", goal, "met" if row.met else "MISSED", row.against
+            row.phase,
+            f"{row.seconds:.3g}",
+            f"{row.floor:.3g}",
+            f"{row.ratio:.3g} ({spread})",
+            goal,
+            "met" if row.met else "MISSED",
+            row.against,
         )
     console.print(table)
 
@@ -212,22 +254,49 @@ def machine() -> dict[str, object]:
     about = Path("/proc/cpuinfo").read_text(encoding="utf-8") if sys.platform == "linux" else ""
     names = [line.split(":", 1)[1].strip() for line in about.splitlines() if line.startswith("model name")]
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {"processor": names[0] if names else platform.processor(), "threads": torch.get_num_threads(), "gpu": gpu, **versions()}
+    return {
+        "processor": names[0] if names else platform.processor(),
+        "threads": torch.get_num_threads(),
+        "gpu": gpu,
+        **versions(),
+    }
 
 
 def main() -> None:
     """Measures, prints, and writes the results as JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
-    for name, kind in (("width", int), ("ffn", int), ("blocks", int), ("heads", int), ("samples", int), ("tokens", int)):
+    for name, kind in (
+        ("width", int),
+        ("ffn", int),
+        ("blocks", int),
+        ("heads", int),
+        ("samples", int),
+        ("tokens", int),
+    ):
         parser.add_argument(f"--{name}", type=kind, default=getattr(Shape, name))
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="processor: processor time on one thread, for a machine that others use too")
+    parser.add_argument(
+        "--clock",
+        choices=CLOCKS,
+        default="wall",
+        help="processor: processor time on one thread, for a machine that others use too",
+    )
     parser.add_argument("--only", default="", help="phases whose name contains this")
-    parser.add_argument("--out", type=Path, help="where the JSON goes (default: benchmarks/results/DEVICE.json; nothing with --only)")
+    parser.add_argument(
+        "--out", type=Path, help="where the JSON goes (default: benchmarks/results/DEVICE.json; nothing with --only)"
+    )
     given = parser.parse_args()
-    shape = Shape(given.width, given.ffn, given.blocks, given.heads, given.samples, given.tokens, dtype=getattr(torch, given.dtype))
+    shape = Shape(
+        given.width,
+        given.ffn,
+        given.blocks,
+        given.heads,
+        given.samples,
+        given.tokens,
+        dtype=getattr(torch, given.dtype),
+    )
     if given.clock == "processor":
         torch.set_num_threads(1)
     console, rows = Console(width=150), []
@@ -256,14 +325,20 @@ def lines(rows: Sequence[Row], facts: Mapping[str, object]) -> str:
     """The table as Markdown."""
     clock = "" if facts["clock"] == "wall" else ", in processor time on one thread"
     found = [
-        f"Measured on {facts['date']}, medians of {facts['runs']} (exchange: of {max(1, int(str(facts['runs'])) // 2)}){clock}:",
+        (
+            f"Measured on {facts['date']}, medians of {facts['runs']} (exchange: of"
+            f" {max(1, int(str(facts['runs'])) // 2)}){clock}:"
+        ),
         "",
         "| phase | floor | ratio | spread | aim |",
         "|---|---|---:|---:|---|",
     ]
     for row in rows:
         aim = f"{'≥' if row.at_least else '≤'} {row.goal:g}" + ("" if row.met else ", missed")
-        found.append(f"| {row.phase} | {row.against} | {row.ratio:.3g} | {min(row.ratios):.3g} to {max(row.ratios):.3g} | {aim} |")
+        found.append(
+            f"| {row.phase} | {row.against} | {row.ratio:.3g} | {min(row.ratios):.3g} to {max(row.ratios):.3g} |"
+            f" {aim} |"
+        )
     return "\n".join(found)
 
 

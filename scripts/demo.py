@@ -12,19 +12,20 @@ import sys
 import time
 from pathlib import Path
 
-from autoprune.api import run
 from autoprune.cli.flags import Parser, add_flags, given
 from autoprune.cli.progress import watching
 from autoprune.cli.show import terminal
-from autoprune.recipe import Recipe, recipe_from_flat
+from autoprune.recipe.recipe import Recipe, recipe_from_flat
 from autoprune.report.html import render_html
-from autoprune.report.results import EvaluationRow, dump_json
 from autoprune.report.tables import print_comparison
+from autoprune.results.types import EvaluationRow, dump_json
+from autoprune.run.api import run
 
 COMMON = ["--model", "demo", "--calibration_data", "demo", "--eval_data", "demo"]
 METHODS = ("magnitude", "wanda", "sparsegpt")
 TARGETS = (["--sparsity_ratio", "0.5"], ["--sparsity_type", "2:4"])
-# LLM-Barber's settings by first pass at 50 %, and its only granularity at 2:4. Its authors chose the same after magnitude and SparseGPT;
+# LLM-Barber's settings by first pass at 50 %, and its only granularity at 2:4. Its authors chose the same after
+# magnitude and SparseGPT;
 # after Wanda they exchange 0.01 of each row's inverted pairs, of which these short rows have fewer than a hundred.
 BARBER = {"magnitude": ("block", "0.1"), "wanda": ("block", "0.1"), "sparsegpt": ("layer", "0.1")}
 BARBER_N_M = ("output1", "0.1")
@@ -65,14 +66,23 @@ def main() -> int:
             rows.append(run(recipe_of(flags), emit).row)
     page = out / "report.html"
     page.write_text(
-        render_html(rows, title="AutoPrune on its demo model", subtitle="A small LLaMA trained on the King James Bible", command="make demo"),
+        render_html(
+            rows,
+            title="AutoPrune on its demo model",
+            subtitle="A small LLaMA trained on the King James Bible",
+            command="make demo",
+        ),
         encoding="utf-8",
     )
     (out / "results.json").write_text(dump_json(rows), encoding="utf-8")
     console.print()
     print_comparison(rows, console)
     console.print(f"report:     {page}", highlight=False, soft_wrap=True)
-    console.print(f"checkpoint: {out / 'wanda-0.5' / 'model'} (Wanda, 50 %; loads like any other)", highlight=False, soft_wrap=True)
+    console.print(
+        f"checkpoint: {out / 'wanda-0.5' / 'model'} (Wanda, 50 %; loads like any other)",
+        highlight=False,
+        soft_wrap=True,
+    )
     console.print(f"{time.monotonic() - start:.0f} s", highlight=False)
     return 0
 

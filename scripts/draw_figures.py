@@ -39,8 +39,16 @@ class Errors:
 
 def main() -> None:
     """Draws both figures."""
-    style: dict[Any, Any] = {"font.family": "DejaVu Sans", "font.size": 10, "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": MUTED}
-    with matplotlib.rc_context({**style, "xtick.color": INK, "ytick.color": INK, "axes.spines.top": False, "axes.spines.right": False}):
+    style: dict[Any, Any] = {
+        "font.family": "DejaVu Sans",
+        "font.size": 10,
+        "text.color": INK,
+        "axes.labelcolor": INK,
+        "axes.edgecolor": MUTED,
+    }
+    with matplotlib.rc_context(
+        {**style, "xtick.color": INK, "ytick.color": INK, "axes.spines.top": False, "axes.spines.right": False}
+    ):
         save(draw_errors(mean_errors()), "figure1a.png")
         save(draw_rebuilding(), "figure1b.png")
 
@@ -69,8 +77,13 @@ def simulate(seed: int) -> Errors:
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator)
 
-    dense = [normal(WIDTH, WIDTH) * (0.3 * normal(WIDTH, 1) + 0.5 * normal(WIDTH, WIDTH)).exp() / WIDTH**0.5 for _ in range(LAYERS)]
-    x = (normal(SAMPLES, TOKENS, 24) @ normal(24, WIDTH) / 5 + 0.5 * normal(SAMPLES, TOKENS, WIDTH)) * normal(WIDTH).exp()
+    dense = [
+        normal(WIDTH, WIDTH) * (0.3 * normal(WIDTH, 1) + 0.5 * normal(WIDTH, WIDTH)).exp() / WIDTH**0.5
+        for _ in range(LAYERS)
+    ]
+    x = (normal(SAMPLES, TOKENS, 24) @ normal(24, WIDTH) / 5 + 0.5 * normal(SAMPLES, TOKENS, WIDTH)) * normal(
+        WIDTH
+    ).exp()
     truth, pruned, keeps = run(dense, x), list[Tensor](), list[Tensor]()
     for i, weight in enumerate(dense):
         seen = x if i == 0 else inputs_of(i, pruned, x)
@@ -122,14 +135,22 @@ def draw_errors(errors: Errors) -> Figure:
     draw_chain(left, 5.7, ORANGE)
     for i in range(3):
         left.text(1.95 + 2.7 * i, 4.42, f"error {i + 1}", ha="center", color=ORANGE)
-        left.plot([1.05 + 2.7 * i, 1.05 + 2.7 * i, 2.85 + 2.7 * i, 2.85 + 2.7 * i], [5.05, 4.9, 4.9, 5.05], color=ORANGE, linewidth=1.4)
+        left.plot(
+            [1.05 + 2.7 * i, 1.05 + 2.7 * i, 2.85 + 2.7 * i, 2.85 + 2.7 * i],
+            [5.05, 4.9, 4.9, 5.05],
+            color=ORANGE,
+            linewidth=1.4,
+        )
     left.text(0.2, 3.4, "LLM-Barber", fontsize=12, fontweight="bold", color=BLUE)
     left.text(0.2, 2.83, "all layers are judged by the sub-block's output error", color=MUTED)
     draw_chain(left, 1.55, BLUE)
     left.plot([1.05, 1.05, 8.25, 8.25], [0.9, 0.75, 0.75, 0.9], color=BLUE, linewidth=1.4)
     left.text(4.65, 0.2, "one error, its gradient reaches every weight", ha="center", color=BLUE)
     draw_curves(figure.add_axes((0.555, 0.21, 0.3, 0.64)), errors)
-    note = f"Simulated: {LAYERS} random layers of width {WIDTH}, Wanda at 50 %, LLM-Barber (block, threshold 0.1), mean of {len(SEEDS)} seeds"
+    note = (
+        f"Simulated: {LAYERS} random layers of width {WIDTH}, Wanda at 50 %, LLM-Barber (block, threshold 0.1), mean"
+        f" of {len(SEEDS)} seeds"
+    )
     figure.text(0.99, 0.025, note, ha="right", fontsize=7.5, color=MUTED)
     return figure
 
@@ -139,7 +160,11 @@ def draw_chain(axes: Axes, y: float, colour: str) -> None:
     for i in range(4):
         start = 0.2 + 2.7 * i + (0.0 if i == 0 else -0.1)
         end = 1.05 + 2.7 * i if i < 3 else 9.15
-        axes.add_patch(FancyArrowPatch((start + 0.02, y), (end, y), arrowstyle="-|>", mutation_scale=11, color=MUTED, shrinkA=0, shrinkB=1))
+        axes.add_patch(
+            FancyArrowPatch(
+                (start + 0.02, y), (end, y), arrowstyle="-|>", mutation_scale=11, color=MUTED, shrinkA=0, shrinkB=1
+            )
+        )
     for i in range(3):
         corner, shape = (1.12 + 2.7 * i, y - 0.48), "round,pad=0,rounding_size=0.18"
         axes.add_patch(FancyBboxPatch(corner, 1.66, 0.96, boxstyle=shape, facecolor=colour + "22", edgecolor=colour))
@@ -156,10 +181,14 @@ def draw_curves(axes: Axes, errors: Errors) -> None:
     ]
     for values, colour, style, label, shift in lines:
         axes.plot(steps, values.tolist(), color=colour, linestyle=style, linewidth=2, marker="o", markersize=5)
-        axes.text(LAYERS + 0.3, float(values[-1]) + shift, label, color=colour, va="center", fontsize=9.5, linespacing=1.1)
+        axes.text(
+            LAYERS + 0.3, float(values[-1]) + shift, label, color=colour, va="center", fontsize=9.5, linespacing=1.1
+        )
     axes.set(xlabel="layer", ylim=(0, 0.32), xticks=list(steps), xlim=(0.8, LAYERS + 0.1))
     axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
-    axes.set_title("Relative error of the output after each layer", loc="left", fontsize=10.5, fontweight="bold", x=-0.16, pad=12)
+    axes.set_title(
+        "Relative error of the output after each layer", loc="left", fontsize=10.5, fontweight="bold", x=-0.16, pad=12
+    )
     axes.grid(axis="y", color=LINES)
     axes.set_axisbelow(True)
 
@@ -203,7 +232,15 @@ def draw_matrix(axes: Axes, values: Tensor, keep: Tensor) -> None:
             shade = 0.12 + 0.78 * value / top
             colour = to_rgba(GREEN, shade) if kept else to_rgba(PALE)
             axes.add_patch(Rectangle((column + 0.04, row + 0.04), 0.92, 0.92, facecolor=colour, linewidth=0))
-            axes.text(column + 0.5, row + 0.5, f"{value:.1f}", ha="center", va="center", fontsize=8, color=text_colour(kept, shade))
+            axes.text(
+                column + 0.5,
+                row + 0.5,
+                f"{value:.1f}",
+                ha="center",
+                va="center",
+                fontsize=8,
+                color=text_colour(kept, shade),
+            )
             if not kept:
                 axes.plot([column + 0.12, column + 0.88], [row + 0.88, row + 0.12], color=STROKE, linewidth=1)
     axes.set(xlim=(-0.06, 6.06), ylim=(6.06, -0.06), aspect="equal")
@@ -235,7 +272,11 @@ def draw_legend(figure: Figure) -> None:
         (61.0, "dropped: kept, but of low score", "white", ORANGE),
     ]
     for x, label, face, edge in entries:
-        axes.add_patch(Rectangle((x, 1.1), 2.0, 1.9, facecolor=to_rgba(face, 0.7), edgecolor=edge, linewidth=0 if face == edge else 2.2))
+        axes.add_patch(
+            Rectangle(
+                (x, 1.1), 2.0, 1.9, facecolor=to_rgba(face, 0.7), edgecolor=edge, linewidth=0 if face == edge else 2.2
+            )
+        )
         if face == PALE:
             axes.plot([x + 0.3, x + 1.7], [1.4, 2.7], color=STROKE, linewidth=1)
         axes.text(x + 2.8, 2.0, label, va="center", fontsize=9.5)

@@ -1,9 +1,10 @@
-"""Kills runs of Wanda + LLM-Barber on the shipped model again and again, resumes them, and compares with a run that nobody killed.
+"""Kills runs of Wanda + LLM-Barber on the shipped model again and again, resumes them, and compares with a run that
+nobody killed.
 
-``python scripts/kill_and_resume.py`` does 20 kills by SIGKILL: most at a moment drawn at random between a run's first word
-and its end, every third at the sight of a draft (``*.writing``), which is in the middle of a write. Every start has
-``--resume``. A run that ends before it is killed is compared, and the next one begins anew. Exit status 1 if any file or
-perplexity differs.
+``python scripts/kill_and_resume.py`` does 20 kills by SIGKILL: most at a moment drawn at random between a run's first
+word and its end, every third at the sight of a draft (``*.writing``), which is in the middle of a write. Every start
+has ``--resume``. A run that ends before it is killed is compared, and the next one begins anew. Exit status 1 if any
+file or perplexity differs.
 """
 
 from __future__ import annotations
@@ -23,7 +24,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-RECIPE = "--model demo --calibration_data demo --nsamples 128 --seqlen 128 --sparsity_ratio 0.5 --prune_method wanda --prune_barber"
+RECIPE = (
+    "--model demo --calibration_data demo --nsamples 128 --seqlen 128 --sparsity_ratio 0.5 --prune_method wanda"
+    " --prune_barber"
+)
 BARBER = "--prune_granularity layer --threshold 0.1"
 HELDOUT = ROOT / "src" / "autoprune" / "demo" / "heldout.txt"
 TEXTS, CHARACTERS = 3, 8000  # texts for perplexity, so that there is something to be stopped between, and their length
@@ -56,7 +60,9 @@ class Place:
         given = [*RECIPE.split(), *BARBER.split(), *places, *more]
         environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "HF_HUB_OFFLINE": "1"}
         with self.log.open("w") as log:
-            return subprocess.Popen([sys.executable, str(ROOT / "main.py"), *given], env=environment, stdout=log, stderr=subprocess.STDOUT)
+            return subprocess.Popen(
+                [sys.executable, str(ROOT / "main.py"), *given], env=environment, stdout=log, stderr=subprocess.STDOUT
+            )
 
     def clear(self) -> None:
         """Nothing is there any more."""
@@ -64,7 +70,9 @@ class Place:
             shutil.rmtree(path, ignore_errors=True)
 
     def drafts(self) -> set[tuple[str, int]]:
-        """Files in the middle of being written, by name and inode; a killed run leaves them to the next one, which removes them."""
+        """Files in the middle of being written, by name and inode; a killed run leaves them to the next one, which
+        removes them.
+        """
         found = set()
         for path in self.partial.glob("*.writing"):
             with contextlib.suppress(FileNotFoundError):  # it got its name meanwhile
@@ -86,7 +94,9 @@ class Place:
 
     def results(self) -> dict[str, object]:
         """Every file of the checkpoint, and the perplexities."""
-        found: dict[str, object] = {str(path.relative_to(self.model)): path.read_bytes() for path in self.model.rglob("*") if path.is_file()}
+        found: dict[str, object] = {
+            str(path.relative_to(self.model)): path.read_bytes() for path in self.model.rglob("*") if path.is_file()
+        }
         for path in self.perplexity.glob("*.json"):
             rows = json.loads(path.read_text(encoding="utf-8"))["perplexity"]
             found |= {f"perplexity of {row['source']}": row["perplexity"] for row in rows}
@@ -94,7 +104,9 @@ class Place:
 
 
 def kill(place: Place, moment: float, draft: int) -> Kill | None:
-    """Starts a run and kills it, after a time or, if ``draft`` is not 0, at the sight of that draft; None if it ended before."""
+    """Starts a run and kills it, after a time or, if ``draft`` is not 0, at the sight of that draft; None if it ended
+    before.
+    """
     old = place.drafts()
     process = place.start("--resume")
     while process.poll() is None and not place.speaks():
@@ -138,7 +150,8 @@ def torture(folder: Path, kills: int, seed: int) -> dict[str, object]:
         if found:
             done.append(found)
             print(
-                f"kill {len(done):2}: after {found.after:4.1f} s, {found.blocks} blocks finished, {found.drafts} drafts, at: {found.phase}",
+                f"kill {len(done):2}: after {found.after:4.1f} s, {found.blocks} blocks finished, {found.drafts}"
+                f" drafts, at: {found.phase}",
                 flush=True,
             )
             continue
@@ -163,7 +176,9 @@ def torture(folder: Path, kills: int, seed: int) -> dict[str, object]:
 def main() -> int:
     """Returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", default="out/kill-and-resume", help="where everything is written (default %(default)s)")
+    parser.add_argument(
+        "--out", default="out/kill-and-resume", help="where everything is written (default %(default)s)"
+    )
     parser.add_argument("--kills", type=int, default=20, help="how often (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments (default %(default)s)")
     chosen = parser.parse_args()

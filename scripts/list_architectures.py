@@ -1,4 +1,6 @@
-"""Writes docs/architectures.md from the tiny models that the tests use: run it when these, or what autoprune finds in them, have changed."""
+"""Writes docs/architectures.md from the tiny models that the tests use: run it when these, or what autoprune finds in
+them, have changed.
+"""
 
 from __future__ import annotations
 
@@ -23,19 +25,25 @@ from autoprune.model.replay import require_replay  # noqa: E402
 
 HEAD = """# Architectures
 
-There is no code for single model families in AutoPrune. It finds the blocks, the layers in them, and how every block is called, in any decoder
-model that transformers can build, and checks what it found: blocks called one by one must give the model's own numbers, bit for bit. This page lists
-what the tests try, each on a tiny random model: found, replayed, pruned by Wanda and LLM-Barber, written, and loaded again by transformers. What is
+There is no code for single model families in AutoPrune. It finds the blocks, the layers in them, and how every block
+is called, in any decoder
+model that transformers can build, and checks what it found: blocks called one by one must give the model's own
+numbers, bit for bit. This page lists
+what the tests try, each on a tiny random model: found, replayed, pruned by Wanda and LLM-Barber, written, and loaded
+again by transformers. What is
 not listed may work as well; `autoprune inspect MODEL` says so.
 
 *Made by [scripts/list_architectures.py](../scripts/list_architectures.py) from the configurations in `tests/models/`.*
 
-* **Layers in a block**: linear maps that are pruned. Every expert of a mixture counts as its own layers. Several numbers: several kinds of blocks.
-* **Coverage**: the share of the blocks' parameters that are weights of these layers. Below 90 % a model is refused. In the tiny models norms and
+* **Layers in a block**: linear maps that are pruned. Every expert of a mixture counts as its own layers. Several
+  numbers: several kinds of blocks.
+* **Coverage**: the share of the blocks' parameters that are weights of these layers. Below 90 % a model is refused. In
+  the tiny models norms and
   biases weigh more than in real ones, where coverage is higher.
 * **Sub-blocks**: what LLM-Barber rebuilds one after the other, in the order in which they run.
 * **Replay**: whether blocks called one by one gave the model's own numbers, in float32 and in bfloat16.
-* **Stays dense**: matrices and tables in the blocks that are never pruned: routers, gates of shared experts, convolutions, state matrices. Norms and
+* **Stays dense**: matrices and tables in the blocks that are never pruned: routers, gates of shared experts,
+  convolutions, state matrices. Norms and
   biases always stay.
 
 A name behind a slash is a variant: `falcon/alibi` is Falcon with ALiBi positions.
@@ -46,15 +54,18 @@ DENSE_TEXT = """
 EXPERTS_TEXT = """
 ## Mixtures of experts
 
-Fused three-dimensional parameters are pruned expert by expert, each with the statistics of the tokens that were sent to it. An expert that saw fewer
+Fused three-dimensional parameters are pruned expert by expert, each with the statistics of the tokens that were sent
+to it. An expert that saw fewer
 than 32 tokens gets the statistic of what all experts saw; it is listed at the end of the run and in `autoprune.json`.
 Routers and gates are never pruned.
 """
 WRAPPED_TEXT = """
 ## Models with a language model inside
 
-The language model is pruned; what lies beside it is left as it is, byte for byte. A run says so at its beginning, and `autoprune inspect` too.
-Where transformers' causal language model has no place for these parts (Llama 4), they are copied from checkpoint to checkpoint.
+The language model is pruned; what lies beside it is left as it is, byte for byte. A run says so at its beginning, and
+`autoprune inspect` too.
+Where transformers' causal language model has no place for these parts (Llama 4), they are copied from checkpoint to
+checkpoint.
 """
 REFUSED_TEXT = """
 ## Refused

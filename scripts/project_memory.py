@@ -8,7 +8,7 @@ from pathlib import Path
 
 from transformers import LlamaConfig
 
-from autoprune.inspection import METHODS, inspect
+from autoprune.run.inspect import METHODS, inspect
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "scale.md"
 BEGIN, END = "<!-- projected:begin -->", "<!-- projected:end -->"
@@ -39,7 +39,9 @@ def config_of(name: str) -> LlamaConfig:
 def lines_of(name: str) -> list[str]:
     """The table's lines for one model, by `autoprune inspect` on a config.json that lies alone in its folder."""
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "config.json").write_text(json.dumps(config_of(name).to_dict() | {"torch_dtype": "bfloat16"}), encoding="utf-8")
+        (Path(folder) / "config.json").write_text(
+            json.dumps(config_of(name).to_dict() | {"torch_dtype": "bfloat16"}), encoding="utf-8"
+        )
         found = inspect(folder, nsamples=128, seqlen=2048)
     costs = {cost.method: cost for cost in found.costs}
     weights = found.parameters * 2 / 2**30
@@ -47,13 +49,19 @@ def lines_of(name: str) -> list[str]:
     for i, method in enumerate(m for m in METHODS if m in SHOWN):
         cost = costs[method]
         first = (name, f"{weights:,.1f} GiB") if i == 0 else ("", "")
-        lines.append(f"| {first[0]} | {first[1]} | {SHOWN[method]} | {cost.bytes / 2**30:.1f} GiB | {cost.bytes_on_disk / 2**30:.1f} GiB |")
+        lines.append(
+            f"| {first[0]} | {first[1]} | {SHOWN[method]} | {cost.bytes / 2**30:.1f} GiB |"
+            f" {cost.bytes_on_disk / 2**30:.1f} GiB |"
+        )
     return lines
 
 
 def table() -> str:
     """All models as Markdown."""
-    head = ["| model | its weights | method | hidden states in memory | `--activations disk` |", "|---|---:|---|---:|---:|"]
+    head = [
+        "| model | its weights | method | hidden states in memory | `--activations disk` |",
+        "|---|---:|---|---:|---:|",
+    ]
     return "\n".join([*head, *(line for name in MODELS for line in lines_of(name))])
 
 

@@ -36,9 +36,18 @@ README = Path(__file__).with_name("demo_model_card.md")
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line; the defaults make the model that is shipped."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
     add = parser.add_argument
-    add("--text", type=Path, help="text in the form `Gen1:1 In the beginning ...`, one verse a line (without it: the output of the program `bible`)")
+    add(
+        "--text",
+        type=Path,
+        help=(
+            "text in the form `Gen1:1 In the beginning ...`, one verse a line (without it: the output of the program"
+            " `bible`)"
+        ),
+    )
     add("--output", type=Path, default=REPOSITORY / "src" / "autoprune" / "demo", help="folder for the results")
     add("--vocab", type=int, default=1536, help="size of the vocabulary")
     add("--hidden", type=int, default=128, help="width of the model")
@@ -52,7 +61,12 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--lr", type=float, default=3e-3, help="peak learning rate of the matrices")
     add("--gain-lr", type=float, default=1e-2, help="peak learning rate of the norm gains")
     add("--weight-decay", type=float, default=0.2, help="weight decay of the matrices")
-    add("--dtype", choices=["bfloat16", "float32"], default="float32", help="how the weights are stored; training is in float32")
+    add(
+        "--dtype",
+        choices=["bfloat16", "float32"],
+        default="float32",
+        help="how the weights are stored; training is in float32",
+    )
     add("--threads", type=int, default=1, help="CPU threads")
     add("--seed", type=int, default=0, help="seed of the initialisation and the data order")
     arguments = parser.parse_args(argv)
@@ -102,7 +116,10 @@ def split_chapters(source: str) -> list[str]:
             verse = " ".join(match["text"].split())
             chapters.setdefault(match["chapter"], []).append(verse)
     if len(chapters) < 100:
-        sys.exit(f"error: only {len(chapters)} chapters found; the text needs one verse a line, as in `Gen1:1 In the beginning ...`")
+        sys.exit(
+            f"error: only {len(chapters)} chapters found; the text needs one verse a line, as in `Gen1:1 In the"
+            " beginning ...`"
+        )
     return [" ".join(verses) for verses in chapters.values()]
 
 
@@ -122,12 +139,17 @@ def train_tokenizer(train: list[str], vocab: int, output: Path) -> Tokenizer:
     tokenizer.train_from_iterator(
         train,
         trainers.BpeTrainer(
-            vocab_size=vocab, special_tokens=SPECIAL_TOKENS, show_progress=False, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+            vocab_size=vocab,
+            special_tokens=SPECIAL_TOKENS,
+            show_progress=False,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         ),
     )
     if tokenizer.get_vocab_size() != vocab:
         sys.exit(f"error: the text gives only {tokenizer.get_vocab_size()} tokens, not {vocab}")
-    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 1)])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 1)]
+    )
     tokenizer.save(str(output / "tokenizer.json"))
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -166,7 +188,10 @@ def make_optimizer(model: LlamaForCausalLM, a: argparse.Namespace) -> torch.opti
     """AdamW; the norm gains have a learning rate of their own and no decay."""
     matrices = [p for p in model.parameters() if p.dim() > 1]
     gains = [p for p in model.parameters() if p.dim() == 1]
-    groups = [{"params": matrices, "peak": a.lr, "weight_decay": a.weight_decay}, {"params": gains, "peak": a.gain_lr, "weight_decay": 0.0}]
+    groups = [
+        {"params": matrices, "peak": a.lr, "weight_decay": a.weight_decay},
+        {"params": gains, "peak": a.gain_lr, "weight_decay": 0.0},
+    ]
     return torch.optim.AdamW(groups, lr=a.lr, betas=(0.9, 0.98), fused=True)
 
 
@@ -237,7 +262,9 @@ def perplexity(model: LlamaForCausalLM, ids: torch.Tensor, context: int) -> floa
 
 def write_readme(a: argparse.Namespace, model: LlamaForCausalLM, **figures: object) -> None:
     """Write the README of the output folder."""
-    sizes = {name: f"{(a.output / (name + '.txt')).stat().st_size / 1000:.0f} kB" for name in ("calibration", "heldout")}
+    sizes = {
+        name: f"{(a.output / (name + '.txt')).stat().st_size / 1000:.0f} kB" for name in ("calibration", "heldout")
+    }
     (a.output / "README.md").write_text(
         README.read_text(encoding="utf-8").format(
             blocks=a.blocks,
@@ -272,7 +299,11 @@ def main(argv: list[str] | None = None) -> None:
     tokenizer = train_tokenizer(texts["train"], a.vocab, a.output)
     ids = {name: torch.tensor(tokenizer.encode(text, add_special_tokens=False).ids) for name, text in joined.items()}
     model = build_model(a)
-    print(f"{model.num_parameters():,} parameters; tokens: " + ", ".join(f"{name} {len(tokens):,}" for name, tokens in ids.items()), flush=True)
+    print(
+        f"{model.num_parameters():,} parameters; tokens: "
+        + ", ".join(f"{name} {len(tokens):,}" for name, tokens in ids.items()),
+        flush=True,
+    )
     loss = train_model(model, ids["train"], a)
     model = model.to(getattr(torch, a.dtype))
     model.save_pretrained(a.output)

@@ -26,8 +26,12 @@ for name, value in {
 
 # Checks `Float[Tensor, "out in"]` and friends at run time; must precede the first import of these packages.
 # core/sparsity.py holds no tensors and has to judge whatever users typed, so it is called with wrong types on purpose.
-CORE = [f"autoprune.core.{file.stem}" for file in (ROOT / "src/autoprune/core").glob("*.py") if file.stem not in ("__init__", "sparsity")]
-install_import_hook([*CORE, "autoprune.methods"], f"{typechecker.__name__}.check")
+CORE = [
+    f"autoprune.core.{file.stem}"
+    for file in (ROOT / "src/autoprune/core").glob("*.py")
+    if file.stem not in ("__init__", "sparsity")
+]
+install_import_hook([*CORE, "autoprune.steps"], f"{typechecker.__name__}.check")
 
 # The matrices of the tests are small: a second thread would only wait for the first, on a busy machine for long.
 torch.set_num_threads(1)

@@ -1,7 +1,8 @@
 """AutoPrune: one-shot pruning of Hugging Face causal language models.
 
-``autoprune.prune(model, …)`` prunes, ``autoprune.evaluate(model, …)`` measures perplexity, ``autoprune.benchmark(grid)``
-compares, ``autoprune.inspect(model)`` describes; names are loaded when they are first used, so that importing the package is quick.
+``autoprune.prune(model, …)`` prunes, ``autoprune.evaluate(model, …)`` measures perplexity,
+``autoprune.benchmark(grid)`` compares, ``autoprune.inspect(model)`` describes; names are loaded when they are first
+used, so that importing the package is quick.
 """
 
 from __future__ import annotations
@@ -10,12 +11,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from autoprune.errors import AutoPruneError, DataError, ModelError, NumericsError, OutputError, RecipeError
-from autoprune.recipe import Recipe
+from autoprune.recipe.recipe import Recipe
 
 if TYPE_CHECKING:
-    from autoprune.api import PruneResult, evaluate, prune
-    from autoprune.grids.bench import benchmark
-    from autoprune.inspection import inspect
+    from autoprune.bench.bench import benchmark
+    from autoprune.run.api import PruneResult, evaluate, prune
+    from autoprune.run.inspect import inspect
 
 __all__ = [
     "AutoPruneError",
@@ -34,11 +35,11 @@ __all__ = [
 __version__ = "0.1.0"
 
 _LAZY = {
-    "prune": "autoprune.api",
-    "evaluate": "autoprune.api",
-    "PruneResult": "autoprune.api",
-    "inspect": "autoprune.inspection",
-    "benchmark": "autoprune.grids.bench",
+    "prune": "autoprune.run.api",
+    "evaluate": "autoprune.run.api",
+    "PruneResult": "autoprune.run.api",
+    "inspect": "autoprune.run.inspect",
+    "benchmark": "autoprune.bench.bench",
 }
 
 

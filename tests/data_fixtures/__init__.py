@@ -50,7 +50,9 @@ def word_ids(text: str) -> list[int]:
     return [VOCABULARY.get(word, 1) for word in text.split()]
 
 
-def calibrate(word: Path | str, nsamples: int = 4, seqlen: int = 16, seed: int = 0, bos: bool = False, **more: Any) -> Windows:
+def calibrate(
+    word: Path | str, nsamples: int = 4, seqlen: int = 16, seed: int = 0, bos: bool = False, **more: Any
+) -> Windows:
     options = {"load_tokenizer": lambda: word_tokenizer(bos), "vocab_size": 502, **more}
     return calibration_windows(str(word), nsamples=nsamples, seqlen=seqlen, seed=seed, **options)
 
@@ -119,7 +121,9 @@ def _configuration(name: str) -> str:
     return f"- config_name: {name}\n  data_files:\n{files}"
 
 
-WIKITEXT_CARD = "---\nconfigs:\n" + _configuration("wikitext-103-raw-v1") + _configuration("wikitext-2-raw-v1") + "---\n"
+WIKITEXT_CARD = (
+    "---\nconfigs:\n" + _configuration("wikitext-103-raw-v1") + _configuration("wikitext-2-raw-v1") + "---\n"
+)
 # The card of c4 promises both splits in full; one shard of one split is asked for.
 C4_CARD = """---
 configs:
@@ -157,10 +161,15 @@ dataset_info:
 
 def write_c4(folder: Path, train: list[str], validation: list[str]) -> None:
     for name, texts in [("train.00000-of-01024", train), ("validation.00000-of-00008", validation)]:
-        write_jsonl(folder / f"en/c4-{name}.json.gz", [{"text": text, "timestamp": "2019-04-25T12:57:54Z", "url": "u"} for text in texts])
+        write_jsonl(
+            folder / f"en/c4-{name}.json.gz",
+            [{"text": text, "timestamp": "2019-04-25T12:57:54Z", "url": "u"} for text in texts],
+        )
 
 
 def write_wikitext(folder: Path) -> None:
     for config in ("wikitext-2-raw-v1", "wikitext-103-raw-v1"):
         for split in ("train", "test", "validation"):
-            write_parquet(folder / config / f"{split}-00000-of-00001.parquet", text=["", f" = {config} = \n", f" {split} \n"])
+            write_parquet(
+                folder / config / f"{split}-00000-of-00001.parquet", text=["", f" = {config} = \n", f" {split} \n"]
+            )

@@ -41,7 +41,9 @@ def run(capsys: pytest.CaptureFixture[str], texts: Texts) -> Run:
 
 @pytest.fixture
 def refuse(capsys: pytest.CaptureFixture[str], texts: Texts, tmp_path: Path) -> Refuse:
-    """`main.py` on bad input: it must end with status 2 and a message that holds all that is expected, before any long work."""
+    """`main.py` on bad input: it must end with status 2 and a message that holds all that is expected, before any long
+    work.
+    """
 
     def call(model: Path | str, *expected: str, **options: Any) -> str:
         before = contents(tmp_path)

@@ -1,8 +1,9 @@
-"""Starts runs of ``main.py`` as processes of their own, at once, because torch is imported already: ``python forks.py``.
+"""Starts runs of ``main.py`` as processes of their own, at once, because torch is imported already: ``python
+forks.py``.
 
-Every line of its input is an order in JSON: flags, a file for what the run says, and the number of the safetensors file
-in the middle of whose writing it kills itself (0: none). It answers with the process's number, and when that has ended
-with its exit status, negative for a signal.
+Every line of its input is an order in JSON: flags, a file for what the run says, and the number of the safetensors
+file in the middle of whose writing it kills itself (0: none). It answers with the process's number, and when that has
+ended with its exit status, negative for a signal.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ class Forks:
         source = str(Path(__file__).parents[2] / "src")
         path = os.pathsep.join(filter(None, [source, os.environ.get("PYTHONPATH")]))
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
-        self._server = subprocess.Popen([sys.executable, __file__], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self._server = subprocess.Popen(
+            [sys.executable, __file__], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
         assert self._server.stdout
         assert self._server.stdout.readline() == "ready\n"
 
@@ -48,7 +51,7 @@ def serve() -> None:
     """Takes orders until its input ends."""
     import torch
 
-    from autoprune import api  # noqa: F401  (imported once for all runs)
+    from autoprune.run import api  # noqa: F401  (imported once for all runs)
 
     torch.set_num_threads(1)
     print("ready", flush=True)

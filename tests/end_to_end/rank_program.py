@@ -1,7 +1,8 @@
-"""What the processes of ``test_torchrun.py`` run, started by torchrun or alone: ``python rank_program.py ways|fatal ARGUMENT…``.
+"""What the processes of ``test_torchrun.py`` run, started by torchrun or alone: ``python rank_program.py ways|fatal
+ARGUMENT…``.
 
-``ways MODEL TEXT FOLDER`` prunes in several ways and notes in FOLDER how many samples this process ran and what errors it
-met. ``fatal FLAG…`` is ``main.py FLAG…``, but process 1 is killed while it works on the second block.
+``ways MODEL TEXT FOLDER`` prunes in several ways and notes in FOLDER how many samples this process ran and what errors
+it met. ``fatal FLAG…`` is ``main.py FLAG…``, but process 1 is killed while it works on the second block.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from torch import nn
 
 import autoprune
 from autoprune.errors import AutoPruneError
-from autoprune.model.activations import BlockCall
+from autoprune.model.calls import BlockCall
 
 RANK = int(os.environ.get("RANK", "0"))
 SEQLEN, SAMPLES = 24, 8  # the replay check runs on shorter windows
@@ -30,7 +31,13 @@ WAYS: dict[str, dict[str, Any]] = {
     "wanda": {"prune_method": "wanda"},
     "sparsegpt": {"prune_method": "sparsegpt"},
     "barber": {"prune_method": "wanda", "prune_barber": True, "prune_granularity": "layer", "threshold": 0.2},
-    "block": {"prune_method": "wanda", "prune_barber": True, "prune_granularity": "block", "threshold": 0.2, "activations": "disk"},
+    "block": {
+        "prune_method": "wanda",
+        "prune_barber": True,
+        "prune_granularity": "block",
+        "threshold": 0.2,
+        "activations": "disk",
+    },
 }
 COMMON: dict[str, Any] = {"sparsity_ratio": 0.5, "nsamples": SAMPLES, "seqlen": SEQLEN, "batch_size": 2}
 # On process 1 only, but for the first.
@@ -64,10 +71,19 @@ def ways(model: str, text: str, folder: Path) -> None:
             samples.clear()
             places = {"save_model": folder / name, "save_ppl": folder / f"{name}-ppl"}
             result = autoprune.prune(model, calibration_data=text, eval_data=text, **places, **COMMON, **options)
-            notes[name] = {"samples": sum(samples), "measured": [p.perplexity for p in result.row.perplexity], "sparsity": result.row.sparsity}
+            notes[name] = {
+                "samples": sum(samples),
+                "measured": [p.perplexity for p in result.row.perplexity],
+                "sparsity": result.row.sparsity,
+            }
     if "RANK" in os.environ:
-        notes["errors"] = {name: fault(model, text, **(options if RANK or name == "crowded" else {})) for name, options in FAULTS.items()}
-        with mock.patch("autoprune.api.make_plan", side_effect=TypeError("a defect")) if RANK else mock.MagicMock():
+        notes["errors"] = {
+            name: fault(model, text, **(options if RANK or name == "crowded" else {}))
+            for name, options in FAULTS.items()
+        }
+        with (
+            mock.patch("autoprune.run.api.make_plan", side_effect=TypeError("a defect")) if RANK else mock.MagicMock()
+        ):
             notes["errors"]["defect"] = fault(model, text)
     (folder / f"rank-{RANK}.json").write_text(json.dumps(notes), encoding="utf-8")
 

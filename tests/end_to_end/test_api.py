@@ -13,7 +13,18 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import autoprune
 from autoprune import AutoPruneError, DataError, ModelError, OutputError, RecipeError
-from end_to_end.tiny import LAYERS, SEQLEN, Texts, is_pruned_layer, plain_perplexity, same_bits, save_tiny, tensors, tiny_model, tiny_tokenizer
+from end_to_end.tiny import (
+    LAYERS,
+    SEQLEN,
+    Texts,
+    is_pruned_layer,
+    plain_perplexity,
+    same_bits,
+    save_tiny,
+    tensors,
+    tiny_model,
+    tiny_tokenizer,
+)
 
 Options = dict[str, Any]
 
@@ -21,7 +32,13 @@ Options = dict[str, Any]
 @pytest.fixture
 def options(texts: Texts) -> Options:
     """Paths as paths and lists as lists, as one writes them in Python."""
-    return {"calibration_data": texts.calibration, "eval_data": [texts.heldout], "nsamples": 8, "seqlen": SEQLEN, "sparsity_ratio": 0.5}
+    return {
+        "calibration_data": texts.calibration,
+        "eval_data": [texts.heldout],
+        "nsamples": 8,
+        "seqlen": SEQLEN,
+        "sparsity_ratio": 0.5,
+    }
 
 
 def test_path(tiny: Path, texts: Texts, options: Options, tmp_path: Path) -> None:
@@ -30,7 +47,9 @@ def test_path(tiny: Path, texts: Texts, options: Options, tmp_path: Path) -> Non
     assert result.model is None
     assert len(result.summary.layers) == LAYERS
     assert result.summary.sparsity == 0.5
-    assert result.perplexity == {"heldout.txt": pytest.approx(plain_perplexity(tmp_path / "out", texts.heldout), rel=1e-12)}
+    assert result.perplexity == {
+        "heldout.txt": pytest.approx(plain_perplexity(tmp_path / "out", texts.heldout), rel=1e-12)
+    }
 
 
 def test_path_without_a_place_to_write_gives_the_model(tiny: Path, options: Options, tmp_path: Path) -> None:
@@ -58,7 +77,11 @@ def test_model_in_memory_is_pruned_in_place(tiny: Path, options: Options, tmp_pa
     assert result.summary.layers == from_disk.summary.layers
 
 
-@pytest.mark.parametrize("more", [{"prune_method": "sparsegpt"}, {"prune_barber": True, "prune_granularity": "layer", "threshold": 0.3}], ids=str)
+@pytest.mark.parametrize(
+    "more",
+    [{"prune_method": "sparsegpt"}, {"prune_barber": True, "prune_granularity": "layer", "threshold": 0.3}],
+    ids=str,
+)
 def test_model_in_memory_agrees_with_the_same_model_on_disk(tiny: Path, options: Options, more: Options) -> None:
     held = AutoModelForCausalLM.from_pretrained(tiny)
     autoprune.prune(held, tokenizer=tiny_tokenizer(), **options, **more)
@@ -73,13 +96,19 @@ def test_model_in_memory_can_be_saved(tiny: Path, texts: Texts, options: Options
     assert {"heldout.txt": measured.perplexity} == result.perplexity
     manifest = json.loads((tmp_path / "out/autoprune.json").read_text())
     assert {"model.safetensors", "config.json", "tokenizer.json", "README.md"} <= set(manifest["written"])
-    autoprune.prune(tiny_model(), tokenizer=tiny_tokenizer(), save_model=tmp_path / "out", overwrite=True, delete=True, **options)
+    autoprune.prune(
+        tiny_model(), tokenizer=tiny_tokenizer(), save_model=tmp_path / "out", overwrite=True, delete=True, **options
+    )
     assert not (tmp_path / "out").exists()
 
 
 def test_evaluate(tiny: Path, texts: Texts) -> None:
     expected = plain_perplexity(tiny, texts.heldout)
-    for model, tokenizer in ((tiny, None), (str(tiny), None), (AutoModelForCausalLM.from_pretrained(tiny), tiny_tokenizer())):
+    for model, tokenizer in (
+        (tiny, None),
+        (str(tiny), None),
+        (AutoModelForCausalLM.from_pretrained(tiny), tiny_tokenizer()),
+    ):
         (measured,) = autoprune.evaluate(model, tokenizer=tokenizer, eval_data=str(texts.heldout), seqlen=SEQLEN)
         assert measured.perplexity == pytest.approx(expected, rel=1e-12)
         assert (measured.source, measured.seqlen, measured.windows) == ("heldout.txt", SEQLEN, 330 // SEQLEN)
@@ -98,7 +127,9 @@ def test_a_model_that_was_measured_can_be_trained_on(tiny: Path, texts: Texts) -
 
 
 def test_one_word_is_not_taken_for_a_list_of_letters(tiny: Path, texts: Texts, options: Options) -> None:
-    result = autoprune.prune(tiny, **{**options, "eval_data": f"{texts.heldout},{texts.calibration}", "ignore": "*.down_proj"})
+    result = autoprune.prune(
+        tiny, **{**options, "eval_data": f"{texts.heldout},{texts.calibration}", "ignore": "*.down_proj"}
+    )
     assert list(result.perplexity) == ["heldout.txt", "calibration.txt"]
     assert not [layer for layer in result.summary.layers if "down_proj" in layer.name]
     assert result.recipe.pruning.ignore == ("*.down_proj",)
@@ -187,7 +218,9 @@ def test_inspect(tiny: Path) -> None:
 
 
 def test_inspect_a_mixture_without_pruning_it(tmp_path: Path) -> None:
-    model = save_tiny(tmp_path / "mamba", tiny_model("mamba", hidden_size=16, state_size=16, time_step_rank=4, conv_kernel=8))
+    model = save_tiny(
+        tmp_path / "mamba", tiny_model("mamba", hidden_size=16, state_size=16, time_step_rank=4, conv_kernel=8)
+    )
     seen = autoprune.inspect(str(model), seqlen=SEQLEN)
     assert seen.coverage < 0.9
     assert any("A_log" in missed for missed in seen.unreached)

@@ -47,13 +47,28 @@ def test_n_m(refuse: Refuse, tiny: Path, kind: str, says: str) -> None:
 
 
 def test_ratio_that_contradicts_n_m(refuse: Refuse, tiny: Path) -> None:
-    refuse(tiny, "--sparsity_type 2:4 makes 0.5", "--sparsity_ratio says 0.6", "make them agree", sparsity_type="2:4", sparsity_ratio=0.6)
-    refuse(tiny, "--sparsity_type 1:4 makes 0.75", "--sparsity_ratio says 0.25", sparsity_type="1:4", sparsity_ratio=0.25)
+    refuse(
+        tiny,
+        "--sparsity_type 2:4 makes 0.5",
+        "--sparsity_ratio says 0.6",
+        "make them agree",
+        sparsity_type="2:4",
+        sparsity_ratio=0.6,
+    )
+    refuse(
+        tiny, "--sparsity_type 1:4 makes 0.75", "--sparsity_ratio says 0.25", sparsity_type="1:4", sparsity_ratio=0.25
+    )
 
 
 def test_width_that_m_does_not_divide(refuse: Refuse, tmp_path: Path) -> None:
     model = save_tiny(tmp_path / "odd", tiny_model(intermediate_size=36))
-    refuse(model, "model.layers.0.mlp.down_proj has 36 input features", "not divisible by 8", "--ignore '*.down_proj'", sparsity_type="4:8")
+    refuse(
+        model,
+        "model.layers.0.mlp.down_proj has 36 input features",
+        "not divisible by 8",
+        "--ignore '*.down_proj'",
+        sparsity_type="4:8",
+    )
 
 
 def test_pattern_that_matches_nothing(refuse: Refuse, tiny: Path) -> None:
@@ -84,7 +99,10 @@ def test_pattern_that_leaves_nothing(refuse: Refuse, tiny: Path) -> None:
         ({"device": "meta"}, "--device 'meta' can't be used here"),
         ({"no_such_flag": 1}, "unrecognized arguments: --no_such_flag"),
         ({"sparsity-ratio": 0.5}, "unrecognized arguments: --sparsity-ratio"),
-        ({"prune_barber": True, "sparsity_type": "2:4", "prune_granularity": "block"}, "--prune_granularity block can't keep 2:4"),
+        (
+            {"prune_barber": True, "sparsity_type": "2:4", "prune_granularity": "block"},
+            "--prune_granularity block can't keep 2:4",
+        ),
         ({"pruned_model": "somewhere"}, "--pruned_model only has a meaning together with --prune_barber"),
         ({"delete": True, "save_model": None}, "--delete removes what --save_model wrote"),
         ({"save_model": ""}, "--save_model is empty"),
@@ -104,7 +122,14 @@ def test_no_model(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [[], ["prunne", "demo"], ["eval"], ["prune", "--sparsity_ratio", "0.5"], ["eval", "demo", "--sparsity_ratio", "0.5"]]
+    "words",
+    [
+        [],
+        ["prunne", "demo"],
+        ["eval"],
+        ["prune", "--sparsity_ratio", "0.5"],
+        ["eval", "demo", "--sparsity_ratio", "0.5"],
+    ],
 )
 def test_console_script(capsys: pytest.CaptureFixture[str], words: list[str]) -> None:
     refused(Answer(main(words), *capsys.readouterr()), "--help")
@@ -122,23 +147,43 @@ def test_missing_text(refuse: Refuse, tiny: Path, tmp_path: Path) -> None:
 
 def test_text_that_is_too_short(refuse: Refuse, tiny: Path, tmp_path: Path) -> None:
     text = write_words(tmp_path / "short.txt", SEQLEN - 1, 0)
-    refuse(tiny, f"--calibration_data {text}", f"has {SEQLEN - 1} tokens", "--seqlen", "a longer text", calibration_data=text)
+    refuse(
+        tiny,
+        f"--calibration_data {text}",
+        f"has {SEQLEN - 1} tokens",
+        "--seqlen",
+        "a longer text",
+        calibration_data=text,
+    )
     refuse(tiny, f"--eval_data {text}", f"has {SEQLEN - 1} tokens", "--seqlen", "a longer text", eval_data=text)
 
 
 def test_text_that_is_empty(refuse: Refuse, tiny: Path, tmp_path: Path) -> None:
     for content in ("", " \n\n "):
         (tmp_path / "empty.txt").write_text(content)
-        refuse(tiny, f"--calibration_data {tmp_path / 'empty.txt'}", "holds text", calibration_data=tmp_path / "empty.txt")
+        refuse(
+            tiny, f"--calibration_data {tmp_path / 'empty.txt'}", "holds text", calibration_data=tmp_path / "empty.txt"
+        )
 
 
 def test_text_that_is_not_utf8(refuse: Refuse, tiny: Path, tmp_path: Path) -> None:
     (tmp_path / "latin.txt").write_bytes("w1 w2 é".encode("latin-1") * 99)
-    refuse(tiny, f"--calibration_data {tmp_path / 'latin.txt'}", "not UTF-8", "iconv", calibration_data=tmp_path / "latin.txt")
+    refuse(
+        tiny,
+        f"--calibration_data {tmp_path / 'latin.txt'}",
+        "not UTF-8",
+        "iconv",
+        calibration_data=tmp_path / "latin.txt",
+    )
 
 
 def test_seqlen_beyond_the_context(refuse: Refuse, tiny: Path) -> None:
-    refuse(tiny, f"--seqlen {CONTEXT + 1} is more than the model's context of {CONTEXT} tokens", f"give {CONTEXT} or less", seqlen=CONTEXT + 1)
+    refuse(
+        tiny,
+        f"--seqlen {CONTEXT + 1} is more than the model's context of {CONTEXT} tokens",
+        f"give {CONTEXT} or less",
+        seqlen=CONTEXT + 1,
+    )
 
 
 @pytest.mark.parametrize("bad", [VOCABULARY, -1])
@@ -147,10 +192,22 @@ def test_token_outside_the_vocabulary(refuse: Refuse, tiny: Path, tmp_path: Path
     ids[2, 3] = bad
     save_file({"input_ids": ids}, tmp_path / "ids.safetensors")
     for flag in ("calibration_data", "eval_data"):
-        refuse(tiny, f"--{flag}", f"token id {bad} at window 2, position 3", f"vocabulary of {VOCABULARY}", **{flag: tmp_path / "ids.safetensors"})
+        refuse(
+            tiny,
+            f"--{flag}",
+            f"token id {bad} at window 2, position 3",
+            f"vocabulary of {VOCABULARY}",
+            **{flag: tmp_path / "ids.safetensors"},
+        )
 
 
 def test_texts_without_network(refuse: Refuse, tiny: Path) -> None:
     for flag in ("calibration_data", "eval_data"):
         for word in ("c4", "wikitext2", "ptb"):
-            refuse(tiny, f"--{flag} {word}", "could not be fetched", f"use a local file instead (--{flag} FILE.txt)", **{flag: word})
+            refuse(
+                tiny,
+                f"--{flag} {word}",
+                "could not be fetched",
+                f"use a local file instead (--{flag} FILE.txt)",
+                **{flag: word},
+            )

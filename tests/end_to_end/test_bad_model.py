@@ -14,7 +14,17 @@ import pytest
 import torch
 
 from end_to_end.conftest import Refuse, Run, refused
-from end_to_end.tiny import BLOCKS, Texts, change_weights, flags, run_classic, same_bits, save_tiny, tensors, tiny_model
+from end_to_end.tiny import (
+    BLOCKS,
+    Texts,
+    change_weights,
+    flags,
+    run_classic,
+    same_bits,
+    save_tiny,
+    tensors,
+    tiny_model,
+)
 
 INDEX = "model.safetensors.index.json"
 
@@ -43,7 +53,9 @@ def test_config_without_weights(refuse: Refuse, copy: Path) -> None:
     refuse(copy, str(copy), "neither model.safetensors nor model.safetensors.index.json")
 
 
-def test_pickled_weights_are_not_opened_and_converted_as_told(refuse: Refuse, run: Run, tiny: Path, copy: Path, tmp_path: Path) -> None:
+def test_pickled_weights_are_not_opened_and_converted_as_told(
+    refuse: Refuse, run: Run, tiny: Path, copy: Path, tmp_path: Path
+) -> None:
     torch.save(tensors(copy), copy / "pytorch_model.bin")
     (copy / "model.safetensors").unlink()
     message = refuse(copy, str(copy), ".bin", "Then give NEW_DIR")
@@ -153,7 +165,9 @@ def test_quantised_weights(refuse: Refuse, copy: Path) -> None:
     refuse(copy, str(copy), "I8", "prune the original")
 
 
-def test_overflowing_activations_name_the_layer(capsys: pytest.CaptureFixture[str], texts: Texts, copy: Path, tmp_path: Path) -> None:
+def test_overflowing_activations_name_the_layer(
+    capsys: pytest.CaptureFixture[str], texts: Texts, copy: Path, tmp_path: Path
+) -> None:
     """Weights are finite, but what they make of the text is not. Seen in block 0, before anything is pruned."""
     change_weights(copy, lambda held: held["model.layers.0.post_attention_layernorm.weight"].fill_(1e30))
     for method in ("wanda", "sparsegpt"):
@@ -188,27 +202,43 @@ def test_damaged_tokenizer(refuse: Refuse, copy: Path) -> None:
     refuse(copy, str(copy), "no tokenizer can be read", ".safetensors")
 
 
-def test_too_little_of_the_model_can_be_reached(refuse: Refuse, tmp_path: Path, capsys: pytest.CaptureFixture[str], texts: Texts) -> None:
+def test_too_little_of_the_model_can_be_reached(
+    refuse: Refuse, tmp_path: Path, capsys: pytest.CaptureFixture[str], texts: Texts
+) -> None:
     """A tiny mamba holds much of its parameters outside linear maps."""
     sizes = {"state_size": 16, "time_step_rank": 4, "conv_kernel": 8, "hidden_size": 16, "expand": 2}
     model = save_tiny(tmp_path / "mamba", tiny_model("mamba", num_hidden_layers=BLOCKS, **sizes))
     message = refuse(model, "of the block parameters", "at least 90%", "not reached:", "--allow_partial")
     assert "backbone.layers.*.mixer.A_log: " in message
     assert run_classic(capsys, flags(model, texts, allow_partial=True, save_model=tmp_path / "out")).status == 0
-    assert any((tensor == 0).float().mean() == 0.5 for name, tensor in tensors(tmp_path / "out").items() if "in_proj" in name)
+    assert any(
+        (tensor == 0).float().mean() == 0.5 for name, tensor in tensors(tmp_path / "out").items() if "in_proj" in name
+    )
 
 
 def test_hub_id_without_network(refuse: Refuse) -> None:
     """The tests run with HF_HUB_OFFLINE=1."""
-    refuse("someone/some-model", "--model someone/some-model", "can't be reached", "give its directory", "--model demo")
+    refuse(
+        "someone/some-model", "--model someone/some-model", "can't be reached", "give its directory", "--model demo"
+    )
 
 
 def test_no_network(tmp_path: Path, texts: Texts) -> None:
     """The hub is allowed, but nobody answers: both the model and the texts say which flag takes a local file."""
     program = "import sys; from autoprune.cli.main import classic; sys.exit(classic(sys.argv[1:]))"
-    environment = {**os.environ, "HF_HUB_OFFLINE": "0", "HF_DATASETS_OFFLINE": "0", "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)}
+    environment = {
+        **os.environ,
+        "HF_HUB_OFFLINE": "0",
+        "HF_DATASETS_OFFLINE": "0",
+        "HF_ENDPOINT": "http://127.0.0.1:9",
+        "HF_HOME": str(tmp_path),
+    }
     result = subprocess.run(
-        [sys.executable, "-c", program, *flags("someone/some-model", texts)], capture_output=True, text=True, env=environment, check=False
+        [sys.executable, "-c", program, *flags("someone/some-model", texts)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
     )
     assert result.returncode == 2
     assert "--model someone/some-model" in result.stderr
@@ -231,11 +261,23 @@ def test_one_quantised_layer_is_enough(refuse: Refuse, copy: Path) -> None:
 
 
 def test_a_quantization_config_is_enough(refuse: Refuse, copy: Path) -> None:
-    refuse(change_config(copy, quantization_config={"quant_method": "gptq", "bits": 4}), "quantization_config (gptq)", "prune the original")
+    refuse(
+        change_config(copy, quantization_config={"quant_method": "gptq", "bits": 4}),
+        "quantization_config (gptq)",
+        "prune the original",
+    )
 
 
 @pytest.mark.parametrize(
-    "entries", [{"num_attention_heads": 0}, {"hidden_size": "64"}, {"hidden_act": "banana"}, {"vocab_size": -1}, {"dtype": "banana"}], ids=str
+    "entries",
+    [
+        {"num_attention_heads": 0},
+        {"hidden_size": "64"},
+        {"hidden_act": "banana"},
+        {"vocab_size": -1},
+        {"dtype": "banana"},
+    ],
+    ids=str,
 )
 def test_config_entries_that_can_not_be(refuse: Refuse, copy: Path, entries: dict[str, Any]) -> None:
     refuse(change_config(copy, **entries), "config.json")

@@ -55,13 +55,21 @@ def test_overwriting_replaces_what_autoprune_wrote_and_nothing_else(run: Run, ti
     (out / "notes/autoprune.json").write_text("mine")
     old = json.loads((out / "autoprune.json").read_text())
     (out / "left_by_an_older_version.json").write_text("{}")
-    (out / "autoprune.json").write_text(json.dumps({**old, "written": [*old["written"], "left_by_an_older_version.json"]}))
+    (out / "autoprune.json").write_text(
+        json.dumps({**old, "written": [*old["written"], "left_by_an_older_version.json"]})
+    )
     run(tiny, save_model=out, prune_method="magnitude", overwrite=True)
     run(tiny, save_model=tmp_path / "fresh", prune_method="magnitude")
-    assert contents(out) == {**contents(tmp_path / "fresh"), "thesis.txt": b"three years of work", "notes/autoprune.json": b"mine"}
+    assert contents(out) == {
+        **contents(tmp_path / "fresh"),
+        "thesis.txt": b"three years of work",
+        "notes/autoprune.json": b"mine",
+    }
 
 
-def test_overwriting_never_takes_a_file_of_the_user_that_has_a_name_of_ours(refuse: Refuse, run: Run, tiny: Path, tmp_path: Path) -> None:
+def test_overwriting_never_takes_a_file_of_the_user_that_has_a_name_of_ours(
+    refuse: Refuse, run: Run, tiny: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "out"
     run(tiny, save_model=out)
     manifest = json.loads((out / "autoprune.json").read_text())
@@ -89,7 +97,9 @@ def test_link_to_a_directory_is_followed(run: Run, tiny: Path, tmp_path: Path) -
 
 @pytest.mark.parametrize("inside", ["", "pruned", "a/b"])
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_the_input_is_never_written_to(refuse: Refuse, run: Run, tiny: Path, tmp_path: Path, inside: str, overwrite: bool) -> None:
+def test_the_input_is_never_written_to(
+    refuse: Refuse, run: Run, tiny: Path, tmp_path: Path, inside: str, overwrite: bool
+) -> None:
     """Not even where the input is itself a result of autoprune, which --overwrite would allow to replace."""
     model = tmp_path / "model"
     run(tiny, save_model=model)
@@ -99,7 +109,9 @@ def test_the_input_is_never_written_to(refuse: Refuse, run: Run, tiny: Path, tmp
     pattern = {"prune_barber": True, "pruned_model": model, "sparsity_ratio": None}
     refuse(tiny, "--pruned_model", "must stay as it is", save_model=model / "rebuilt", overwrite=overwrite, **pattern)
     if overwrite:
-        refuse(model, f"lies in the directory of --model {model}", "must stay as it is", save_model=model, overwrite=True)
+        refuse(
+            model, f"lies in the directory of --model {model}", "must stay as it is", save_model=model, overwrite=True
+        )
         refuse(tiny, f"lies in the directory of --pruned_model {model}", save_model=model, overwrite=True, **pattern)
 
 
@@ -144,7 +156,9 @@ FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 @pytest.mark.parametrize(("name", "at"), [("save_file", 1), ("save_file", 2), ("sync", 1), ("sync", 3), ("sync", 5)])
-def test_disk_that_fills_up(capsys: pytest.CaptureFixture[str], texts: Texts, tiny: Path, tmp_path: Path, spoil: Spoil, name: str, at: int) -> None:
+def test_disk_that_fills_up(
+    capsys: pytest.CaptureFixture[str], texts: Texts, tiny: Path, tmp_path: Path, spoil: Spoil, name: str, at: int
+) -> None:
     """Whatever was there before is there as it was; of the new result only what can be resumed is, beside it."""
     out = tmp_path / "out"
     assert run_classic(capsys, flags(tiny, texts, save_model=out)).status == 0
@@ -158,7 +172,9 @@ def test_disk_that_fills_up(capsys: pytest.CaptureFixture[str], texts: Texts, ti
     assert {path.name for path in tmp_path.iterdir()} <= {"out", ".out.autoprune-partial"}
 
 
-def test_copy_that_fails(refuse: Refuse, capsys: pytest.CaptureFixture[str], texts: Texts, tiny: Path, tmp_path: Path, spoil: Spoil) -> None:
+def test_copy_that_fails(
+    refuse: Refuse, capsys: pytest.CaptureFixture[str], texts: Texts, tiny: Path, tmp_path: Path, spoil: Spoil
+) -> None:
     spoil(writer.shutil, "copyfile", PermissionError(errno.EACCES, "Permission denied"), 2)
     answer = run_classic(capsys, flags(tiny, texts, save_model=tmp_path / "out"))
     assert answer.status == 2
@@ -166,7 +182,9 @@ def test_copy_that_fails(refuse: Refuse, capsys: pytest.CaptureFixture[str], tex
     assert not (tmp_path / "out").exists()
 
 
-def test_interruption_leaves_no_result(capsys: pytest.CaptureFixture[str], texts: Texts, tiny: Path, tmp_path: Path, spoil: Spoil) -> None:
+def test_interruption_leaves_no_result(
+    capsys: pytest.CaptureFixture[str], texts: Texts, tiny: Path, tmp_path: Path, spoil: Spoil
+) -> None:
     spoil(writer, "save_file", KeyboardInterrupt(), 2)
     answer = run_classic(capsys, flags(tiny, texts, save_model=tmp_path / "out"))
     assert (answer.status, answer.err.splitlines()[-1]) == (130, "interrupted")
@@ -192,7 +210,9 @@ def test_remains_of_a_run_that_was_killed_are_cleared_away(run: Run, tiny: Path,
     assert not (tmp_path / "out/model-00009-of-00009.safetensors").exists()
 
 
-def test_refusals_do_not_depend_on_the_order_of_flags(capsys: pytest.CaptureFixture[str], texts: Texts, tiny: Path, tmp_path: Path) -> None:
+def test_refusals_do_not_depend_on_the_order_of_flags(
+    capsys: pytest.CaptureFixture[str], texts: Texts, tiny: Path, tmp_path: Path
+) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out/mine").touch()
     words = flags(tiny, texts, save_model=tmp_path / "out")

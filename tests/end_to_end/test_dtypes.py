@@ -1,4 +1,6 @@
-"""Precision: the blocks may run in another than the checkpoint is stored in; what is stored keeps its dtype and its bits."""
+"""Precision: the blocks may run in another than the checkpoint is stored in; what is stored keeps its dtype and its
+bits.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,8 @@ def survivors_of(before: Tensor, after: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("stored", STORED)
 @pytest.mark.parametrize(
-    ("method", "runs_in"), [*((m, d) for m in ("magnitude", "wanda") for d in ("auto", *STORED)), ("barber", "auto"), ("barber", "float32")]
+    ("method", "runs_in"),
+    [*((m, d) for m in ("magnitude", "wanda") for d in ("auto", *STORED)), ("barber", "auto"), ("barber", "float32")],
 )
 def test_survivors_keep_their_bits(run: Run, tmp_path: Path, stored: str, method: str, runs_in: str) -> None:
     """LLM-Barber gives back the weights that it ran on, so these must not be rounded first."""
@@ -58,12 +61,16 @@ def test_precision_that_the_blocks_run_in_matters(run: Run, tmp_path: Path) -> N
     patterns = []
     for dtype in ("float32", "bfloat16"):
         run(model, save_model=tmp_path / dtype, dtype=dtype)
-        patterns.append(torch.cat([t.flatten() != 0 for name, t in tensors(tmp_path / dtype).items() if is_pruned_layer(name)]))
+        patterns.append(
+            torch.cat([t.flatten() != 0 for name, t in tensors(tmp_path / dtype).items() if is_pruned_layer(name)])
+        )
     assert 0.9 < float((patterns[0] == patterns[1]).float().mean()) < 1
 
 
 def test_zeros_of_both_signs_and_tiny_weights(run: Run, tmp_path: Path) -> None:
-    """A weight that is zero already counts as pruned; the least float16 number above zero is a weight like any other."""
+    """A weight that is zero already counts as pruned; the least float16 number above zero is a weight like any
+    other.
+    """
     model = save_tiny(tmp_path / "model", tiny_model(dtype=torch.float16))
     name = "model.layers.0.mlp.up_proj.weight"
 

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from autoprune import api, subject
-from autoprune.recipe import recipe_from_flat
+from autoprune.recipe.recipe import recipe_from_flat
+from autoprune.run import api
+from autoprune.run import open as subject
 from autoprune.storage import writer
 from autoprune.storage.checkpoint import Checkpoint
 from end_to_end.conftest import Refuse, Run
@@ -27,7 +28,9 @@ def test_what_an_earlier_run_meant_to_keep_is_kept(run: Run, tiny: Path, tmp_pat
     assert contents(tmp_path / "out") == before
 
 
-def test_what_was_to_be_removed_is_removed_after_a_stop(run: Run, tiny: Path, texts: Texts, tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
+def test_what_was_to_be_removed_is_removed_after_a_stop(
+    run: Run, tiny: Path, texts: Texts, tmp_path: Path, capsys: Any, monkeypatch: Any
+) -> None:
     options = {"save_model": tmp_path / "out", "delete": True}
     with monkeypatch.context() as patch:
         patch.setattr(api, "accuracy", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
@@ -37,7 +40,9 @@ def test_what_was_to_be_removed_is_removed_after_a_stop(run: Run, tiny: Path, te
     assert not (tmp_path / "out").exists()
 
 
-def test_what_was_to_be_removed_may_stay_after_all(run: Run, tiny: Path, texts: Texts, tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
+def test_what_was_to_be_removed_may_stay_after_all(
+    run: Run, tiny: Path, texts: Texts, tmp_path: Path, capsys: Any, monkeypatch: Any
+) -> None:
     """Then it is as if it had been made to stay."""
     run(tiny, save_model=tmp_path / "reference")
     with monkeypatch.context() as patch:
@@ -50,7 +55,9 @@ def test_what_was_to_be_removed_may_stay_after_all(run: Run, tiny: Path, texts: 
 
 
 @pytest.mark.parametrize("inside", [False, True], ids=["replaced", "mounted"])
-def test_chat_templates_come_along_and_go_again(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inside: bool) -> None:
+def test_chat_templates_come_along_and_go_again(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inside: bool
+) -> None:
     """transformers keeps further chat templates in a folder of their own."""
     from transformers import AutoTokenizer
 
@@ -74,7 +81,9 @@ def test_chat_templates_come_along_and_go_again(run: Run, tmp_path: Path, monkey
     assert not out.exists() or list(out.iterdir()) == []
 
 
-def test_large_files_beside_the_weights_are_left_behind(run: Run, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_files_beside_the_weights_are_left_behind(
+    run: Run, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = save_tiny(tmp_path / "model")
     (model / "notes.csv").write_text("x" * 100)
     (model / "train.csv").write_text("x" * 50_000)
@@ -85,7 +94,9 @@ def test_large_files_beside_the_weights_are_left_behind(run: Run, tiny: Path, tm
     assert not (tmp_path / "out/train.csv").exists()
 
 
-def test_companions_are_counted_among_what_the_disk_must_hold(refuse: Refuse, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_companions_are_counted_among_what_the_disk_must_hold(
+    refuse: Refuse, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = save_tiny(tmp_path / "model")
     room = sum(path.stat().st_size for path in model.glob("*.safetensors")) + 20_000
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": room}))
@@ -93,7 +104,9 @@ def test_companions_are_counted_among_what_the_disk_must_hold(refuse: Refuse, ti
     refuse(model, "MiB are free on that disk")
 
 
-def test_no_room_for_hidden_states_on_disk(run: Run, tiny: Path, texts: Texts, tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
+def test_no_room_for_hidden_states_on_disk(
+    run: Run, tiny: Path, texts: Texts, tmp_path: Path, capsys: Any, monkeypatch: Any
+) -> None:
     def full(handle: int, offset: int, size: int) -> None:
         raise OSError(28, "No space left on device")
 
@@ -104,7 +117,9 @@ def test_no_room_for_hidden_states_on_disk(run: Run, tiny: Path, texts: Texts, t
     assert "No space left on device" in answer.err
 
 
-def test_evaluation_keeps_hidden_states_on_the_disk_of_the_result(run: Run, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_evaluation_keeps_hidden_states_on_the_disk_of_the_result(
+    run: Run, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     places: list[Path] = []
     make = tempfile.mkstemp
     monkeypatch.setattr(subject, "RESIDENT_SHARE", 0.0)
@@ -124,8 +139,12 @@ def test_a_wider_precision_needs_more_to_be_held(tmp_path: Path) -> None:
         assert subject.held_bytes(checkpoint, recipe) == wider * checkpoint.bytes
 
 
-def test_large_allocations_are_given_back_before_the_model_is_built(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each weight is allocated for a moment while the model is built: a heap that keeps them would grow with the model's depth."""
+def test_large_allocations_are_given_back_before_the_model_is_built(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each weight is allocated for a moment while the model is built: a heap that keeps them would grow with the
+    model's depth.
+    """
     steps: list[str] = []
     build = subject.build_skeleton
     monkeypatch.setattr(subject, "return_large_blocks", lambda: steps.append("limit"))
@@ -137,7 +156,9 @@ def test_large_allocations_are_given_back_before_the_model_is_built(tiny: Path, 
         assert steps == expected
 
 
-def test_a_manifest_that_can_not_be_written_again(run: Run, tiny: Path, texts: Texts, tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
+def test_a_manifest_that_can_not_be_written_again(
+    run: Run, tiny: Path, texts: Texts, tmp_path: Path, capsys: Any, monkeypatch: Any
+) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(api, "accuracy", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
         assert run_classic(capsys, flags(tiny, texts, save_model=tmp_path / "out", delete=True)).status == 130

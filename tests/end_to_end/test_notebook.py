@@ -1,4 +1,6 @@
-"""The notebook's code runs from top to bottom, in this process; every cell's last expression is shown as a notebook would."""
+"""The notebook's code runs from top to bottom, in this process; every cell's last expression is shown as a notebook
+would.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,11 @@ NOTEBOOK = Path(__file__).resolve().parents[2] / "docs/quickstart.ipynb"
 
 def code_cells() -> list[str]:
     """The sources of its code cells."""
-    return ["".join(cell["source"]) for cell in json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
+    return [
+        "".join(cell["source"])
+        for cell in json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
+        if cell["cell_type"] == "code"
+    ]
 
 
 def execute(source: str, names: dict[str, Any]) -> Any:
@@ -50,4 +56,6 @@ def test_every_cell_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys
 def test_notebook_is_shipped_without_outputs() -> None:
     """They would be out of date before long."""
     cells = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
-    assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in cells if cell["cell_type"] == "code")
+    assert all(
+        cell["outputs"] == [] and cell["execution_count"] is None for cell in cells if cell["cell_type"] == "code"
+    )

@@ -1,4 +1,6 @@
-"""What people see: help without torch, silence where asked for, plain lines where there is no terminal, tables, `inspect`."""
+"""What people see: help without torch, silence where asked for, plain lines where there is no terminal, tables,
+`inspect`.
+"""
 
 from __future__ import annotations
 
@@ -19,10 +21,10 @@ HEAVY = ("torch", "transformers", "datasets", "safetensors", "numpy", "matplotli
 def test_help_imports_nothing_heavy() -> None:
     """Which is what makes it quick."""
     program = (
-        "import sys\nfrom autoprune.cli.main import classic, main\n"
-        "for call, words in ((classic, ['--help']), (main, ['--help']), (main, ['prune', '--help']), (main, ['--version'])):\n"
-        "    try:\n        call(words)\n    except SystemExit as end:\n        assert end.code == 0\n"
-        f"sys.exit(', '.join(name for name in {HEAVY!r} if name in sys.modules) or 0)"
+        "import sys\nfrom autoprune.cli.main import classic, main\nfor call, words in ((classic, ['--help']), (main,"
+        " ['--help']), (main, ['prune', '--help']), (main, ['--version'])):\n    try:\n        call(words)\n   "
+        f" except SystemExit as end:\n        assert end.code == 0\nsys.exit(', '.join(name for name in {HEAVY!r} if"
+        " name in sys.modules) or 0)"
     )
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
@@ -46,7 +48,9 @@ def test_quiet_prints_nothing(run: Run, tiny: Path, tmp_path: Path) -> None:
         assert (answer.out, answer.err, said) == ("", "", [])
 
 
-def test_quiet_still_reports_errors(capsys: pytest.CaptureFixture[str], tiny: Path, texts: Texts, tmp_path: Path) -> None:
+def test_quiet_still_reports_errors(
+    capsys: pytest.CaptureFixture[str], tiny: Path, texts: Texts, tmp_path: Path
+) -> None:
     answer = run_classic(capsys, flags(tiny, texts, quiet=True, seqlen=1000, save_ppl=tmp_path / "ppl"))
     assert answer.status == 2
     assert answer.err.startswith("error: --seqlen 1000")
@@ -61,13 +65,35 @@ def test_plain_lines_without_a_terminal(run: Run, tiny: Path, tmp_path: Path) ->
     blocks = [line for line in lines if line.startswith("block ")]
     assert [line.split(":")[0] for line in blocks] == [f"block {i + 1}/{BLOCKS}" for i in range(BLOCKS)]
     assert all("7 layers pruned" in line and "s left" in line for line in blocks)
-    expected = ["calibration data calibration.txt", "evaluation data heldout.txt", "checking weights", "pruning", "writing", "perplexity heldout.txt"]
+    expected = [
+        "calibration data calibration.txt",
+        "evaluation data heldout.txt",
+        "checking weights",
+        "pruning",
+        "writing",
+        "perplexity heldout.txt",
+    ]
     assert [line for line in lines if line in expected] == expected
 
 
 def test_tables_fit_a_pipe(run: Run, tiny: Path, tmp_path: Path) -> None:
-    out = run(tiny, save_model=tmp_path / "out", save_ppl=tmp_path / "ppl", prune_barber=True, prune_granularity="layer", threshold=0.3).out
-    for part in ("What was pruned", "What LLM-Barber exchanged", "self_attn", "mlp", "Perplexity, lower is better", "wanda+barber", "50.00 %"):
+    out = run(
+        tiny,
+        save_model=tmp_path / "out",
+        save_ppl=tmp_path / "ppl",
+        prune_barber=True,
+        prune_granularity="layer",
+        threshold=0.3,
+    ).out
+    for part in (
+        "What was pruned",
+        "What LLM-Barber exchanged",
+        "self_attn",
+        "mlp",
+        "Perplexity, lower is better",
+        "wanda+barber",
+        "50.00 %",
+    ):
         assert part in out
     assert f"checkpoint: {tmp_path / 'out'}\n" in out
     assert f"perplexity: {tmp_path / 'ppl'}\n" in out
@@ -75,7 +101,10 @@ def test_tables_fit_a_pipe(run: Run, tiny: Path, tmp_path: Path) -> None:
 
 
 def test_other_readings_of_n_m_are_said(run: Run, tiny: Path) -> None:
-    assert "1:4: at most 1 of every 4 weights stay non-zero (75% sparse)" in run(tiny, sparsity_type="1:4", sparsity_ratio=None).err
+    assert (
+        "1:4: at most 1 of every 4 weights stay non-zero (75% sparse)"
+        in run(tiny, sparsity_type="1:4", sparsity_ratio=None).err
+    )
     assert "stay non-zero" not in run(tiny, sparsity_type="2:4", sparsity_ratio=None).err
 
 
@@ -92,7 +121,14 @@ def test_inspect_shows_structure_and_cost(capsys: pytest.CaptureFixture[str], ti
     out = capsys.readouterr().out
     assert re.search(r"\d blocks \(model.layers\), [\d,]+ parameters", out)
     assert model == "demo" or f"{BLOCKS} blocks" in out
-    for part in ("self_attn.q_proj", "k_proj, v_proj", "mlp.down_proj", "0-", "coverage: 9", "% of the block parameters"):
+    for part in (
+        "self_attn.q_proj",
+        "k_proj, v_proj",
+        "mlp.down_proj",
+        "0-",
+        "coverage: 9",
+        "% of the block parameters",
+    ):
         assert part in out, part
     for method in ("magnitude", "wanda", "sparsegpt", "wanda+barber"):
         assert any(line.startswith(method) and "GiB" in line for line in out.splitlines()), method
@@ -113,7 +149,11 @@ def test_prune_command_is_main_py(capsys: pytest.CaptureFixture[str], tiny: Path
 def test_main_py_in_a_process_of_its_own(repository_root: Path, tiny: Path, texts: Texts, tmp_path: Path) -> None:
     words = flags(tiny, texts, prune_method="magnitude", sparsity_type="2:4", save_model=tmp_path / "out")
     result = subprocess.run(
-        [sys.executable, "-W", "error", str(repository_root / "main.py"), *words], capture_output=True, text=True, cwd=tmp_path, check=False
+        [sys.executable, "-W", "error", str(repository_root / "main.py"), *words],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=False,
     )
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "out/autoprune.json").is_file()

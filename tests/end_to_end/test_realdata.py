@@ -1,4 +1,6 @@
-"""A trained model, real texts and real task sets, where the folder beside the checkout has them: our numbers are those of plain programs."""
+"""A trained model, real texts and real task sets, where the folder beside the checkout has them: our numbers are those
+of plain programs.
+"""
 
 from __future__ import annotations
 
@@ -21,30 +23,38 @@ SAMPLES: int | None = 10  # of every task; None for all
 CHARACTERS: int | None = 60_000  # of WikiText-2; None for all
 # As lm-evaluation-harness's own tasks, but for where their data lies.
 TASKS = {
-    "arc_easy": """
+    "arc_easy": (
+        """
 doc_to_text: "Question: {{question}}\\nAnswer:"
 doc_to_target: "{{choices.label.index(answerKey)}}"
 doc_to_choice: "{{choices.text}}"
 metric_list: [{metric: acc}, {metric: acc_norm}]
-""",
-    "boolq": """
+"""
+    ),
+    "boolq": (
+        """
 doc_to_text: "{{passage}}\\nQuestion: {{question}}?\\nAnswer:"
 doc_to_target: label
 doc_to_choice: ["no", "yes"]
 metric_list: [{metric: acc}]
-""",
-    "rte": """
+"""
+    ),
+    "rte": (
+        """
 doc_to_text: "{{sentence1}}\\nQuestion: {{sentence2}} True or False?\\nAnswer:"
 doc_to_target: label
 doc_to_choice: ["True", "False"]
 metric_list: [{metric: acc}]
-""",
-    "winogrande": """
+"""
+    ),
+    "winogrande": (
+        """
 doc_to_text: !function preprocess_winogrande.doc_to_text
 doc_to_target: !function preprocess_winogrande.doc_to_target
 doc_to_choice: !function preprocess_winogrande.doc_to_choice
 metric_list: [{metric: acc}]
-""",
+"""
+    ),
 }
 
 
@@ -63,8 +73,14 @@ def write_tasks(folder: Path, realdata: Path) -> Path:
     assert spec.submodule_search_locations is not None
     shutil.copy(Path(spec.submodule_search_locations[0]) / "tasks/winogrande/preprocess_winogrande.py", folder)
     for name, form in TASKS.items():
-        data = f"data_files: {{validation: {realdata / 'tasks' / name / 'validation.jsonl'}}}, cache_dir: {folder / 'cache'}"
-        head = f"task: {name}\ndataset_path: json\ndataset_kwargs: {{{data}}}\noutput_type: multiple_choice\nvalidation_split: validation"
+        data = (
+            f"data_files: {{validation: {realdata / 'tasks' / name / 'validation.jsonl'}}}, cache_dir:"
+            f" {folder / 'cache'}"
+        )
+        head = (
+            f"task: {name}\ndataset_path: json\ndataset_kwargs: {{{data}}}\noutput_type:"
+            " multiple_choice\nvalidation_split: validation"
+        )
         (folder / f"{name}.yaml").write_text(f"{head}{form}metadata: {{version: 1.0}}\n", encoding="utf-8")
     return folder
 
@@ -115,7 +131,9 @@ def test_perplexity_is_that_of_a_plain_loop(realdata: Path, tmp_path: Path) -> N
     (ours,) = autoprune.evaluate(realdata / "stories260K", eval_data=tmp_path / "text.txt", seqlen=512)
     assert ours.perplexity == pytest.approx(plain, rel=1e-6)
     size = len(text.encode()) * ours.tokens / ours.provenance["tokens"]
-    assert ours.provenance["bits_per_byte"] == pytest.approx(math.log2(ours.perplexity) * ours.windows * 511 / size, rel=0.02)
+    assert ours.provenance["bits_per_byte"] == pytest.approx(
+        math.log2(ours.perplexity) * ours.windows * 511 / size, rel=0.02
+    )
 
 
 PUBLISHED = [  # of the authors' programs, on the recorded calibration tokens
@@ -140,11 +158,18 @@ def last_stories(realdata: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 @pytest.mark.parametrize(
-    ("options", "published"), [({"sparsity_ratio": 0}, 4.24), *PUBLISHED], ids=lambda value: str(value) if isinstance(value, float) else ""
+    ("options", "published"),
+    [({"sparsity_ratio": 0}, 4.24), *PUBLISHED],
+    ids=lambda value: str(value) if isinstance(value, float) else "",
 )
 def test_perplexities_are_those_of_the_authors_programs(
     realdata: Path, shared: Path, last_stories: Path, options: dict[str, Any], published: float
 ) -> None:
-    texts = {"calibration_data": shared / "goldens/stories260K/calibration.safetensors", "eval_data": last_stories, "nsamples": 32, "seqlen": 128}
+    texts = {
+        "calibration_data": shared / "goldens/stories260K/calibration.safetensors",
+        "eval_data": last_stories,
+        "nsamples": 32,
+        "seqlen": 128,
+    }
     result = autoprune.prune(realdata / "stories260K", **{"sparsity_ratio": 0.5, **options, **texts})
     assert result.perplexity["last.safetensors"] == pytest.approx(published, rel=0.02)

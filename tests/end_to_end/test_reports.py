@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from autoprune import api
 from autoprune.cli.main import main
 from autoprune.errors import ModelError
-from autoprune.labels import DENSE, labels_of
-from autoprune.report.results import TaskResult, ZeroShotResult
+from autoprune.results.types import TaskResult, ZeroShotResult
+from autoprune.run import api
+from autoprune.run.labels import DENSE, labels_of
 from end_to_end.conftest import Refuse, Run
 from end_to_end.tiny import SEQLEN, Texts, contents, flags, run_classic, save_tiny
 
@@ -25,22 +25,39 @@ from end_to_end.tiny import SEQLEN, Texts, contents, flags, run_classic, save_ti
         ({"dtype": "bfloat16"}, "model.dtype was 'auto' and is 'bfloat16'"),
     ],
 )
-def test_table_of_another_run_is_not_replaced(refuse: Refuse, run: Run, tiny: Path, tmp_path: Path, changed: dict[str, Any], says: str) -> None:
+def test_table_of_another_run_is_not_replaced(
+    refuse: Refuse, run: Run, tiny: Path, tmp_path: Path, changed: dict[str, Any], says: str
+) -> None:
     run(tiny, save_ppl=tmp_path / "ppl")
-    refuse(tiny, f"--save_ppl {tmp_path / 'ppl'}: log_wanda_0.01.txt there is of another run: {says}", "--overwrite", **changed)
+    refuse(
+        tiny,
+        f"--save_ppl {tmp_path / 'ppl'}: log_wanda_0.01.txt there is of another run: {says}",
+        "--overwrite",
+        **changed,
+    )
     run(tiny, save_ppl=tmp_path / "ppl")
     run(tiny, save_ppl=tmp_path / "ppl", prune_method="magnitude")
     run(tiny, save_ppl=tmp_path / "ppl", overwrite=True, **changed)
-    assert sorted(path.name for path in (tmp_path / "ppl").glob("*.txt")) == ["log_magnitude_0.01.txt", "log_wanda_0.01.txt"]
+    assert sorted(path.name for path in (tmp_path / "ppl").glob("*.txt")) == [
+        "log_magnitude_0.01.txt",
+        "log_wanda_0.01.txt",
+    ]
 
 
-def test_options_that_change_no_perplexity_make_no_other_table(run: Run, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_options_that_change_no_perplexity_make_no_other_table(
+    run: Run, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Where caches lie, how the run behaves, and tasks that are measured besides."""
     monkeypatch.setattr(api, "accuracy", lambda *_: None)
     monkeypatch.setattr("autoprune.evaluation.tasks.check_tasks", lambda *_: None)
     monkeypatch.setattr(api, "check_room", lambda *_, **__: None)
     run(tiny, save_ppl=tmp_path / "ppl")
-    for more in ({"tasks": "boolq"}, {"datasets_cache_dir": tmp_path / "cache"}, {"batch_size": 3}, {"activations": "disk"}):
+    for more in (
+        {"tasks": "boolq"},
+        {"datasets_cache_dir": tmp_path / "cache"},
+        {"batch_size": 3},
+        {"activations": "disk"},
+    ):
         run(tiny, save_ppl=tmp_path / "ppl", **more)
 
 
@@ -53,7 +70,14 @@ def test_options_that_change_no_perplexity_make_no_other_table(run: Run, tiny: P
     ],
 )
 def test_figures_that_are_nowhere_else_are_not_lost(
-    run: Run, tiny: Path, texts: Texts, tmp_path: Path, capsys: Any, monkeypatch: Any, first: dict[str, str], then: dict[str, str]
+    run: Run,
+    tiny: Path,
+    texts: Texts,
+    tmp_path: Path,
+    capsys: Any,
+    monkeypatch: Any,
+    first: dict[str, str],
+    then: dict[str, str],
 ) -> None:
     """Each JSON holds the whole row: perplexities and accuracies."""
     accuracies = ZeroShotResult((TaskResult("boolq", "1", 0, 2, {"acc": 0.5}, {"acc": 0.1}, {"acc": "10"}),))
@@ -69,9 +93,20 @@ def test_figures_that_are_nowhere_else_are_not_lost(
     assert contents(tmp_path / "t") == before
 
 
-def test_table_of_what_lay_there_before(capsys: pytest.CaptureFixture[str], run: Run, tiny: Path, texts: Texts, tmp_path: Path) -> None:
+def test_table_of_what_lay_there_before(
+    capsys: pytest.CaptureFixture[str], run: Run, tiny: Path, texts: Texts, tmp_path: Path
+) -> None:
     """The same directory holds another model now."""
-    words = ["eval", str(tmp_path / "out"), "--eval_data", str(texts.heldout), "--seqlen", str(SEQLEN), "--save_ppl", str(tmp_path / "ppl")]
+    words = [
+        "eval",
+        str(tmp_path / "out"),
+        "--eval_data",
+        str(texts.heldout),
+        "--seqlen",
+        str(SEQLEN),
+        "--save_ppl",
+        str(tmp_path / "ppl"),
+    ]
     run(tiny, save_model=tmp_path / "out")
     assert main(words) == 0
     run(tiny, save_model=tmp_path / "out", overwrite=True, sparsity_ratio=0.7)
@@ -79,13 +114,17 @@ def test_table_of_what_lay_there_before(capsys: pytest.CaptureFixture[str], run:
     assert "log_eval_wanda.txt there is of another run: target was '50 %' and is '70 %'" in capsys.readouterr().err
 
 
-def test_a_stop_while_a_table_is_saved(run: Run, tiny: Path, texts: Texts, tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
+def test_a_stop_while_a_table_is_saved(
+    run: Run, tiny: Path, texts: Texts, tmp_path: Path, capsys: Any, monkeypatch: Any
+) -> None:
     """At any of its files: what is there is whole, and --resume takes up the rest."""
     for stop in range(4):
         options = {"save_model": tmp_path / f"out{stop}", "save_ppl": tmp_path / f"ppl{stop}"}
         count = [0]
 
-        def stopping(path: Path, target: Path, real: Any = Path.replace, stop: int = stop, count: list[int] = count) -> Path:
+        def stopping(
+            path: Path, target: Path, real: Any = Path.replace, stop: int = stop, count: list[int] = count
+        ) -> Path:
             if "log_wanda_0.01." in path.name:
                 count[0] += 1
                 if count[0] == stop:
@@ -110,7 +149,9 @@ def test_file_that_is_no_table_is_not_replaced(refuse: Refuse, tiny: Path, tmp_p
     refuse(tiny, f"--save_ppl {tmp_path / 'ppl'}: log_wanda_0.01 there is no table that autoprune can read")
 
 
-def test_perplexity_is_saved_before_the_tasks(run: Run, tiny: Path, texts: Texts, tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
+def test_perplexity_is_saved_before_the_tasks(
+    run: Run, tiny: Path, texts: Texts, tmp_path: Path, capsys: Any, monkeypatch: Any
+) -> None:
     def failing(*_: object) -> None:
         raise ModelError("the harness gave up")
 
@@ -122,7 +163,9 @@ def test_perplexity_is_saved_before_the_tasks(run: Run, tiny: Path, texts: Texts
     assert "heldout.txt" in (tmp_path / "ppl/log_wanda_0.01.txt").read_text()
 
 
-def test_perplexity_is_told_where_it_can_not_be_saved(tiny: Path, texts: Texts, tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
+def test_perplexity_is_told_where_it_can_not_be_saved(
+    tiny: Path, texts: Texts, tmp_path: Path, capsys: Any, monkeypatch: Any
+) -> None:
     def full(path: Path, *args: Any, **kwargs: Any) -> int:
         if path.name.startswith("log_") and ".txt" in path.name:
             raise OSError(28, "No space left on device")
@@ -142,32 +185,47 @@ def evaluated(capsys: pytest.CaptureFixture[str], model: Path, texts: Texts, *mo
     return capsys.readouterr().out
 
 
-def test_a_pruned_model_is_not_called_dense(capsys: pytest.CaptureFixture[str], run: Run, tiny: Path, texts: Texts, tmp_path: Path) -> None:
+def test_a_pruned_model_is_not_called_dense(
+    capsys: pytest.CaptureFixture[str], run: Run, tiny: Path, texts: Texts, tmp_path: Path
+) -> None:
     run(tiny, save_model=tmp_path / "out", prune_barber=True, save_ppl=tmp_path / "ppl")
     assert labels_of(tmp_path / "out") == ("wanda+barber", "50 %")
     assert labels_of(tiny) == DENSE
     out = evaluated(capsys, tmp_path / "out", texts, "--save_ppl", str(tmp_path / "ppl"))
     assert "wanda+barber" in out
     assert "dense" not in out
-    first, again = (json.loads((tmp_path / f"ppl/log_{name}.json").read_text()) for name in ("wanda_0.01", "eval_wanda+barber"))
+    first, again = (
+        json.loads((tmp_path / f"ppl/log_{name}.json").read_text()) for name in ("wanda_0.01", "eval_wanda+barber")
+    )
     assert first["perplexity"][0]["perplexity"] == again["perplexity"][0]["perplexity"]
     assert "dense" in evaluated(capsys, tiny, texts)
 
 
-@pytest.mark.parametrize("manifest", ["", "{}", '{"recipe": 3}', '{"recipe": {"pruning": {"sparsity_ratio": 7}}}', '{"recipe": {"a": {"b": 1}}}'])
+@pytest.mark.parametrize(
+    "manifest",
+    ["", "{}", '{"recipe": 3}', '{"recipe": {"pruning": {"sparsity_ratio": 7}}}', '{"recipe": {"a": {"b": 1}}}'],
+)
 def test_manifest_that_names_no_recipe(tmp_path: Path, manifest: str) -> None:
     (tmp_path / "autoprune.json").write_text(manifest)
     assert labels_of(tmp_path) == DENSE
 
 
-@pytest.mark.parametrize("flag", ["--save_model", "--calibration_data", "--nsamples", "--prune_method", "--sparsity_ratio"])
-def test_eval_takes_no_flag_that_means_nothing_there(capsys: pytest.CaptureFixture[str], tiny: Path, flag: str) -> None:
+@pytest.mark.parametrize(
+    "flag", ["--save_model", "--calibration_data", "--nsamples", "--prune_method", "--sparsity_ratio"]
+)
+def test_eval_takes_no_flag_that_means_nothing_there(
+    capsys: pytest.CaptureFixture[str], tiny: Path, flag: str
+) -> None:
     assert main(["eval", str(tiny), flag, "1"]) == 2
     assert "unrecognized arguments" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("words", [["--delete"], ["--save_ppl", "x"], ["--prune_method", "wanda"], ["--memory", "1GB"]])
-def test_inspect_takes_no_flag_that_means_nothing_there(capsys: pytest.CaptureFixture[str], tiny: Path, words: list[str]) -> None:
+@pytest.mark.parametrize(
+    "words", [["--delete"], ["--save_ppl", "x"], ["--prune_method", "wanda"], ["--memory", "1GB"]]
+)
+def test_inspect_takes_no_flag_that_means_nothing_there(
+    capsys: pytest.CaptureFixture[str], tiny: Path, words: list[str]
+) -> None:
     assert main(["inspect", str(tiny), *words]) == 2
     assert "unrecognized arguments" in capsys.readouterr().err
 
@@ -176,11 +234,17 @@ def test_quiet_with_nothing_saved(refuse: Refuse, tiny: Path) -> None:
     refuse(tiny, "--quiet shows nothing and nothing is saved", quiet=True, save_model=None, save_ppl=None)
 
 
-@pytest.mark.parametrize("option", ["model", "pruned_model", "calibration_data", "eval_data", "save_model", "save_ppl", "save_zeroshot"])
+@pytest.mark.parametrize(
+    "option", ["model", "pruned_model", "calibration_data", "eval_data", "save_model", "save_ppl", "save_zeroshot"]
+)
 @pytest.mark.parametrize("word", ["a" * 300, "ab/" * 1500])
 def test_words_that_are_too_long(refuse: Refuse, tiny: Path, option: str, word: str) -> None:
     message = refuse(
-        tiny if option != "model" else word, f"--{option} ", "no name", prune_barber=True, **({option: word} if option != "model" else {})
+        tiny if option != "model" else word,
+        f"--{option} ",
+        "no name",
+        prune_barber=True,
+        **({option: word} if option != "model" else {}),
     )
     assert len(message) < 300
 

@@ -1,4 +1,6 @@
-"""What a run writes and says: an ordinary checkpoint with exact zeros, the same numbers everywhere, the same files every time."""
+"""What a run writes and says: an ordinary checkpoint with exact zeros, the same numbers everywhere, the same files
+every time.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,9 @@ def reported(folder: Path) -> dict[str, Any]:
 
 
 @by_method
-def test_checkpoint_loads_silently_and_is_worth_what_was_printed(run: Run, tiny: Path, texts: Texts, tmp_path: Path, options: dict[str, Any]) -> None:
+def test_checkpoint_loads_silently_and_is_worth_what_was_printed(
+    run: Run, tiny: Path, texts: Texts, tmp_path: Path, options: dict[str, Any]
+) -> None:
     answer = run(tiny, save_model=tmp_path / "out", save_ppl=tmp_path / "ppl", **options)
     with transformers_log() as said, warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -64,7 +68,11 @@ def test_checkpoint_loads_silently_and_is_worth_what_was_printed(run: Run, tiny:
     assert set(zeros.values()) == {0.5} or options.get("prune_barber")
 
 
-@pytest.mark.parametrize("options", [{"sparsity_ratio": 0.3}, {"sparsity_ratio": 0.8}, {"sparsity_type": "2:4"}, {"sparsity_type": "3:8"}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{"sparsity_ratio": 0.3}, {"sparsity_ratio": 0.8}, {"sparsity_type": "2:4"}, {"sparsity_type": "3:8"}],
+    ids=str,
+)
 @pytest.mark.parametrize("method", ["magnitude", "wanda", "sparsegpt"])
 def test_sparsity_is_exact(run: Run, tiny: Path, tmp_path: Path, method: str, options: dict[str, Any]) -> None:
     if "sparsity_type" in options:
@@ -77,8 +85,12 @@ def test_sparsity_is_exact(run: Run, tiny: Path, tmp_path: Path, method: str, op
             n, m = map(int, options["sparsity_type"].split(":"))
             assert torch.all((weight != 0).view(-1, m).sum(1) == n), name
             continue
-        compared = {"magnitude": weight.numel(), "wanda": weight.shape[1], "sparsegpt": weight.numel()}[method]  # one column block holds all
-        assert int((weight == 0).sum()) == int(options["sparsity_ratio"] * compared + 1e-9) * (weight.numel() // compared), name
+        compared = {"magnitude": weight.numel(), "wanda": weight.shape[1], "sparsegpt": weight.numel()}[
+            method
+        ]  # one column block holds all
+        assert int((weight == 0).sum()) == int(options["sparsity_ratio"] * compared + 1e-9) * (
+            weight.numel() // compared
+        ), name
 
 
 def _untied(**changes: Any) -> Any:
@@ -116,7 +128,9 @@ def test_everything_but_the_pruned_layers_is_byte_identical(run: Run, tmp_path: 
         assert float(survivors.float().mean()) == 0.5, name
         assert method == "sparsegpt" or same_bits(before[name].where(survivors, torch.zeros(())), after[name]), name
     companions = {"config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"}
-    assert {name: contents(model)[name] for name in companions} == {name: contents(tmp_path / "out")[name] for name in companions}
+    assert {name: contents(model)[name] for name in companions} == {
+        name: contents(tmp_path / "out")[name] for name in companions
+    }
 
 
 @by_method
@@ -129,17 +143,31 @@ def test_two_runs_write_the_same_files(run: Run, tiny: Path, tmp_path: Path, opt
 def test_seed_and_samples_matter(run: Run, tiny: Path, tmp_path: Path) -> None:
     for name, options in {"a": {}, "b": {"seed": 1}, "c": {"nsamples": 7}}.items():
         run(tiny, save_model=tmp_path / name, **options)
-    patterns = [torch.cat([t.flatten() != 0 for name, t in tensors(tmp_path / name).items() if is_pruned_layer(name)]) for name in "abc"]
+    patterns = [
+        torch.cat([t.flatten() != 0 for name, t in tensors(tmp_path / name).items() if is_pruned_layer(name)])
+        for name in "abc"
+    ]
     assert not torch.equal(patterns[0], patterns[1])
     assert not torch.equal(patterns[0], patterns[2])
 
 
 @by_method
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
-def test_streamed_equals_resident(tiny: Path, texts: Texts, tmp_path: Path, options: dict[str, Any], tied: bool) -> None:
-    """With save_model one block at a time is in memory; without, all of them: bit for bit the same weights and perplexity."""
+def test_streamed_equals_resident(
+    tiny: Path, texts: Texts, tmp_path: Path, options: dict[str, Any], tied: bool
+) -> None:
+    """With save_model one block at a time is in memory; without, all of them: bit for bit the same weights and
+    perplexity.
+    """
     model = save_tiny(tmp_path / "model", tiny_model(tie_word_embeddings=True)) if tied else tiny
-    common = {"sparsity_ratio": 0.5, "calibration_data": texts.calibration, "eval_data": texts.heldout, "nsamples": 8, "seqlen": SEQLEN, **options}
+    common = {
+        "sparsity_ratio": 0.5,
+        "calibration_data": texts.calibration,
+        "eval_data": texts.heldout,
+        "nsamples": 8,
+        "seqlen": SEQLEN,
+        **options,
+    }
     resident = autoprune.prune(model, **common)
     streamed = autoprune.prune(model, save_model=tmp_path / "out", **common)
     held, state = tensors(tmp_path / "out"), resident.model.state_dict()
@@ -150,16 +178,27 @@ def test_streamed_equals_resident(tiny: Path, texts: Texts, tmp_path: Path, opti
     assert resident.summary.sub_blocks == streamed.summary.sub_blocks
 
 
-def test_streamed_perplexity_equals_resident_perplexity(tiny: Path, texts: Texts, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_streamed_perplexity_equals_resident_perplexity(
+    tiny: Path, texts: Texts, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """A checkpoint larger than the free memory is evaluated block by block; the number is the same to the last bit."""
-    from autoprune import api, subject
+    from autoprune.run import api
+    from autoprune.run import open as subject
 
-    common = {"calibration_data": texts.calibration, "eval_data": texts.heldout, "nsamples": 8, "seqlen": SEQLEN, "sparsity_ratio": 0.5}
+    common = {
+        "calibration_data": texts.calibration,
+        "eval_data": texts.heldout,
+        "nsamples": 8,
+        "seqlen": SEQLEN,
+        "sparsity_ratio": 0.5,
+    }
     whole = autoprune.prune(tiny, save_model=tmp_path / "whole", **common)
     monkeypatch.setattr(subject, "RESIDENT_SHARE", 0.0)
     for batch in (1, 3, 64):
         streamed = autoprune.prune(tiny, save_model=tmp_path / f"{batch}", batch_size=batch, **common)
-        assert not api._reopened(streamed.recipe, api.open_model(streamed.recipe, resident=False), streamed.directory).store.resident
+        assert not api._reopened(
+            streamed.recipe, api.open_model(streamed.recipe, resident=False), streamed.directory
+        ).store.resident
         assert streamed.row.perplexity[0].perplexity == pytest.approx(whole.row.perplexity[0].perplexity, rel=1e-6)
         monkeypatch.setattr(subject, "RESIDENT_SHARE", 0.5)
         resident = autoprune.prune(tiny, save_model=tmp_path / f"resident{batch}", batch_size=batch, **common)
@@ -167,10 +206,12 @@ def test_streamed_perplexity_equals_resident_perplexity(tiny: Path, texts: Texts
         monkeypatch.setattr(subject, "RESIDENT_SHARE", 0.0)
 
 
-def test_dense_model_larger_than_memory_is_measured_block_by_block(tiny: Path, texts: Texts, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dense_model_larger_than_memory_is_measured_block_by_block(
+    tiny: Path, texts: Texts, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Nothing is pruned, so nothing need stay in memory; ``--memory`` counts as well."""
-    from autoprune import subject
-    from autoprune.budget import PROGRAM
+    from autoprune.run import open as subject
+    from autoprune.run.memory import PROGRAM
 
     options = {"eval_data": texts.heldout, "seqlen": SEQLEN}
     whole = autoprune.prune(tiny, sparsity_ratio=0, **options)
@@ -265,7 +306,9 @@ def test_report_says_what_was_measured_and_on_what(run: Run, tiny: Path, texts: 
     assert row["settings"]["calibration"]["seed"] == 3
     lines = (tmp_path / "ppl/log_wanda_0.25.txt").read_text().splitlines()
     assert lines[0].split("  ")[0] == "method"
-    assert all(word in lines[0] for word in ("actual sparsity", f"heldout.txt ({SEQLEN})", f"calibration.txt ({SEQLEN})"))
+    assert all(
+        word in lines[0] for word in ("actual sparsity", f"heldout.txt ({SEQLEN})", f"calibration.txt ({SEQLEN})")
+    )
     assert lines[2].split()[0] == "wanda"
     assert "50.00 %" in lines[2]
     assert len({len(line) for line in lines}) == 1, "columns are not aligned"

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from autoprune import pruning
+from autoprune.run import prune as pruning
 from autoprune.storage import placing, writer
 from autoprune.storage.writer import DRAFT, JOURNAL, MANIFEST, STATE
 from end_to_end.conftest import Run
@@ -24,7 +24,14 @@ from end_to_end.forks import Forks
 from end_to_end.tiny import Answer, Texts, contents, flags, run_classic, save_tiny, tiny_model
 
 BLOCKS = 4
-BARBER = {"prune_method": "wanda", "prune_barber": True, "prune_granularity": "layer", "threshold": 0.1, "nsamples": 16, "batch_size": 2}
+BARBER = {
+    "prune_method": "wanda",
+    "prune_barber": True,
+    "prune_granularity": "layer",
+    "threshold": 0.1,
+    "nsamples": 16,
+    "batch_size": 2,
+}
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +79,9 @@ def test_killed_again_and_again(forks: Forks, deep: Path, texts: Texts, tmp_path
 
     forks.start(given, log, die_in_save=4)  # each block is saved twice: as Wanda leaves it, and its shard
     assert forks.wait() == -signal.SIGKILL
-    assert [path.name for path in partial(out).glob(f"*{DRAFT}")] == [f"model-00003-of-0000{BLOCKS + 1}.safetensors{DRAFT}"]
+    assert [path.name for path in partial(out).glob(f"*{DRAFT}")] == [
+        f"model-00003-of-0000{BLOCKS + 1}.safetensors{DRAFT}"
+    ]
     assert finished(out) == 1
     rng, kills, ends = random.Random(0), 0, 0
     while kills < 4:
@@ -110,7 +119,9 @@ def kill_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[str]]:
 
     def before(owner: Any, name: str) -> None:
         real = getattr(owner, name)
-        monkeypatch.setattr(owner, name, lambda path, *rest, **named: (halt(name, path), real(path, *rest, **named))[1])
+        monkeypatch.setattr(
+            owner, name, lambda path, *rest, **named: (halt(name, path), real(path, *rest, **named))[1]
+        )
 
     def after(owner: Any, name: str, place: int) -> None:
         real = getattr(owner, name)
@@ -150,13 +161,18 @@ def check_remains(out: Path) -> bool:
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_stopped_at_every_file(capsys: pytest.CaptureFixture[str], texts: Texts, tiny: Path, tmp_path: Path, kill_at: Any, overwrite: bool) -> None:
+def test_stopped_at_every_file(
+    capsys: pytest.CaptureFixture[str], texts: Texts, tiny: Path, tmp_path: Path, kill_at: Any, overwrite: bool
+) -> None:
     """Wherever it is stopped, what was at its place before is whole, and the next run makes the very same files."""
     model, old = shutil.copytree(tiny, tmp_path / "model"), tmp_path / "old"
     (model / "more.txt").write_text("a file that the earlier result does not have")
     (model / "additional_chat_templates").mkdir()
     (model / "additional_chat_templates/tools.jinja").write_text("{{ tools }}")
-    assert run_classic(capsys, flags(tiny, texts, prune_method="magnitude", sparsity_ratio=0.3, save_model=old)).status == 0
+    assert (
+        run_classic(capsys, flags(tiny, texts, prune_method="magnitude", sparsity_ratio=0.3, save_model=old)).status
+        == 0
+    )
     given = flags(model, texts, prune_method="magnitude", overwrite=overwrite)
 
     def prune(out: Path, number: int, *more: str) -> tuple[list[str], Answer | None]:
@@ -169,7 +185,9 @@ def test_stopped_at_every_file(capsys: pytest.CaptureFixture[str], texts: Texts,
     steps, _ = prune(tmp_path / "reference", 0)
     steps, expected = list(steps), contents(tmp_path / "reference")
     first = next(i for i, step in enumerate(steps) if step.startswith("chmod"))
-    for number in range(first if overwrite else 1, len(steps) + 20):  # before the files are put in place both are alike
+    for number in range(
+        first if overwrite else 1, len(steps) + 20
+    ):  # before the files are put in place both are alike
         out = tmp_path / f"out-{number}"
         if overwrite:
             shutil.copytree(old, out)
@@ -188,7 +206,9 @@ def test_stopped_at_every_file(capsys: pytest.CaptureFixture[str], texts: Texts,
     assert answer is not None
 
 
-def test_nothing_gets_its_name_before_it_is_on_the_disk(run: Run, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_gets_its_name_before_it_is_on_the_disk(
+    run: Run, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """After a loss of power a file is there whole or not at all, and before any that was written later."""
     log: list[str] = []
     sync, replace, rename = writer.sync, Path.replace, Path.rename
@@ -198,7 +218,9 @@ def test_nothing_gets_its_name_before_it_is_on_the_disk(run: Run, tiny: Path, tm
     monkeypatch.setattr(Path, "rename", lambda path, to: (log.append(f"publish {path.name}"), rename(path, to))[1])
     run(tiny, save_model=tmp_path / "out", prune_barber=True)
     place = partial(tmp_path / "out").name
-    named = [i for i, what in enumerate(log) if what.startswith("name ") and not what.endswith("unfinished.json.writing")]
+    named = [
+        i for i, what in enumerate(log) if what.startswith("name ") and not what.endswith("unfinished.json.writing")
+    ]
     assert len(named) > 10
     for i in named:
         assert log[i].endswith(DRAFT)

@@ -10,13 +10,24 @@ from typing import Any
 import pytest
 import torch
 
-from autoprune import api, measuring
 from autoprune.evaluation.perplexity import perplexity
+from autoprune.run import api
+from autoprune.run import measure as measuring
 from autoprune.storage import manifest, writer
 from autoprune.storage.journal import Journal
 from end_to_end.conftest import Run
 from end_to_end.test_resume import BARBER, finished, partial
-from end_to_end.tiny import Answer, Texts, change_weights, contents, flags, run_classic, save_tiny, tiny_model, write_words
+from end_to_end.tiny import (
+    Answer,
+    Texts,
+    change_weights,
+    contents,
+    flags,
+    run_classic,
+    save_tiny,
+    tiny_model,
+    write_words,
+)
 
 Change = Callable[[Path, pytest.MonkeyPatch], dict[str, Any]]
 
@@ -30,16 +41,27 @@ CHANGES: dict[str, tuple[Change, str]] = {
     "model": (lambda folder, _: {"model": change_weights(folder / "model", damp)}, "model.fingerprint was '"),
     "recipe": (lambda *_: {"threshold": 0.2}, "recipe.barber.threshold was 0.1 and is 0.2"),
     "seed": (lambda *_: {"seed": 1}, "calibration.fingerprint was '"),
-    "tokens": (lambda folder, _: {"calibration_data": write_words(folder / "text.txt", 600, 7)}, "calibration.fingerprint was '"),
-    "versions": (lambda _, patch: patch.setattr(manifest, "version", lambda _: "0.0") or {}, "versions.autoprune was '"),
-    "threads": (lambda _, patch: patch.setattr(torch, "get_num_threads", lambda: 3) or {}, "here.threads was 1 and is 3"),
+    "tokens": (
+        lambda folder, _: {"calibration_data": write_words(folder / "text.txt", 600, 7)},
+        "calibration.fingerprint was '",
+    ),
+    "versions": (
+        lambda _, patch: patch.setattr(manifest, "version", lambda _: "0.0") or {},
+        "versions.autoprune was '",
+    ),
+    "threads": (
+        lambda _, patch: patch.setattr(torch, "get_num_threads", lambda: 3) or {},
+        "here.threads was 1 and is 3",
+    ),
     "batch": (lambda *_: {"batch_size": 1}, "here.batch was 2 and is 1"),
     "device": (lambda *_: {"device": "cpu:0"}, "here.device was 'cpu' and is 'cpu:0'"),
 }
 
 
 @pytest.fixture
-def unfinished(capsys: pytest.CaptureFixture[str], texts: Texts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Path]:
+def unfinished(
+    capsys: pytest.CaptureFixture[str], texts: Texts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[], Path]:
     """A run that was stopped behind its first block."""
 
     def stop() -> Path:
@@ -55,7 +77,13 @@ def unfinished(capsys: pytest.CaptureFixture[str], texts: Texts, tmp_path: Path,
                 real(*given, **named)
 
             patch.setattr(writer, "save_file", stopping)
-            given = flags(tmp_path / "model", texts, **BARBER, calibration_data=tmp_path / "text.txt", save_model=tmp_path / "out")
+            given = flags(
+                tmp_path / "model",
+                texts,
+                **BARBER,
+                calibration_data=tmp_path / "text.txt",
+                save_model=tmp_path / "out",
+            )
             assert run_classic(capsys, given).status == 130
         assert finished(tmp_path / "out") == 1
         return tmp_path / "out"
@@ -65,10 +93,20 @@ def unfinished(capsys: pytest.CaptureFixture[str], texts: Texts, tmp_path: Path,
 
 @pytest.mark.parametrize("name", CHANGES)
 def test_another_run_is_not_taken_up(
-    unfinished: Callable[[], Path], name: str, texts: Texts, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    unfinished: Callable[[], Path],
+    name: str,
+    texts: Texts,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     out = unfinished()
-    usual: dict[str, Any] = {**BARBER, "model": tmp_path / "model", "calibration_data": tmp_path / "text.txt", "save_model": out}
+    usual: dict[str, Any] = {
+        **BARBER,
+        "model": tmp_path / "model",
+        "calibration_data": tmp_path / "text.txt",
+        "save_model": out,
+    }
     before = contents(partial(out))
     change, expected = CHANGES[name]
     with monkeypatch.context() as patch:
@@ -87,7 +125,10 @@ def test_an_unfinished_run_is_neither_taken_up_nor_lost_unasked(
     before = contents(partial(out))
     answer = run_classic(capsys, given)
     assert answer.status == 2
-    assert f"an unfinished run lies beside it (in {partial(out)}); --resume goes on with it, --overwrite starts again" in answer.err
+    assert (
+        f"an unfinished run lies beside it (in {partial(out)}); --resume goes on with it, --overwrite starts again"
+        in answer.err
+    )
     assert contents(partial(out)) == before
     answer = run_classic(capsys, [*given, "--overwrite"])
     assert answer.status == 0
@@ -107,7 +148,13 @@ def test_an_unfinished_run_is_neither_taken_up_nor_lost_unasked(
     ids=["bfloat16", "bfloat16 of float16", "kept update", "in sequence", "in sequence, rebuilt"],
 )
 def test_every_way_of_computing_is_resumed_to_the_same_bits(
-    run: Run, capsys: Any, texts: Texts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], blocks: int
+    run: Run,
+    capsys: Any,
+    texts: Texts,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: dict[str, Any],
+    blocks: int,
 ) -> None:
     """Finished blocks are run again as they ran before: in the same precision, with all samples at once or not."""
     model = save_tiny(tmp_path / "model", tiny_model(num_hidden_layers=4))
@@ -160,7 +207,13 @@ def values(folder: Path) -> dict[str, float]:
 
 
 def test_evaluation_goes_on_where_it_stopped(
-    run: Run, capsys: pytest.CaptureFixture[str], tiny: Path, texts: Texts, tmp_path: Path, two_texts: dict[str, str], measuring_of: Any
+    run: Run,
+    capsys: pytest.CaptureFixture[str],
+    tiny: Path,
+    texts: Texts,
+    tmp_path: Path,
+    two_texts: dict[str, str],
+    measuring_of: Any,
 ) -> None:
     places = {"save_model": tmp_path / "out", "save_ppl": tmp_path / "ppl"}
     measuring_of("second.txt")
@@ -213,7 +266,13 @@ def test_only_what_is_the_very_same_is_not_measured_again(
 
 
 def test_perplexities_survive_a_stop_in_zero_shot(
-    run: Run, capsys: pytest.CaptureFixture[str], tiny: Path, texts: Texts, tmp_path: Path, measuring_of: Any, monkeypatch: pytest.MonkeyPatch
+    run: Run,
+    capsys: pytest.CaptureFixture[str],
+    tiny: Path,
+    texts: Texts,
+    tmp_path: Path,
+    measuring_of: Any,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     options = {"save_model": tmp_path / "out", "save_ppl": tmp_path / "ppl"}
     seen = measuring_of(None)

@@ -1,4 +1,6 @@
-"""Several processes under torchrun: results of one process, shares of the work, and what happens when one of them dies."""
+"""Several processes under torchrun: results of one process, shares of the work, and what happens when one of them
+dies.
+"""
 
 from __future__ import annotations
 
@@ -19,13 +21,18 @@ PROGRAM = Path(__file__).with_name("rank_program.py")
 ROOT = PROGRAM.parents[2]
 PATIENCE = 200.0  # seconds, for a machine that has other things to do
 EXACT = ("magnitude", "wanda")  # no sum is taken in another order
-ONE_THREAD = {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT / "src"), os.environ.get("PYTHONPATH")]))}
+ONE_THREAD = {
+    "OMP_NUM_THREADS": "1",
+    "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT / "src"), os.environ.get("PYTHONPATH")])),
+}
 
 
 def torchrun(*command: object) -> subprocess.CompletedProcess[str]:
     """Two processes of a program on this machine."""
     arguments = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", *map(str, command)]
-    with subprocess.Popen(arguments, env=os.environ | ONE_THREAD, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as started:
+    with subprocess.Popen(
+        arguments, env=os.environ | ONE_THREAD, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as started:
         try:
             out, err = started.communicate(timeout=PATIENCE)
         except subprocess.TimeoutExpired:
@@ -71,10 +78,14 @@ def test_two_processes_make_what_one_makes(way: str, alone: Path, together: Path
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_each_process_runs_half_of_the_samples_and_the_first_one_measures(way: str, alone: Path, together: Path) -> None:
+def test_each_process_runs_half_of_the_samples_and_the_first_one_measures(
+    way: str, alone: Path, together: Path
+) -> None:
     single, first, second = notes(alone, 0)[way], notes(together, 0)[way], notes(together, 1)[way]
     assert first["samples"] == second["samples"] == single["samples"] / 2
-    assert single["samples"] >= (0 if way == "magnitude" else SAMPLES * (2 * BLOCKS - 1))  # observed in every block, advanced in all but the last
+    assert single["samples"] >= (
+        0 if way == "magnitude" else SAMPLES * (2 * BLOCKS - 1)
+    )  # observed in every block, advanced in all but the last
     assert first["measured"] == pytest.approx(single["measured"], rel=1e-4)
     assert len(first["measured"]) == 1
     assert second["measured"] == []
@@ -84,9 +95,17 @@ def test_each_process_runs_half_of_the_samples_and_the_first_one_measures(way: s
 @pytest.mark.parametrize(
     ("name", "first", "second"),
     [
-        ("crowded", "RecipeError: 2 processes can't share 1 calibration windows", "RecipeError: 2 processes can't share 1 calibration windows"),
+        (
+            "crowded",
+            "RecipeError: 2 processes can't share 1 calibration windows",
+            "RecipeError: 2 processes can't share 1 calibration windows",
+        ),
         ("device", "RecipeError: rank 1: --device 'cuda:7' ", "RecipeError: --device 'cuda:7' "),
-        ("options", "RecipeError: rank 1 does not do what rank 0 does", "RecipeError: rank 1 does not do what rank 0 does"),
+        (
+            "options",
+            "RecipeError: rank 1 does not do what rank 0 does",
+            "RecipeError: rank 1 does not do what rank 0 does",
+        ),
         ("missing", "ModelError: rank 1: --model nowhere: ", "ModelError: --model nowhere: "),
         ("defect", "RankError: rank 1: the program failed there (TypeError: a defect)", "TypeError: a defect"),
     ],
@@ -119,10 +138,18 @@ def test_a_process_that_dies_ends_the_run_which_can_be_resumed(
 
 
 @pytest.mark.parametrize("command", [["inspect", "demo"], ["verify", "x"], ["bench", "x"], ["reproduce"]])
-def test_work_of_one_process_is_refused(command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_work_of_one_process_is_refused(
+    command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     from autoprune.cli.main import main
 
-    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}.items():
+    for name, value in {
+        "RANK": "0",
+        "WORLD_SIZE": "2",
+        "LOCAL_RANK": "0",
+        "MASTER_ADDR": "localhost",
+        "MASTER_PORT": "1",
+    }.items():
         monkeypatch.setenv(name, value)
     assert main(command) == 2
     assert f"autoprune {command[0]} is the work of one process; start it without torchrun" in capsys.readouterr().err

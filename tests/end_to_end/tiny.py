@@ -43,7 +43,9 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     words = {word: i for i, word in enumerate(["<s>", "</s>", "<unk>", *(f"w{i}" for i in range(VOCABULARY - 3))])}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>", model_max_length=CONTEXT)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>", model_max_length=CONTEXT
+    )
 
 
 def tiny_model(model_type: str = "llama", dtype: torch.dtype = torch.float32, **changes: Any) -> PreTrainedModel:
@@ -87,8 +89,16 @@ class Answer(NamedTuple):
 
 
 def flags(model: Path | str, texts: Texts | None = None, **options: Any) -> list[str]:
-    """Command-line flags: Wanda at 50 % on the tiny texts, with ``options`` changed; None drops one, True is a bare flag."""
-    chosen: dict[str, Any] = {"model": model, "prune_method": "wanda", "sparsity_ratio": 0.5, "nsamples": 8, "seqlen": SEQLEN}
+    """Command-line flags: Wanda at 50 % on the tiny texts, with ``options`` changed; None drops one, True is a bare
+    flag.
+    """
+    chosen: dict[str, Any] = {
+        "model": model,
+        "prune_method": "wanda",
+        "sparsity_ratio": 0.5,
+        "nsamples": 8,
+        "seqlen": SEQLEN,
+    }
     if texts is not None:
         chosen |= {"calibration_data": texts.calibration, "eval_data": texts.heldout}
     chosen |= options
@@ -101,17 +111,25 @@ def flags(model: Path | str, texts: Texts | None = None, **options: Any) -> list
 
 def tensors(directory: Path) -> dict[str, Tensor]:
     """All stored tensors of a checkpoint."""
-    return {name: tensor for path in sorted(directory.glob("*.safetensors")) for name, tensor in load_file(path).items()}
+    return {
+        name: tensor for path in sorted(directory.glob("*.safetensors")) for name, tensor in load_file(path).items()
+    }
 
 
 def same_bits(a: Tensor, b: Tensor) -> bool:
     """Same dtype, shape and bytes: tells 0.0 from -0.0."""
-    return a.dtype == b.dtype and a.shape == b.shape and torch.equal(a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8))
+    return (
+        a.dtype == b.dtype
+        and a.shape == b.shape
+        and torch.equal(a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8))
+    )
 
 
 def contents(directory: Path) -> dict[str, bytes]:
     """Every file of a directory tree by its relative name."""
-    return {str(path.relative_to(directory)): path.read_bytes() for path in sorted(directory.rglob("*")) if path.is_file()}
+    return {
+        str(path.relative_to(directory)): path.read_bytes() for path in sorted(directory.rglob("*")) if path.is_file()
+    }
 
 
 def is_pruned_layer(name: str) -> bool:

@@ -12,15 +12,15 @@ from torch import Tensor
 
 import autoprune
 from autoprune.core.exchange import exchange
-from autoprune.core.order import count_true, count_zeros, kth_lowest, lowest_at, zeroed
+from autoprune.core.order_statistics import count_true, count_zeros, kth_lowest, lowest_at, zeroed
 from autoprune.core.problem import Method
 from autoprune.core.selection import keep_for
 from autoprune.core.sparsity import SemiStructured, Target, Unstructured
-from autoprune.methods import Barber, Magnitude, SparseGPT, Wanda
+from autoprune.events import silent
 from autoprune.model.anatomy import select_layers
-from autoprune.model.events import silent
 from autoprune.model.pipeline import Pass, prepare_inputs, prune_blocks
 from autoprune.model.stream import Place
+from autoprune.steps import Barber, Magnitude, SparseGPT, Wanda
 from autoprune.storage.checkpoint import Checkpoint
 from autoprune.storage.skeleton import build_skeleton
 from autoprune.storage.stores import CheckpointStore, MemoryStore
@@ -39,7 +39,15 @@ def pruned(store: MemoryStore | CheckpointStore, methods: tuple[Method, ...], ta
 
 @pytest.mark.parametrize("target", [Unstructured(0.5), SemiStructured(2, 4)], ids=str)
 @pytest.mark.parametrize(
-    "methods", [(Magnitude(),), (Wanda(),), (SparseGPT(),), (Wanda(), Barber("output1", 0.2)), (SparseGPT(), Barber("output1", 0.2))], ids=str
+    "methods",
+    [
+        (Magnitude(),),
+        (Wanda(),),
+        (SparseGPT(),),
+        (Wanda(), Barber("output1", 0.2)),
+        (SparseGPT(), Barber("output1", 0.2)),
+    ],
+    ids=str,
 )
 @pytest.mark.parametrize("name", ["llama", "gpt2", "mixtral"])
 def test_patterns_are_those_of_the_cpu(name: str, methods: tuple[Method, ...], target: Target) -> None:
@@ -59,10 +67,14 @@ def test_order_statistics(shape: tuple[int, int]) -> None:
     assert torch.equal(kth_lowest(scores.to(CUDA), 3).cpu(), kth_lowest(scores, 3))
     assert torch.equal(lowest_at(scores.to(CUDA), places.to(CUDA)).cpu(), lowest_at(scores, places))
     assert torch.equal(zeroed(scores.to(CUDA), pattern.to(CUDA)).cpu(), scores.masked_fill(~pattern, 0))
-    assert torch.equal(count_true(pattern.to(CUDA)).cpu(), count_true(pattern)) and count_zeros(scores.to(CUDA)) == count_zeros(scores)
+    assert torch.equal(count_true(pattern.to(CUDA)).cpu(), count_true(pattern)) and count_zeros(
+        scores.to(CUDA)
+    ) == count_zeros(scores)
     for target in (Unstructured(0.5), SemiStructured(2, 4)):
         for per_row in (True, False):
-            assert torch.equal(keep_for(scores.to(CUDA), target, per_row=per_row).cpu(), keep_for(scores, target, per_row=per_row))
+            assert torch.equal(
+                keep_for(scores.to(CUDA), target, per_row=per_row).cpu(), keep_for(scores, target, per_row=per_row)
+            )
 
 
 @pytest.mark.parametrize("granularity", ["block", "layer", "output1", "input1"])
@@ -80,12 +92,20 @@ def test_exchange(granularity: str) -> None:
 def test_streamed_with_read_ahead_equals_resident(tmp_path: Path) -> None:
     tiny_model("llama").save_pretrained(tmp_path)
     written: dict[str, Tensor] = {}
-    streamed = CheckpointStore(build_skeleton(Checkpoint.open(tmp_path), "auto", CUDA, trust_remote_code=False), resident=False)
+    streamed = CheckpointStore(
+        build_skeleton(Checkpoint.open(tmp_path), "auto", CUDA, trust_remote_code=False), resident=False
+    )
     streamed.write_to(lambda _, tensors: written.update(tensors), lambda *_: None)
     inputs, stream = prepare_inputs(streamed, tiny_ids(), 4, Place("cpu", CUDA))
     target = Unstructured(0.5)
-    list(prune_blocks(streamed, [Pass(Wanda(), stream)], select_layers(streamed.anatomy, (), target), target, inputs, silent))
-    resident = CheckpointStore(build_skeleton(Checkpoint.open(tmp_path), "auto", CUDA, trust_remote_code=False), resident=True)
+    list(
+        prune_blocks(
+            streamed, [Pass(Wanda(), stream)], select_layers(streamed.anatomy, (), target), target, inputs, silent
+        )
+    )
+    resident = CheckpointStore(
+        build_skeleton(Checkpoint.open(tmp_path), "auto", CUDA, trust_remote_code=False), resident=True
+    )
     for name, matrix in pruned(resident, (Wanda(),), target).items():
         assert torch.equal(written[f"{name}.weight"], matrix)
 
@@ -94,7 +114,11 @@ def test_streamed_with_read_ahead_equals_resident(tmp_path: Path) -> None:
 def test_lower_precision_changes_little(word: str) -> None:
     model = tiny_model("llama")
     exact, coarse = (
-        pruned(MemoryStore(copy.deepcopy(model).to(CUDA)), (Wanda(), Barber("layer", 0.2, compute_dtype=w)), Unstructured(0.5))
+        pruned(
+            MemoryStore(copy.deepcopy(model).to(CUDA)),
+            (Wanda(), Barber("layer", 0.2, compute_dtype=w)),
+            Unstructured(0.5),
+        )
         for w in ("float32", word)
     )
     same = torch.cat([((exact[layer] != 0) == (coarse[layer] != 0)).flatten() for layer in exact]).float().mean()
@@ -103,6 +127,12 @@ def test_lower_precision_changes_little(word: str) -> None:
 
 
 def test_from_the_front_door(tmp_path: Path) -> None:
-    options = {"calibration_data": "demo", "eval_data": "demo", "nsamples": 8, "sparsity_ratio": 0.5, "prune_barber": True}
+    options = {
+        "calibration_data": "demo",
+        "eval_data": "demo",
+        "nsamples": 8,
+        "sparsity_ratio": 0.5,
+        "prune_barber": True,
+    }
     here, there = (autoprune.prune("demo", device=device, **options).perplexity["demo"] for device in ("cpu", "cuda"))
     assert there == pytest.approx(here, rel=0.01)

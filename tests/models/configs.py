@@ -6,22 +6,52 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 VOCAB = 96
 TOKENS = 24  # longer than every sliding window below
 
-LLAMA = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+LLAMA = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
 HEAD = {"head_dim": 8}
 SLIDING = {"sliding_window": 8, **HEAD}
-TINY_VISION = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 8, "patch_size": 4}
+TINY_VISION = {
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 8,
+    "patch_size": 4,
+}
 GPT2 = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
 
 MLA = {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8}
 MOE = {"moe_intermediate_size": 24, "num_experts": 4, "num_experts_per_tok": 2, "norm_topk_prob": True}
 CHUNKED = {"intermediate_size_mlp": 64, "attention_chunk_size": 8, "no_rope_layers": [1, 0], "head_dim": 8}
-DELTA_HEADS = {"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 8}
-DELTA_NET = {**DELTA_HEADS, "linear_conv_kernel_dim": 2, "full_attention_interval": 2, "shared_expert_intermediate_size": 24}
+DELTA_HEADS = {
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+}
+DELTA_NET = {
+    **DELTA_HEADS,
+    "linear_conv_kernel_dim": 2,
+    "full_attention_interval": 2,
+    "shared_expert_intermediate_size": 24,
+}
 GROUPED = {"n_routed_experts": 4, "n_group": 2, "topk_group": 2, "first_k_dense_replace": 1, "num_key_value_heads": 4}
 
 DENSE: dict[str, dict[str, Any]] = {
@@ -30,26 +60,56 @@ DENSE: dict[str, dict[str, Any]] = {
     "qwen2": {**LLAMA, "use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1},
     "qwen3": {**LLAMA, "head_dim": 8, "use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1},
     "gemma2": {**LLAMA, **SLIDING, "query_pre_attn_scalar": 8},
-    "gemma3_text": {**LLAMA, **SLIDING, "num_hidden_layers": 3, "sliding_window_pattern": 3, "query_pre_attn_scalar": 8},
+    "gemma3_text": {
+        **LLAMA,
+        **SLIDING,
+        "num_hidden_layers": 3,
+        "sliding_window_pattern": 3,
+        "query_pre_attn_scalar": 8,
+    },
     "phi": LLAMA,
     "phi3": {**LLAMA, "pad_token_id": 0, "sliding_window": 8},
     "opt": {**LLAMA, "ffn_dim": 64, "word_embed_proj_dim": 32, "max_position_embeddings": 64},
-    "opt/projected": {**LLAMA, "ffn_dim": 64, "word_embed_proj_dim": 16, "max_position_embeddings": 64, "do_layer_norm_before": False},
+    "opt/projected": {
+        **LLAMA,
+        "ffn_dim": 64,
+        "word_embed_proj_dim": 16,
+        "max_position_embeddings": 64,
+        "do_layer_norm_before": False,
+    },
     "gpt2": GPT2,
     "gpt_neox": LLAMA,
     "gpt_neox/sequential": {**LLAMA, "use_parallel_residual": False},
     "bloom": {"hidden_size": 32, "n_layer": 2, "n_head": 4},
     "falcon": {**LLAMA, "new_decoder_architecture": False, "multi_query": True, "parallel_attn": True, "alibi": False},
     "falcon/grouped": {**LLAMA, "num_kv_heads": 2, "new_decoder_architecture": True},
-    "falcon/alibi": {**LLAMA, "new_decoder_architecture": False, "multi_query": False, "parallel_attn": False, "alibi": True},
+    "falcon/alibi": {
+        **LLAMA,
+        "new_decoder_architecture": False,
+        "multi_query": False,
+        "parallel_attn": False,
+        "alibi": True,
+    },
     "starcoder2": {**LLAMA, "sliding_window": 8},
     "olmo2": LLAMA,
     "stablelm": {**LLAMA, "qk_layernorm": True},
     "cohere": {**LLAMA, "use_qk_norm": True},
     "cohere2": {**LLAMA, "num_hidden_layers": 3, "sliding_window": 8, "sliding_window_pattern": 3},
     "glm4": {**LLAMA, "head_dim": 8, "pad_token_id": 0},
-    "smollm3": {**LLAMA, "use_sliding_window": True, "sliding_window": 8, "no_rope_layer_interval": 2, "pad_token_id": 0},
-    "gpt_neo": {"hidden_size": 32, "num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]], "window_size": 8},
+    "smollm3": {
+        **LLAMA,
+        "use_sliding_window": True,
+        "sliding_window": 8,
+        "no_rope_layer_interval": 2,
+        "pad_token_id": 0,
+    },
+    "gpt_neo": {
+        "hidden_size": 32,
+        "num_layers": 2,
+        "num_heads": 4,
+        "attention_types": [[["global", "local"], 1]],
+        "window_size": 8,
+    },
     "gptj": {**GPT2, "rotary_dim": 4},
     "mpt": {"d_model": 32, "n_layers": 2, "n_heads": 4},
     "codegen": {**GPT2, "rotary_dim": 4},
@@ -73,24 +133,46 @@ LANGUAGE = {**LLAMA, "vocab_size": VOCAB, "bos_token_id": 1, "eos_token_id": 2, 
 _LLAMA4_VISION = {"vision_output_dim": 16, "projector_input_dim": 16, "projector_output_dim": 16}
 _GEMMA4 = {"global_head_dim": 8, "hidden_size_per_layer_input": 0, "num_kv_shared_layers": 0}
 _SEGMENTS = {"output_channels": 8, "mlp_dim": 16, "window_size": 2, "global_attn_indexes": [0]}
-_QWEN_VISION = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "patch_size": 4, "out_hidden_size": 32}
+_QWEN_VISION = {
+    "depth": 1,
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_heads": 2,
+    "patch_size": 4,
+    "out_hidden_size": 32,
+}
 
 # Models with more than a language model inside.
 WRAPPED: dict[str, dict[str, Any]] = {
     "gemma3": {"text_config": {**LANGUAGE, **SLIDING, "query_pre_attn_scalar": 8}, "vision_config": TINY_VISION},
-    "gemma4": {"text_config": {**LANGUAGE, **SLIDING, **_GEMMA4}, "vision_config": {**TINY_VISION, **HEAD}, "audio_config": None},
+    "gemma4": {
+        "text_config": {**LANGUAGE, **SLIDING, **_GEMMA4},
+        "vision_config": {**TINY_VISION, **HEAD},
+        "audio_config": None,
+    },
     "got_ocr2": {"text_config": {**LANGUAGE, "model_type": "qwen2"}, "vision_config": {**TINY_VISION, **_SEGMENTS}},
     "llama4": {
         "text_config": {**LANGUAGE, **CHUNKED, "num_local_experts": 4, "interleave_moe_layer_step": 2},
         "vision_config": {**TINY_VISION, **_LLAMA4_VISION, "intermediate_size": 64},
     },
     "qwen3_5": {
-        "text_config": {**LANGUAGE, **DELTA_HEADS, **HEAD, "linear_conv_kernel_dim": 2, "layer_types": ["linear_attention", "full_attention"]},
+        "text_config": {
+            **LANGUAGE,
+            **DELTA_HEADS,
+            **HEAD,
+            "linear_conv_kernel_dim": 2,
+            "layer_types": ["linear_attention", "full_attention"],
+        },
         "vision_config": _QWEN_VISION,
     },
 }
 
-_HYBRID = {"mamba_d_state": 4, "mamba_d_conv": 2, "layers_block_type": ["mamba", "hybrid", "mamba", "hybrid"], "num_hidden_layers": 4}
+_HYBRID = {
+    "mamba_d_state": 4,
+    "mamba_d_conv": 2,
+    "layers_block_type": ["mamba", "hybrid", "mamba", "hybrid"],
+    "num_hidden_layers": 4,
+}
 
 # What is refused, and why.
 REFUSED: dict[str, dict[str, Any]] = {
@@ -115,7 +197,14 @@ REFUSED: dict[str, dict[str, Any]] = {
     },
     "hrm_text": LLAMA,
     "xlnet": {"d_model": 32, "n_layer": 2, "n_head": 4, "d_inner": 64},
-    "zamba": {**LLAMA, **_HYBRID, "attention_hidden_size": 64, "attention_head_dim": 16, "mamba_dt_rank": 4, "n_mamba_heads": 2},
+    "zamba": {
+        **LLAMA,
+        **_HYBRID,
+        "attention_hidden_size": 64,
+        "attention_head_dim": 16,
+        "mamba_dt_rank": 4,
+        "n_mamba_heads": 2,
+    },
     "zamba2": {**LLAMA, **_HYBRID, "mamba_ngroups": 1, "n_mamba_heads": 8, "chunk_size": 8, "num_mem_blocks": 1},
 }
 

@@ -1,4 +1,6 @@
-"""What docs/architectures.md says of one architecture, taken from a tiny model; the page is written by scripts/list_architectures.py."""
+"""What docs/architectures.md says of one architecture, taken from a tiny model; the page is written by
+scripts/list_architectures.py.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +12,10 @@ import torch
 from configs import tiny_ids
 from runs import open_store, prune
 
-from autoprune.methods.barber import Barber
-from autoprune.methods.wanda import Wanda
 from autoprune.model.anatomy import Anatomy
 from autoprune.model.replay import replay_check
+from autoprune.steps.barber import Barber
+from autoprune.steps.wanda import Wanda
 from autoprune.storage.stores import CheckpointStore
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "architectures.md"
@@ -25,13 +27,20 @@ Row = dict[str, str]
 def structure(anatomy: Anatomy) -> Row:
     """The columns that the anatomy alone tells."""
     counts = [len(block.layers) for block in anatomy.blocks]
-    dense = [name for block in anatomy.blocks for name, _ in block.unreached if _is_matrix(block.module.get_parameter(name), name)]
+    dense = [
+        name
+        for block in anatomy.blocks
+        for name, _ in block.unreached
+        if _is_matrix(block.module.get_parameter(name), name)
+    ]
     return {
         "class": type(anatomy.model).__name__,
         "blocks": f"`{anatomy.name}`",
         "layers in a block": " or ".join(str(count) for count in sorted(set(counts))),
         "coverage": f"{anatomy.coverage:.1%}",
-        "stays dense": ", ".join(f"`{name}`" for name in dict.fromkeys(_without_weight(name) for name in dense)) or "–",
+        "stays dense": (
+            ", ".join(f"`{name}`" for name in dict.fromkeys(_without_weight(name) for name in dense)) or "–"
+        ),
     }
 
 
@@ -40,7 +49,10 @@ def behaviour(directory: Path) -> Row:
     exact = [replay_check(open_store(directory, dtype=dtype), tiny_ids(2)).exact for dtype in ("float32", "bfloat16")]
     results = prune(open_store(directory), (Wanda(), Barber()), tiny_ids())
     orders = dict.fromkeys(tuple(sub.name for sub in result.sub_blocks) for result in results)
-    return {"sub-blocks": " or ".join(", ".join(f"`{name}`" for name in order) for order in orders), "replay": "exact" if all(exact) else "differs"}
+    return {
+        "sub-blocks": " or ".join(", ".join(f"`{name}`" for name in order) for order in orders),
+        "replay": "exact" if all(exact) else "differs",
+    }
 
 
 def beside(store: CheckpointStore) -> str:

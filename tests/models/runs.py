@@ -12,11 +12,11 @@ from torch import Tensor
 
 from autoprune.core.problem import Method
 from autoprune.core.sparsity import Target, Unstructured
-from autoprune.methods.barber import Barber
+from autoprune.events import BlockResult, silent
 from autoprune.model.anatomy import select_layers
-from autoprune.model.events import BlockResult, silent
 from autoprune.model.pipeline import Pass, prepare_inputs, prune_blocks
 from autoprune.model.stream import Place
+from autoprune.steps.barber import Barber
 from autoprune.storage.checkpoint import Checkpoint
 from autoprune.storage.skeleton import build_skeleton
 from autoprune.storage.stores import CheckpointStore, MemoryStore
@@ -26,9 +26,16 @@ BARBER = Barber(prune_granularity="layer", threshold=0.2)
 
 
 def open_store(
-    directory: Path, written: dict[str, Tensor] | None = None, *, passed: dict[str, Tensor] | None = None, resident: bool = False, dtype: str = "auto"
+    directory: Path,
+    written: dict[str, Tensor] | None = None,
+    *,
+    passed: dict[str, Tensor] | None = None,
+    resident: bool = False,
+    dtype: str = "auto",
 ) -> CheckpointStore:
-    """A checkpoint's store; finished blocks go to ``written``, what the first of two passes made of them to ``passed``."""
+    """A checkpoint's store; finished blocks go to ``written``, what the first of two passes made of them to
+    ``passed``.
+    """
     skeleton = build_skeleton(Checkpoint.open(directory), dtype, torch.device("cpu"), trust_remote_code=False)
     store = CheckpointStore(skeleton, resident=resident)
     if written is not None:
@@ -38,11 +45,18 @@ def open_store(
 
 
 def prune(
-    store: CheckpointStore | MemoryStore, methods: tuple[Method, ...], ids: Tensor, target: Target = HALF, batch: int = 4, place: Place | None = None
+    store: CheckpointStore | MemoryStore,
+    methods: tuple[Method, ...],
+    ids: Tensor,
+    target: Target = HALF,
+    batch: int = 4,
+    place: Place | None = None,
 ) -> list[BlockResult]:
     """Prunes by these passes, one after the other on each block, with hidden states in ``place``."""
     inputs, stream = prepare_inputs(store, ids, batch, place or Place())
-    passes = [Pass(method, stream.clone() if method.statistic else None, calls=inputs.calls.apart()) for method in methods]
+    passes = [
+        Pass(method, stream.clone() if method.statistic else None, calls=inputs.calls.apart()) for method in methods
+    ]
     return list(prune_blocks(store, passes, select_layers(store.anatomy, (), target), target, inputs, silent))
 
 

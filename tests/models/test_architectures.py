@@ -15,22 +15,23 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from autoprune.core.outcome import LayerOutcome
 from autoprune.core.problem import Method
-from autoprune.methods.wanda import Wanda
-from autoprune.model.activations import replaced_forward
 from autoprune.model.anatomy import check_coverage, examine
+from autoprune.model.calls import replaced_forward
 from autoprune.model.pipeline import prepare_inputs
 from autoprune.model.replay import replay_check
 from autoprune.model.stream import Place
+from autoprune.results.outcome import LayerOutcome
+from autoprune.steps.wanda import Wanda
 from autoprune.storage.stores import CheckpointStore
 
 PAGE = read_page()
 REMEDY = "run `python scripts/list_architectures.py`"
 # Those that must work whatever else does.
 NAMED = (
-    "llama mistral qwen2 qwen3 gemma2 gemma3 phi phi3 olmo2 stablelm cohere cohere2 glm4 smollm3 opt gpt2 gpt_neo gptj gpt_neox bloom "
-    "falcon mpt codegen starcoder2 granite nemotron persimmon exaone4 mamba mixtral qwen3_moe gpt_oss llama4 deepseek_v3 qwen3_next"
+    "llama mistral qwen2 qwen3 gemma2 gemma3 phi phi3 olmo2 stablelm cohere cohere2 glm4 smollm3 opt gpt2 gpt_neo gptj"
+    " gpt_neox bloom falcon mpt codegen starcoder2 granite nemotron persimmon exaone4 mamba mixtral qwen3_moe gpt_oss"
+    " llama4 deepseek_v3 qwen3_next"
 )
 
 

@@ -15,12 +15,12 @@ from autoprune.core import curvature
 from autoprune.core.problem import Method
 from autoprune.core.sparsity import Unstructured
 from autoprune.core.statistics import InputGram, InputNorm
-from autoprune.methods import Barber, Magnitude, SparseGPT, Wanda
-from autoprune.model.activations import PROBE_TOKENS
+from autoprune.events import silent
 from autoprune.model.anatomy import select_layers
-from autoprune.model.events import silent
+from autoprune.model.calls import PROBE_TOKENS
 from autoprune.model.pipeline import Pass, prepare_inputs, prune_blocks
 from autoprune.model.stream import Place
+from autoprune.steps import Barber, Magnitude, SparseGPT, Wanda
 from autoprune.storage.stores import MemoryStore
 
 SAMPLES, BATCH = 6, 2
@@ -30,7 +30,9 @@ GROUPS = 4  # q k v; o; gate up; down
 
 @contextmanager
 def counted(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
-    """Counts runs of each module of the blocks on samples (not on the probe's few tokens), Gram products and factorisations."""
+    """Counts runs of each module of the blocks on samples (not on the probe's few tokens), Gram products and
+    factorisations.
+    """
     counts: Counter[str] = Counter()
 
     def count(name: str) -> Any:
@@ -46,7 +48,9 @@ def counted(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> Iterator[Count
     for owner, attribute in ((InputGram, "update"), (InputNorm, "update"), (curvature, "_try_factor")):
         original = getattr(owner, attribute)
 
-        def counting(*args: Any, _original: Any = original, _name: str = f"{owner.__name__.rsplit('.')[-1]}.{attribute}") -> Any:
+        def counting(
+            *args: Any, _original: Any = original, _name: str = f"{owner.__name__.rsplit('.')[-1]}.{attribute}"
+        ) -> Any:
             counts[_name] += 1
             return _original(*args)
 
@@ -59,7 +63,10 @@ def run(monkeypatch: pytest.MonkeyPatch, *methods: Method, in_sequence: bool = F
     store = MemoryStore(model)
     inputs, stream = prepare_inputs(store, tiny_ids(SAMPLES), BATCH, Place())
     at_once, together = prepare_inputs(store, tiny_ids(SAMPLES), SAMPLES, Place()) if in_sequence else (None, stream)
-    passes = [Pass(method, together if method.statistic else None, at_once if i == 0 else None) for i, method in enumerate(methods)]
+    passes = [
+        Pass(method, together if method.statistic else None, at_once if i == 0 else None)
+        for i, method in enumerate(methods)
+    ]
     target = Unstructured(0.5)
     with counted(model, monkeypatch) as counts:
         list(prune_blocks(store, passes, select_layers(store.anatomy, (), target), target, inputs, silent))
@@ -91,13 +98,20 @@ def test_sparsegpt_takes_one_gram_and_one_factor_for_each_input_group(monkeypatc
 
 @pytest.mark.parametrize("granularity", ["block", "layer", "output1", "input1"])
 def test_barber_runs_every_sub_block_three_times(monkeypatch: pytest.MonkeyPatch, granularity: str) -> None:
-    """Pruned, dense, rebuilt; the other sub-block rests meanwhile. Only the probe is run to find the sub-blocks, and to try them."""
+    """Pruned, dense, rebuilt; the other sub-block rests meanwhile. Only the probe is run to find the sub-blocks, and
+    to try them.
+    """
     counts = run(monkeypatch, Magnitude(), Barber(granularity, 0.1))
     runs = {name: count for name, count in counts.items() if name.startswith(("attention", "mlp"))}
     assert runs == {f"{name} {i}": 3 * BATCHES for name in ("attention", "mlp") for i in (0, 1)}
-    assert {name: count for name, count in counts.items() if name.startswith("probe block")} == {"probe block 0": 2, "probe block 1": 2}
+    assert {name: count for name, count in counts.items() if name.startswith("probe block")} == {
+        "probe block 0": 2,
+        "probe block 1": 2,
+    }
 
 
 def test_no_block_does_work_for_another(monkeypatch: pytest.MonkeyPatch) -> None:
     counts = run(monkeypatch, Wanda(), Barber("layer", 0.1))
-    assert counts["attention 0"] - BATCHES == counts["attention 1"] == 4 * BATCHES  # the last block is not advanced after the first pass
+    assert (
+        counts["attention 0"] - BATCHES == counts["attention 1"] == 4 * BATCHES
+    )  # the last block is not advanced after the first pass

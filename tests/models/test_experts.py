@@ -1,4 +1,6 @@
-"""Mixtures of experts against independent computations: who was routed where, per-sample gradients, fallbacks, files."""
+"""Mixtures of experts against independent computations: who was routed where, per-sample gradients, fallbacks,
+files.
+"""
 
 from __future__ import annotations
 
@@ -24,17 +26,17 @@ from autoprune.core.selection import count_violations
 from autoprune.core.sparsity import SemiStructured, Unstructured
 from autoprune.core.statistics import GradientEnergy, InputGram, InputNorm
 from autoprune.errors import ModelError
-from autoprune.methods.magnitude import Magnitude
-from autoprune.methods.sparsegpt import SparseGPT
-from autoprune.methods.wanda import Wanda
-from autoprune.model.activations import hidden_of
+from autoprune.events import Event, Notice
 from autoprune.model.anatomy import Block, examine
-from autoprune.model.events import Event, Notice
+from autoprune.model.calls import hidden_of
 from autoprune.model.experts import eager_experts
-from autoprune.model.linear import Expert
+from autoprune.model.layers import Expert
 from autoprune.model.observe import InputObserver
 from autoprune.model.pipeline import prepare_inputs
 from autoprune.model.stream import Place
+from autoprune.steps.magnitude import Magnitude
+from autoprune.steps.sparsegpt import SparseGPT
+from autoprune.steps.wanda import Wanda
 from autoprune.storage.stores import MemoryStore
 
 
@@ -60,7 +62,9 @@ def test_every_expert_is_seen_with_its_own_tokens(name: str) -> None:
     hidden = inputs.calls.of(0, 0)(store.anatomy.blocks[0].module, stream[0])
     received: list[list[Tensor]] = []
     experts = experts_of(block)
-    handle = experts[0].module.register_forward_pre_hook(lambda module, args: received.append(routed_tokens(module, args)))
+    handle = experts[0].module.register_forward_pre_hook(
+        lambda module, args: received.append(routed_tokens(module, args))
+    )
     with eager_experts(store.model), InputObserver(block.layers, InputNorm, 6 * 24) as observer:
         inputs.calls.of(0, 1)(block.module, hidden)
     handle.remove()
@@ -159,7 +163,9 @@ def test_an_expert_without_tokens_borrows_the_statistic_of_all(method: Method) -
     for name, outcome in layers.items():
         assert 2 * outcome.zeros == outcome.weights
         lonely = ".experts.3." in name and method.statistic is not None
-        assert (outcome.notes.get("fallback"), outcome.notes.get("tokens")) == (("all tokens", 0) if lonely else (None, None))
+        assert (outcome.notes.get("fallback"), outcome.notes.get("tokens")) == (
+            ("all tokens", 0) if lonely else (None, None)
+        )
 
 
 @torch.no_grad()
@@ -170,7 +176,9 @@ def test_the_borrowed_statistic_is_the_sum_over_all_experts() -> None:
     weight = before.mlp.experts.gate_up_proj[3].T
     keep = model.model.layers[0].mlp.experts.gate_up_proj[3].T != 0
     dense = lonely_expert()
-    tokens = inputs_of(dense, examine(dense).blocks[0], "mlp", ids).reshape(-1, 32)  # each goes to as many experts as any other
+    tokens = inputs_of(dense, examine(dense).blocks[0], "mlp", ids).reshape(
+        -1, 32
+    )  # each goes to as many experts as any other
     scores = weight.abs() * tokens.norm(dim=0)
     assert torch.equal(keep, scores >= scores.sort(dim=1).values[:, 16:17])
 
@@ -179,7 +187,10 @@ def test_barber_leaves_an_expert_without_tokens_as_it_was() -> None:
     once, twice = lonely_expert(), lonely_expert()
     prune(MemoryStore(once), (Wanda(),), tiny_ids())
     results = prune(MemoryStore(twice), (Wanda(), replace(BARBER, prune_granularity="block")), tiny_ids())
-    same = [torch.equal(twice.model.layers[0].mlp.experts.down_proj[e], once.model.layers[0].mlp.experts.down_proj[e]) for e in range(4)]
+    same = [
+        torch.equal(twice.model.layers[0].mlp.experts.down_proj[e], once.model.layers[0].mlp.experts.down_proj[e])
+        for e in range(4)
+    ]
     assert same == [False, False, False, True]
     notes = {layer.name: layer.notes for layer in results[0].layers}
     assert notes["model.layers.0.mlp.experts.3.down_proj"] == {"fallback": "all tokens", "tokens": 0, "rebuilt": False}
@@ -215,11 +226,18 @@ def test_survivors_keep_their_stored_bits_when_blocks_run_in_another_precision(n
 
 @pytest.mark.parametrize("name", [*EXPERTS, *MORE_EXPERTS])
 def test_routers_and_gates_are_left_alone(name: str) -> None:
-    """Outside of attention only they have as many outputs as there are experts (two more in LongCat's, for experts that do nothing), or one."""
+    """Outside of attention only they have as many outputs as there are experts (two more in LongCat's, for experts
+    that do nothing), or one.
+    """
     with init_empty_weights():
         model = AutoModelForCausalLM.from_config(tiny_config(name))
     blocks = examine(model).blocks
-    parameters = [(path, tuple(p.shape)) for block in blocks for path, p in block.module.named_parameters() if "attn." not in path]
+    parameters = [
+        (path, tuple(p.shape))
+        for block in blocks
+        for path, p in block.module.named_parameters()
+        if "attn." not in path
+    ]
     deciding = {path for path, shape in parameters if shape in ((1, 32), (4, 32), (6, 32))}
     kept = {path for block in blocks for path, _ in block.unreached}
     assert deciding and deciding <= kept
@@ -232,7 +250,9 @@ def test_experts_short_of_tokens_are_listed_when_the_run_ends(tmp_path: Path) ->
     events: list[Event] = []
     result = autoprune.prune(lonely_expert(), sparsity_ratio=0.5, prune_barber=True, emit=events.append, **data)
     by_all, left = result.summary.warnings
-    assert "4 layers of experts were pruned by what all experts saw, for fewer than 32 tokens were sent there:" in by_all
+    assert (
+        "4 layers of experts were pruned by what all experts saw, for fewer than 32 tokens were sent there:" in by_all
+    )
     assert "4 layers of experts were not rebuilt" in left
     for block in (0, 1):
         assert all(f"model.layers.{block}.mlp.experts.3.down_proj (0)" in text for text in (by_all, left))
@@ -240,13 +260,17 @@ def test_experts_short_of_tokens_are_listed_when_the_run_ends(tmp_path: Path) ->
 
 
 def test_barber_leaves_layers_without_gradients_as_they_were() -> None:
-    """DeepSeek-V3.2's indexer chooses tokens without gradients: beside the scores of the others, its own would all be zero."""
+    """DeepSeek-V3.2's indexer chooses tokens without gradients: beside the scores of the others, its own would all be
+    zero.
+    """
     once, twice = tiny_model("deepseek_v32"), tiny_model("deepseek_v32")
     prune(MemoryStore(once), (Wanda(),), tiny_ids())
     results = prune(MemoryStore(twice), (Wanda(), replace(BARBER, prune_granularity="block")), tiny_ids())
     notes = {layer.name: layer.notes for result in results for layer in result.layers}
     ours, theirs = twice.model.layers[0].self_attn, once.model.layers[0].self_attn
-    assert torch.equal(ours.indexer.wq_b.weight, theirs.indexer.wq_b.weight) and not torch.equal(ours.o_proj.weight, theirs.o_proj.weight)
+    assert torch.equal(ours.indexer.wq_b.weight, theirs.indexer.wq_b.weight) and not torch.equal(
+        ours.o_proj.weight, theirs.o_proj.weight
+    )
     assert notes["model.layers.0.self_attn.indexer.wq_b"] == {"rebuilt": False, "gradient": "none"}
     assert sum(layer.zeros for layer in results[0].layers) * 2 == sum(layer.weights for layer in results[0].layers)
 
@@ -265,7 +289,11 @@ def test_a_router_beside_a_list_of_experts_is_left_alone() -> None:
             super().__init__()
             self.layers = nn.ModuleList(nn.ModuleDict({"mlp": Mixture()}) for _ in range(2))
 
-    assert [layer.name for layer in examine(Model()).blocks[0].layers] == ["mlp.experts.0", "mlp.experts.1", "mlp.experts.2"]
+    assert [layer.name for layer in examine(Model()).blocks[0].layers] == [
+        "mlp.experts.0",
+        "mlp.experts.1",
+        "mlp.experts.2",
+    ]
 
 
 @torch.no_grad()
@@ -273,7 +301,11 @@ def test_weights_that_are_used_the_other_way_round_are_noticed() -> None:
     model = tiny_model("mixtral")
     expert = experts_of(examine(model).blocks[0])[0]
     wrong = replace(expert, transposed=True)
-    with eager_experts(model), InputObserver([wrong], InputNorm, 8), pytest.raises(ModelError, match=r"mlp\.experts\.gate_up_proj"):
+    with (
+        eager_experts(model),
+        InputObserver([wrong], InputNorm, 8),
+        pytest.raises(ModelError, match=r"mlp\.experts\.gate_up_proj"),
+    ):
         expert.module(torch.randn(8, 32), torch.zeros(8, 1, dtype=torch.long), torch.ones(8, 1))
 
 

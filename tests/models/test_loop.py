@@ -1,4 +1,6 @@
-"""What the loop promises beside numbers: replay is checked, a model in memory is left as it was but for its weights."""
+"""What the loop promises beside numbers: replay is checked, a model in memory is left as it was but for its
+weights.
+"""
 
 from __future__ import annotations
 
@@ -12,17 +14,17 @@ from configs import tiny_ids, tiny_model
 from runs import BARBER, open_store, prune
 from torch import Tensor, nn
 
-from autoprune.checking import check_model, check_values
 from autoprune.core.statistics import InputNorm
 from autoprune.errors import ModelError, NumericsError
-from autoprune.methods.barber import Barber
-from autoprune.methods.magnitude import Magnitude
-from autoprune.methods.wanda import Wanda
+from autoprune.events import Event, Step, silent
 from autoprune.model.anatomy import examine
-from autoprune.model.events import Event, Step, silent
 from autoprune.model.observe import InputObserver
 from autoprune.model.replay import replay_check, require_replay
-from autoprune.planning import Subject
+from autoprune.run.check import check_model, check_values
+from autoprune.run.plan import Subject
+from autoprune.steps.barber import Barber
+from autoprune.steps.magnitude import Magnitude
+from autoprune.steps.wanda import Wanda
 from autoprune.storage.ahead import ReadAhead
 from autoprune.storage.checkpoint import Checkpoint
 from autoprune.storage.stores import MemoryStore
@@ -56,7 +58,9 @@ def test_a_model_whose_blocks_talk_behind_our_back_is_refused() -> None:
 
 
 def test_what_a_distant_block_says_is_noticed_too() -> None:
-    """Every block between the two gives what it gives in the model; the last one reads what the first one left long ago."""
+    """Every block between the two gives what it gives in the model; the last one reads what the first one left long
+    ago.
+    """
     model = tiny_model("llama", num_hidden_layers=4)
     said: list[Tensor] = []
     model.model.layers[0].mlp.register_forward_hook(lambda _m, _a, output: said.__setitem__(slice(None), [output]))
@@ -65,7 +69,9 @@ def test_what_a_distant_block_says_is_noticed_too() -> None:
 
 
 def test_the_check_before_pruning_reads_every_block_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """For the model's own pass, which judges the values on the way, and for the replay; the first block once more, to see how it returns."""
+    """For the model's own pass, which judges the values on the way, and for the replay; the first block once more, to
+    see how it returns.
+    """
     tiny_model("llama", num_hidden_layers=3).save_pretrained(tmp_path)
     store, read = open_store(tmp_path), list[str]()
     subject = Subject("tiny", store, store.skeleton.checkpoint, lambda: pytest.fail("no tokenizer is needed"))
@@ -83,7 +89,9 @@ def test_the_check_before_pruning_reads_every_block_twice(tmp_path: Path, monkey
     assert {n for n, count in times.items() if count == 3} == set(store.skeleton.stored_under("model.layers.0"))
     assert {n for n, count in times.items() if count == 1} == set(store.outside)
     assert set(times.values()) == {1, 2, 3}
-    assert [(e.done, e.total) for e in events if isinstance(e, Step) and e.phase == "replay check"] == [(i + 1, 6) for i in range(6)]
+    assert [(e.done, e.total) for e in events if isinstance(e, Step) and e.phase == "replay check"] == [
+        (i + 1, 6) for i in range(6)
+    ]
     assert fingerprint == check_values(subject, silent)
 
 
@@ -93,7 +101,9 @@ def test_a_model_in_memory_gathers_no_gradients_and_no_hooks(name: str) -> None:
     before = {key: value.clone() for key, value in model.state_dict().items()}
     prune(MemoryStore(model), (Wanda(), BARBER), tiny_ids())
     assert all(p.grad is None and p.requires_grad for p in model.parameters())
-    assert not any(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module) for module in model.modules())
+    assert not any(
+        module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module) for module in model.modules()
+    )
     layers = {f"{block.name}.{layer.parameter_name}" for block in examine(model).blocks for layer in block.layers}
     changed = {key for key, value in model.state_dict().items() if not torch.equal(value, before[key])}
     assert changed == layers
@@ -118,7 +128,9 @@ def test_a_layer_that_never_runs_is_named() -> None:
 
 
 def test_a_block_that_was_read_ahead_is_the_same(tmp_path: Path) -> None:
-    """Where blocks run on a GPU, the next one is read meanwhile; here it is done on the CPU, to see that it changes nothing."""
+    """Where blocks run on a GPU, the next one is read meanwhile; here it is done on the CPU, to see that it changes
+    nothing.
+    """
     tiny_model("llama").save_pretrained(tmp_path)
     usual: dict[str, Tensor] = {}
     ahead: dict[str, Tensor] = {}
@@ -140,7 +152,9 @@ def test_a_block_that_was_read_ahead_is_the_same(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("granularity", ["block", "layer", "output1", "input1"])
 def test_zeros_of_the_dense_model_are_no_survivors(granularity: str) -> None:
-    """Padded rows are zero before anything is pruned: an exchange that dropped them would give up sparsity for nothing."""
+    """Padded rows are zero before anything is pruned: an exchange that dropped them would give up sparsity for
+    nothing.
+    """
     model = tiny_model("llama").requires_grad_(False)
     for layer in model.model.layers:
         layer.mlp.gate_proj.weight[:16] = 0

@@ -14,22 +14,22 @@ from models.threads import ThreadRanks, on_ranks
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from autoprune.core.outcome import LayerOutcome
 from autoprune.core.problem import LayerProblem, LayerSolution, Method
 from autoprune.core.sparsity import Unstructured
 from autoprune.core.statistics import InputNorm
 from autoprune.errors import NumericsError
-from autoprune.methods.barber import Barber
-from autoprune.methods.magnitude import Magnitude
-from autoprune.methods.sparsegpt import SparseGPT
-from autoprune.methods.wanda import Wanda
+from autoprune.events import BlockResult, Step, silent
+from autoprune.machine.ranks import ALONE, Ranks
 from autoprune.model.anatomy import select_layers
-from autoprune.model.events import BlockResult, Step, silent
 from autoprune.model.pipeline import Pass, prepare_inputs, prune_blocks
-from autoprune.model.ranks import ALONE, Ranks
 from autoprune.model.sharing import share, shared_out
 from autoprune.model.stages import Inputs
 from autoprune.model.stream import Place
+from autoprune.results.outcome import LayerOutcome
+from autoprune.steps.barber import Barber
+from autoprune.steps.magnitude import Magnitude
+from autoprune.steps.sparsegpt import SparseGPT
+from autoprune.steps.wanda import Wanda
 from autoprune.storage.stores import MemoryStore
 
 HALF = Unstructured(0.5)
@@ -49,7 +49,13 @@ class Outcome:
         return [layer for result in self.results for layer in result.layers]
 
 
-def prune(model: PreTrainedModel, methods: tuple[Method, ...], ranks: Ranks = ALONE, batch: int = 1, ids: Tensor | None = None) -> Outcome:
+def prune(
+    model: PreTrainedModel,
+    methods: tuple[Method, ...],
+    ranks: Ranks = ALONE,
+    batch: int = 1,
+    ids: Tensor | None = None,
+) -> Outcome:
     store = MemoryStore(copy.deepcopy(model))
     inputs, passes = Inputs.none(ranks), [Pass(method, None) for method in methods]
     if any(method.statistic for method in methods):
@@ -76,7 +82,9 @@ class Recording(Wanda):
     solved: dict[str, Tensor] = field(default_factory=dict)
 
     def solve(self, problems: Sequence[LayerProblem]) -> list[LayerSolution]:
-        self.solved.update({p.name: p.statistic.squares.clone() for p in problems if isinstance(p.statistic, InputNorm)})
+        self.solved.update(
+            {p.name: p.statistic.squares.clone() for p in problems if isinstance(p.statistic, InputNorm)}
+        )
         return super().solve(problems)
 
 
@@ -135,7 +143,9 @@ def test_experts_are_judged_by_the_tokens_of_all_ranks(name: str, method: Method
     model, ids = tiny_model(name), tiny_ids(3)
     alone = prune(model, (method, Barber(prune_granularity="layer", threshold=0.2)), ids=ids)
     assert {"fallback" in layer.notes for layer in alone.layers if ".experts." in layer.name} == {True, False}
-    for outcome in on_ranks(3, lambda ranks: prune(model, (method, Barber(prune_granularity="layer", threshold=0.2)), ranks, ids=ids)):
+    for outcome in on_ranks(
+        3, lambda ranks: prune(model, (method, Barber(prune_granularity="layer", threshold=0.2)), ranks, ids=ids)
+    ):
         assert agreement(outcome, alone) >= 0.999
         for mine, theirs in zip(outcome.layers, alone.layers, strict=True):
             assert [mine.notes.get(key) for key in ("fallback", "tokens", "rebuilt")] == [
@@ -149,11 +159,16 @@ def test_an_expert_may_be_seen_by_the_last_rank_only(method: Method) -> None:
     """Its input group is unknown to the other ranks."""
     model, ids = tiny_model("mixtral"), tiny_ids(2)[:, :1]
     alone = prune(model, (method,), ids=ids)
-    tokens = [{layer.name: layer.notes.get("tokens") for layer in run.results[0].layers} for run in (prune(model, (method,), ids=ids[:1]), alone)]
+    tokens = [
+        {layer.name: layer.notes.get("tokens") for layer in run.results[0].layers}
+        for run in (prune(model, (method,), ids=ids[:1]), alone)
+    ]
     assert any(tokens[0][name] == 0 and tokens[1][name] for name in tokens[1])
     for outcome in on_ranks(2, lambda ranks: prune(model, (method,), ranks, ids=ids)):
         assert agreement(outcome, alone) >= 0.999
-        assert [layer.notes.get("tokens") for layer in outcome.layers] == [layer.notes.get("tokens") for layer in alone.layers]
+        assert [layer.notes.get("tokens") for layer in outcome.layers] == [
+            layer.notes.get("tokens") for layer in alone.layers
+        ]
 
 
 @pytest.mark.parametrize("batch", [1, 2])
@@ -168,7 +183,16 @@ def test_every_rank_runs_its_share_of_the_samples(batch: int) -> None:
         chosen = select_layers(store.anatomy, (), HALF)
         ran[ranks.rank].clear()
         steps: list[Step] = []
-        list(prune_blocks(store, [Pass(Wanda(), stream)], chosen, HALF, inputs, lambda e: steps.append(e) if isinstance(e, Step) else None))
+        list(
+            prune_blocks(
+                store,
+                [Pass(Wanda(), stream)],
+                chosen,
+                HALF,
+                inputs,
+                lambda e: steps.append(e) if isinstance(e, Step) else None,
+            )
+        )
         assert {step.total for step in steps} == {-(-inputs.samples // batch)}
         return inputs.samples
 

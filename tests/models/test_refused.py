@@ -12,9 +12,9 @@ from runs import BARBER, open_store, prune
 from torch import nn
 
 from autoprune.errors import ModelError
-from autoprune.methods.wanda import Wanda
 from autoprune.model.anatomy import check_coverage, examine
 from autoprune.model.replay import require_replay
+from autoprune.steps.wanda import Wanda
 from autoprune.storage.stores import MemoryStore
 
 REASONS = {
@@ -22,8 +22,14 @@ REASONS = {
     "gemma3n_text": r"hidden states of shape \(2, 1, 8, 32\) for 1 samples of 8 tokens",
     "hrm_text": r"block 0 was called \d times in one forward pass",
     "xlnet": r"only 42\.7% of the block parameters of XLNetLMHeadModel can be reached.*rel_attn\.q",
-    "zamba": r"layers\.1\.shared_transf\.\S+ and model\.layers\.3\.shared_transf\.\S+ are one and the same weights \(9 such pairs\)",
-    "zamba2": r"layers\.1\.shared_transformer\.\S+ and model\.layers\.3\.shared_transformer\.\S+ are one and the same weights",
+    "zamba": (
+        r"layers\.1\.shared_transf\.\S+ and model\.layers\.3\.shared_transf\.\S+ are one and the same weights \(9 such"
+        r" pairs\)"
+    ),
+    "zamba2": (
+        r"layers\.1\.shared_transformer\.\S+ and model\.layers\.3\.shared_transformer\.\S+ are one and the same"
+        r" weights"
+    ),
 }
 
 
@@ -43,13 +49,21 @@ def test_the_reason_is_named(name: str, held: bool, tmp_path: Path) -> None:
 def test_blocks_that_share_a_parameter() -> None:
     model = tiny_model("llama")
     model.model.layers[1].mlp.up_proj.weight = model.model.layers[0].mlp.up_proj.weight
-    with pytest.raises(ModelError, match=r"model\.layers\.0\.mlp\.up_proj\.weight and model\.layers\.1\.mlp\.up_proj\.weight are one and the same"):
+    with pytest.raises(
+        ModelError,
+        match=(
+            r"model\.layers\.0\.mlp\.up_proj\.weight and model\.layers\.1\.mlp\.up_proj\.weight are one and the same"
+        ),
+    ):
         examine(model)
 
 
 def test_a_part_that_hands_on_two_tensors_is_no_sub_block() -> None:
     """DBRX's attention returns the residual beside its output; in its place LLM-Barber could put only one of them."""
-    reason = r"transformer\.blocks\.0: with what its parts \(norm_attn_norm, ffn\).*the block does not run as before.*without --prune_barber"
+    reason = (
+        r"transformer\.blocks\.0: with what its parts \(norm_attn_norm, ffn\).*the block does not run as"
+        r" before.*without --prune_barber"
+    )
     with pytest.raises(ModelError, match=reason):
         prune(MemoryStore(tiny_model("dbrx")), (Wanda(), BARBER), tiny_ids())
 
@@ -62,5 +76,7 @@ def test_a_layer_in_no_part_of_its_block_is_named() -> None:
         layer.spare = nn.ModuleDict({"inner": nn.Linear(32, 32, bias=False)})
         layer.register_forward_hook(lambda module, _, output: output + output @ module.spare["inner"].weight.T)
     prune(MemoryStore(model), (Wanda(),), tiny_ids())
-    with pytest.raises(ModelError, match=r"model\.layers\.0\.spare\.inner is in no part of its block that runs.*--ignore"):
+    with pytest.raises(
+        ModelError, match=r"model\.layers\.0\.spare\.inner is in no part of its block that runs.*--ignore"
+    ):
         prune(MemoryStore(model), (Wanda(), BARBER), tiny_ids())

@@ -18,17 +18,22 @@ import autoprune
 from autoprune.core.problem import Method
 from autoprune.core.sparsity import Unstructured
 from autoprune.errors import RecipeError
-from autoprune.methods.barber import Barber
-from autoprune.methods.magnitude import Magnitude
-from autoprune.methods.sparsegpt import SparseGPT
-from autoprune.methods.wanda import Wanda
+from autoprune.events import silent
 from autoprune.model.anatomy import select_layers
-from autoprune.model.events import silent
 from autoprune.model.pipeline import Pass, prepare_inputs, prune_blocks
 from autoprune.model.stream import Place
+from autoprune.steps.barber import Barber
+from autoprune.steps.magnitude import Magnitude
+from autoprune.steps.sparsegpt import SparseGPT
+from autoprune.steps.wanda import Wanda
 from autoprune.storage.stores import MemoryStore
 
-GROUPS = (("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), ("self_attn.o_proj",), ("mlp.gate_proj", "mlp.up_proj"), ("mlp.down_proj",))
+GROUPS = (
+    ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    ("self_attn.o_proj",),
+    ("mlp.gate_proj", "mlp.up_proj"),
+    ("mlp.down_proj",),
+)
 
 
 def prune_in_sequence(model: nn.Module, methods: Sequence[Method], ids: Tensor) -> None:
@@ -64,8 +69,19 @@ def test_wanda_equals_the_version_by_hand() -> None:
     assert all(torch.equal(value, theirs.state_dict()[name]) for name, value in ours.state_dict().items())
     store = MemoryStore(usual)
     inputs, stream = prepare_inputs(store, tiny_ids(), 2, Place())
-    list(prune_blocks(store, [Pass(Wanda(), stream)], select_layers(store.anatomy, (), Unstructured(0.5)), Unstructured(0.5), inputs, silent))
-    assert any(not torch.equal(value, usual.state_dict()[name]) for name, value in ours.state_dict().items()), "it changes something"
+    list(
+        prune_blocks(
+            store,
+            [Pass(Wanda(), stream)],
+            select_layers(store.anatomy, (), Unstructured(0.5)),
+            Unstructured(0.5),
+            inputs,
+            silent,
+        )
+    )
+    assert any(not torch.equal(value, usual.state_dict()[name]) for name, value in ours.state_dict().items()), (
+        "it changes something"
+    )
 
 
 @pytest.mark.parametrize("name", ["gpt2", "opt", "gpt_neox", "falcon", "gemma2", "mamba"])
@@ -84,7 +100,12 @@ def test_any_architecture(name: str, method: Method) -> None:
 def test_what_can_not_be_done_in_sequence_is_refused(tmp_path: Path) -> None:
     tiny_model("mixtral").save_pretrained(tmp_path / "model")
     save_file({"input_ids": tiny_ids(4)}, tmp_path / "tokens.safetensors")
-    options = {"calibration_data": tmp_path / "tokens.safetensors", "nsamples": 4, "seqlen": TOKENS, "sparsity_ratio": 0.5}
+    options = {
+        "calibration_data": tmp_path / "tokens.safetensors",
+        "nsamples": 4,
+        "seqlen": TOKENS,
+        "sparsity_ratio": 0.5,
+    }
     with pytest.raises(RecipeError, match=r"--true_sequential can't be used on a mixture of experts.*leave it out"):
         autoprune.prune(tmp_path / "model", true_sequential=True, **options)
 
@@ -93,10 +114,17 @@ def test_from_the_front_door(tmp_path: Path) -> None:
     """Streamed to disk with LLM-Barber behind it: the flag is in the record, and changes the result."""
     tiny_model("llama").save_pretrained(tmp_path / "model")
     save_file({"input_ids": tiny_ids(4)}, tmp_path / "tokens.safetensors")
-    options = {"calibration_data": tmp_path / "tokens.safetensors", "nsamples": 4, "seqlen": TOKENS, "sparsity_ratio": 0.5}
+    options = {
+        "calibration_data": tmp_path / "tokens.safetensors",
+        "nsamples": 4,
+        "seqlen": TOKENS,
+        "sparsity_ratio": 0.5,
+    }
     written = {}
     for flag in (False, True):
-        result = autoprune.prune(tmp_path / "model", true_sequential=flag, prune_barber=True, save_model=tmp_path / f"out-{flag}", **options)
+        result = autoprune.prune(
+            tmp_path / "model", true_sequential=flag, prune_barber=True, save_model=tmp_path / f"out-{flag}", **options
+        )
         assert result.directory is not None
         record = json.loads((result.directory / "autoprune.json").read_text(encoding="utf-8"))
         assert record["recipe"]["pruning"]["true_sequential"] is flag

@@ -12,9 +12,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import autoprune
-from autoprune.methods.wanda import Wanda
-from autoprune.model.activations import BlockCall, Calls
-from autoprune.model.events import BlockResult, Event
+from autoprune.events import BlockResult, Event
+from autoprune.model.calls import BlockCall, Calls
+from autoprune.steps.wanda import Wanda
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma4_text"])
@@ -34,7 +34,13 @@ def test_a_run_is_resumed_behind_the_block_that_left_something(tmp_path: Path) -
     model = tmp_path / "model"
     tiny_model("gemma4_text").save_pretrained(model)
     save_file({"input_ids": tiny_ids()}, tmp_path / "ids.safetensors")
-    options = {"calibration_data": tmp_path / "ids.safetensors", "nsamples": 6, "seqlen": TOKENS, "sparsity_ratio": 0.5, "prune_barber": True}
+    options = {
+        "calibration_data": tmp_path / "ids.safetensors",
+        "nsamples": 6,
+        "seqlen": TOKENS,
+        "sparsity_ratio": 0.5,
+        "prune_barber": True,
+    }
 
     def stop(event: Event) -> None:
         if isinstance(event, BlockResult) and event.block == 2:
@@ -53,7 +59,12 @@ def test_calls_that_may_hold_something_are_kept_apart() -> None:
     mask, kept = torch.ones(2), dict[str, Tensor]()
     calls = Calls()
     for _ in range(2):  # two micro-batches of two blocks
-        calls.add([BlockCall((mask,), {"state": {}}, None, torch.float32), BlockCall((mask,), {"state": kept}, None, torch.float32)])
+        calls.add(
+            [
+                BlockCall((mask,), {"state": {}}, None, torch.float32),
+                BlockCall((mask,), {"state": kept}, None, torch.float32),
+            ]
+        )
     other = calls.apart()
     other.of(0, 1).kwargs["state"]["keys"] = mask
     assert other.of(1, 1).kwargs["state"] is other.of(0, 1).kwargs["state"]  # one object before, one object now
@@ -66,5 +77,9 @@ def test_another_precision_leaves_the_original_alone() -> None:
     call = BlockCall((table, torch.arange(2)), {"state": state}, None, torch.bfloat16)
     assert call.cast(torch.bfloat16) is call
     cast = call.cast(torch.float32)
-    assert (cast.args[0], cast.args[1].dtype, cast.kwargs["state"]["keys"].dtype) == (table, torch.int64, torch.float32)
+    assert (cast.args[0], cast.args[1].dtype, cast.kwargs["state"]["keys"].dtype) == (
+        table,
+        torch.int64,
+        torch.float32,
+    )
     assert state["keys"].dtype == torch.bfloat16

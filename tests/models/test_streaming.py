@@ -1,4 +1,6 @@
-"""A model that is streamed block by block, one that stays in memory, one that was there before: the same bits; hidden states wherever they live."""
+"""A model that is streamed block by block, one that stays in memory, one that was there before: the same bits; hidden
+states wherever they live.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +16,11 @@ from transformers import AutoModelForCausalLM
 
 from autoprune.core.problem import Method
 from autoprune.core.sparsity import SemiStructured, Target, Unstructured
-from autoprune.methods.magnitude import Magnitude
-from autoprune.methods.sparsegpt import SparseGPT
-from autoprune.methods.wanda import Wanda
 from autoprune.model.pipeline import prepare_inputs
 from autoprune.model.stream import Place, Stream
+from autoprune.steps.magnitude import Magnitude
+from autoprune.steps.sparsegpt import SparseGPT
+from autoprune.steps.wanda import Wanda
 from autoprune.storage.stores import MemoryStore
 
 FIRST = (Magnitude(), Wanda(), SparseGPT())
@@ -48,10 +50,16 @@ def test_streamed_equals_resident(saved: Path, first: Method, second: tuple[Meth
     store = open_store(saved, resident, resident=True)
     prune(store, (first, *second), tiny_ids(), target)
     assert same(streamed, resident)
-    assert any(not torch.equal(tensor, load_file(saved / "model.safetensors")[key]) for key, tensor in streamed.items())
+    assert any(
+        not torch.equal(tensor, load_file(saved / "model.safetensors")[key]) for key, tensor in streamed.items()
+    )
 
 
-@pytest.mark.parametrize("methods", [(Magnitude(),), (Wanda(), BARBER), (SparseGPT(), BARBER)], ids=["magnitude", "wanda+barber", "sparsegpt+barber"])
+@pytest.mark.parametrize(
+    "methods",
+    [(Magnitude(),), (Wanda(), BARBER), (SparseGPT(), BARBER)],
+    ids=["magnitude", "wanda+barber", "sparsegpt+barber"],
+)
 def test_a_model_in_memory_equals_its_checkpoint(saved: Path, methods: tuple[Method, ...]) -> None:
     store = open_store(saved, resident=True)
     model = AutoModelForCausalLM.from_pretrained(saved)

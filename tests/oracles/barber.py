@@ -45,7 +45,12 @@ def llama_halves(model: nn.Module, index: int, tokens: int) -> list[Half]:
 
     a, m = block.self_attn, block.mlp
     return [
-        Half("self_attn", _named("self_attn", a, "q_proj", "k_proj", "v_proj", "o_proj"), attention, lambda h: h + attention(h)),
+        Half(
+            "self_attn",
+            _named("self_attn", a, "q_proj", "k_proj", "v_proj", "o_proj"),
+            attention,
+            lambda h: h + attention(h),
+        ),
         Half("mlp", _named("mlp", m, "gate_proj", "up_proj", "down_proj"), mlp, lambda h: h + mlp(h)),
     ]
 
@@ -62,7 +67,12 @@ def opt_halves(model: nn.Module, index: int, tokens: int) -> list[Half]:
 
     a = block.self_attn
     return [
-        Half("self_attn", _named("self_attn", a, "k_proj", "v_proj", "q_proj", "out_proj"), attention, lambda h: h + attention(h)),
+        Half(
+            "self_attn",
+            _named("self_attn", a, "k_proj", "v_proj", "q_proj", "out_proj"),
+            attention,
+            lambda h: h + attention(h),
+        ),
         Half("fc1+fc2", {"fc1": block.fc1, "fc2": block.fc2}, mlp, lambda h: h + mlp(h)),
     ]
 
@@ -112,7 +122,11 @@ def rebuild_half(half: Half, pruned: dict[str, Tensor], samples: list[Tensor], o
     for parameter in parameters:
         parameter.requires_grad_(False)
     energy = dict(zip(half.layers, rms(gradients), strict=True))
-    one = {"WD": lambda n: dense[n].abs() * energy[n].float(), "W": lambda n: dense[n].abs(), "D": lambda n: energy[n].float()}[options.metric]
+    one = {
+        "WD": lambda n: dense[n].abs() * energy[n].float(),
+        "W": lambda n: dense[n].abs(),
+        "D": lambda n: energy[n].float(),
+    }[options.metric]
     scores, patterns = [one(n).tolist() for n in half.layers], [(pruned[n] != 0).tolist() for n in half.layers]
     result = exchange(scores, patterns, options.granularity, options.threshold)
     keep = {n: torch.tensor(k) for n, k in zip(half.layers, result.keep, strict=True)}
@@ -125,15 +139,22 @@ def rebuild_half(half: Half, pruned: dict[str, Tensor], samples: list[Tensor], o
 
 @torch.no_grad()
 def _loss(half: Half, samples: list[Tensor], wanted: list[Tensor]) -> float:
-    return sum(float((half.output(h) - w).square().mean()) for h, w in zip(samples, wanted, strict=True)) / len(samples)
+    return sum(float((half.output(h) - w).square().mean()) for h, w in zip(samples, wanted, strict=True)) / len(
+        samples
+    )
 
 
-def magnitude_then_barber(model: nn.Module, halves: Halves, hidden: Tensor, blocks: int, options: Options) -> Iterator[Rebuilt]:
+def magnitude_then_barber(
+    model: nn.Module, halves: Halves, hidden: Tensor, blocks: int, options: Options
+) -> Iterator[Rebuilt]:
     """Prunes the model in place from its block inputs ``hidden`` on; yields every half in order."""
     samples = list(hidden.split(1))
     for index in range(blocks):
         for half in halves(model, index, hidden.shape[1]):
-            pruned = {n: _smallest_gone(layer.weight, int(options.ratio * layer.weight.numel())) for n, layer in half.layers.items()}
+            pruned = {
+                n: _smallest_gone(layer.weight, int(options.ratio * layer.weight.numel()))
+                for n, layer in half.layers.items()
+            }
             yield rebuild_half(half, pruned, samples, options)
             with torch.no_grad():
                 samples = [half.advance(h) for h in samples]

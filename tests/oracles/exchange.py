@@ -53,7 +53,9 @@ def compared_sets(shapes: list[tuple[int, int]], granularity: str) -> list[list[
     return sets
 
 
-def exchange(scores: list[Matrix], keep: list[Keep], granularity: str, threshold: float, m: int | None = None) -> Outcome:
+def exchange(
+    scores: list[Matrix], keep: list[Keep], granularity: str, threshold: float, m: int | None = None
+) -> Outcome:
     """Exchanges floor(threshold * n) pairs in every set; with ``m``, groups of m drop as many as they gain."""
     outcome = Outcome([[list(row) for row in layer] for layer in keep])
     for places in compared_sets([(len(layer), len(layer[0])) for layer in keep], granularity):
@@ -80,7 +82,9 @@ def _balance_groups(outcome: Outcome, scores: list[Matrix], keep: list[Keep], m:
     grown, outcome.grown = outcome.grown, []
     for group in sorted({(n, r, c // m) for n, r, c in grown}):
         n, r, number = group
-        gained = sorted((p for p in grown if (p[0], p[1], p[2] // m) == group), key=lambda p: (-scores[n][r][p[2]], p[2]))
+        gained = sorted(
+            (p for p in grown if (p[0], p[1], p[2] // m) == group), key=lambda p: (-scores[n][r][p[2]], p[2])
+        )
         members = range(number * m, number * m + m)
         worst = sorted((c for c in members if keep[n][r][c]), key=lambda c: (scores[n][r][c], c))
         count = min(len(gained), len(worst))

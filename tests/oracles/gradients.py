@@ -15,4 +15,7 @@ def per_sample(loss: Callable[[int], Tensor], weights: Sequence[Tensor], samples
 
 def rms(gradients: list[list[Tensor]]) -> list[Tensor]:
     """``sqrt(mean_j G_j^2)`` of every weight."""
-    return [torch.stack([g.double() for g in of_one_weight]).square().mean(0).sqrt() for of_one_weight in zip(*gradients, strict=True)]
+    return [
+        torch.stack([g.double() for g in of_one_weight]).square().mean(0).sqrt()
+        for of_one_weight in zip(*gradients, strict=True)
+    ]

@@ -21,7 +21,9 @@ class Outcome:
 
     weight: Tensor
     keep: Tensor
-    gap: float  # smallest relative distance between a score that stayed and one that went: rounding decides below ~1e-5
+    gap: (
+        float  # smallest relative distance between a score that stayed and one that went: rounding decides below ~1e-5
+    )
 
 
 def damped(gram: Tensor, damping: float) -> Tensor:
@@ -34,7 +36,13 @@ def damped(gram: Tensor, damping: float) -> Tensor:
 
 
 def sparsegpt(
-    weight: Tensor, gram: Tensor, *, ratio: float = 0.0, pattern: tuple[int, int] | None = None, column_block: int = 128, damping: float = 0.01
+    weight: Tensor,
+    gram: Tensor,
+    *,
+    ratio: float = 0.0,
+    pattern: tuple[int, int] | None = None,
+    column_block: int = 128,
+    damping: float = 0.01,
 ) -> Outcome:
     """Prunes one layer ``[out, in]`` to a ratio, or to ``pattern`` = (n, m)."""
     w = weight.double().clone()
@@ -61,7 +69,9 @@ def sparsegpt(
     return Outcome(w, keep, min(gaps))
 
 
-def _scores(w: Tensor, inverses: list[Tensor], rows: Iterable[int], columns: Iterable[int]) -> list[tuple[float, int, int]]:
+def _scores(
+    w: Tensor, inverses: list[Tensor], rows: Iterable[int], columns: Iterable[int]
+) -> list[tuple[float, int, int]]:
     """(w² / R_jj, row, column): the output error that the removal of each weight costs."""
     return [(float(w[row, c] ** 2 / inverses[c][0, 0]), row, c) for row in rows for c in columns]
 

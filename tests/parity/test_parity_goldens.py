@@ -23,11 +23,11 @@ from autoprune.core.problem import Method
 from autoprune.core.selection import count_violations
 from autoprune.core.sparsity import SemiStructured, Target, parse_target
 from autoprune.errors import RecipeError
-from autoprune.methods import FIRST_PASSES
-from autoprune.methods.barber import Barber
+from autoprune.events import silent
 from autoprune.model.anatomy import select_layers
-from autoprune.model.events import silent
 from autoprune.model.pipeline import Pass, Place, prepare_inputs, prune_blocks
+from autoprune.steps import FIRST_PASSES
+from autoprune.steps.barber import Barber
 from autoprune.storage.checkpoint import Checkpoint
 from autoprune.storage.skeleton import build_skeleton
 from autoprune.storage.stores import CheckpointStore
@@ -58,7 +58,9 @@ class Model:
     def runs(self) -> list[dict[str, Any]]:
         """All runs of the manifest that METHODS.md does not exempt."""
         runs = json.loads((self.goldens / "manifest.json").read_text()) if self.present else []
-        return [run for run in runs if run.get("thr") != 1.0 and not (self.name == "stories260K" and run["type"] == "4:8")]
+        return [
+            run for run in runs if run.get("thr") != 1.0 and not (self.name == "stories260K" and run["type"] == "4:8")
+        ]
 
 
 OWN = [Model(name, HERE / name / "model", HERE / name) for name in ("llama-tiny", "opt-tiny")]
@@ -67,7 +69,11 @@ TRAINED = Model("stories260K", SHARED / "realdata" / "stories260K", SHARED / "go
 
 def _cases() -> list[Any]:
     pairs = [(model, run) for model in [*OWN, TRAINED] for run in model.runs()]
-    absent = [] if TRAINED.present else [pytest.param(TRAINED, {}, id=TRAINED.name, marks=pytest.mark.skip("../shared is not here"))]
+    absent = (
+        []
+        if TRAINED.present
+        else [pytest.param(TRAINED, {}, id=TRAINED.name, marks=pytest.mark.skip("../shared is not here"))]
+    )
     return absent + [pytest.param(model, run, id=f"{model.name}-{Path(run['file']).stem}") for model, run in pairs]
 
 
@@ -105,7 +111,12 @@ def _prune(store: CheckpointStore, model: Model, run: dict[str, Any], batch: int
 
 
 def _layers(store: CheckpointStore) -> Outcome:
-    return Outcome([{f"{block.full_name(layer)}.weight": layer.matrix for layer in block.layers} for block in store.anatomy.blocks])
+    return Outcome(
+        [
+            {f"{block.full_name(layer)}.weight": layer.matrix for layer in block.layers}
+            for block in store.anatomy.blocks
+        ]
+    )
 
 
 @cache
@@ -172,7 +183,9 @@ def test_golden(model: Model, run: dict[str, Any]) -> None:
 
 
 def test_every_kind_of_run_is_here() -> None:
-    """The manifests cover each first pass, granularity, metric and both changes of weights: nothing was lost on the way."""
+    """The manifests cover each first pass, granularity, metric and both changes of weights: nothing was lost on the
+    way.
+    """
     for model in OWN:
         runs = model.runs()
         assert len(runs) == 31
@@ -181,10 +194,21 @@ def test_every_kind_of_run_is_here() -> None:
         assert {run["gran"] for run in runs if run.get("barber")} == {"block", "layer", "output1", "input1"}
         assert {run.get("metric", "WD") for run in runs if run.get("barber")} == {"WD", "W", "D"}
         assert any(run.get("retain") for run in runs)
-        assert sum(any(name.startswith("weight/") for name in load_file(model.goldens / run["file"])) for run in runs) == 5
+        assert (
+            sum(any(name.startswith("weight/") for name in load_file(model.goldens / run["file"])) for run in runs)
+            == 5
+        )
 
 
-DEEP = {"method": "sparsegpt", "ratio": 0.5, "type": "unstructured", "barber": True, "gran": "layer", "thr": 0.1, "retain": True}
+DEEP = {
+    "method": "sparsegpt",
+    "ratio": 0.5,
+    "type": "unstructured",
+    "barber": True,
+    "gran": "layer",
+    "thr": 0.1,
+    "retain": True,
+}
 
 
 @pytest.mark.parametrize("model", OWN, ids=lambda model: model.name)
@@ -212,5 +236,8 @@ def test_a_streamed_run_writes_what_a_resident_one_holds(model: Model) -> None:
 def test_a_width_that_groups_do_not_divide_is_refused_by_name() -> None:
     """llama-tiny's ffn is 176 wide, which 5 does not divide; its attention is 64 wide, likewise."""
     store = _store(OWN[0])
-    with pytest.raises(RecipeError, match=r"model\.layers\.0\.self_attn\.q_proj has 64 input features, which is not divisible by 5.*--ignore"):
+    with pytest.raises(
+        RecipeError,
+        match=r"model\.layers\.0\.self_attn\.q_proj has 64 input features, which is not divisible by 5.*--ignore",
+    ):
         select_layers(store.anatomy, (), SemiStructured(2, 5))

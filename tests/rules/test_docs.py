@@ -18,10 +18,10 @@ from typing import Any, NoReturn
 
 import pytest
 
+from autoprune.bench.grid import read_grid
 from autoprune.cli import main as command_line
 from autoprune.cli.flags import Parser, given
-from autoprune.grids.grid import read_grid
-from autoprune.recipe import Recipe, groups, recipe_from_flat
+from autoprune.recipe.recipe import Recipe, groups, recipe_from_flat
 
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
@@ -77,7 +77,9 @@ def fenced(text: str, language: str | None = None) -> list[str]:
 
 def commands(text: str) -> list[str]:
     """Command lines in code blocks, continued lines joined, and those between single backticks that give arguments."""
-    lines = [line.strip().removeprefix("$ ") for code in fenced(text) for line in code.replace("\\\n", " ").splitlines()]
+    lines = [
+        line.strip().removeprefix("$ ") for code in fenced(text) for line in code.replace("\\\n", " ").splitlines()
+    ]
     prose = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
     inline = [code for code in re.findall(r"`([^`\n]+)`", prose) if len(code.split()) > 2]
     return [line for line in [*lines, *inline] if line.startswith(COMMANDS)]
@@ -130,7 +132,10 @@ def links(text: str) -> list[str]:
 def anchors(text: str) -> set[str]:
     """The names under which GitHub makes headings reachable."""
     prose = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", head.lower()).strip().replace(" ", "-") for head in re.findall(r"^#+ (.+)$", prose, re.MULTILINE)}
+    return {
+        re.sub(r"[^\w\- ]", "", head.lower()).strip().replace(" ", "-")
+        for head in re.findall(r"^#+ (.+)$", prose, re.MULTILINE)
+    }
 
 
 def _page(path: Path) -> str:
@@ -149,8 +154,16 @@ def test_readme_says_of_every_flag_what_the_recipe_says() -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=_page)
 def test_every_flag_in_the_text_exists(page: Path) -> None:
-    """``--name`` with an underscore or alone between backticks is a flag of ours; flags of other programs have hyphens."""
-    known = {f.name for group in groups(Recipe) for f in dataclasses.fields(group.type)} | {"help", "version", "out", "jobs", "tables"}
+    """``--name`` with an underscore or alone between backticks is a flag of ours; flags of other programs have
+    hyphens.
+    """
+    known = {f.name for group in groups(Recipe) for f in dataclasses.fields(group.type)} | {
+        "help",
+        "version",
+        "out",
+        "jobs",
+        "tables",
+    }
     planned = set(re.findall(r"`--(\w+)", between(README.read_text(encoding="utf-8"), "not-yet")))
     named = set(re.findall(r"`--(\w+)[` ]", page.read_text(encoding="utf-8")))
     assert named - known - planned == set()
@@ -170,7 +183,10 @@ def test_every_command_parses(page: Path, command: str, monkeypatch: pytest.Monk
 
 
 def test_the_classic_command_is_in_readme() -> None:
-    assert any("--model huggyllama/llama-7b" in command and "--prune_barber" in command for command in commands(README.read_text(encoding="utf-8")))
+    assert any(
+        "--model huggyllama/llama-7b" in command and "--prune_barber" in command
+        for command in commands(README.read_text(encoding="utf-8"))
+    )
 
 
 @pytest.mark.parametrize("page", PAGES, ids=_page)
@@ -200,7 +216,11 @@ def test_source_files_named_in_the_text_exist(page: Path) -> None:
     """`src/autoprune/core/selection.py`, or shorter, `core/selection.py`."""
     named = re.findall(r"`((?:[\w.-]+/)+[\w.-]+\.(?:py|toml|sh|json|md))`", page.read_text(encoding="utf-8"))
     known = {"my_package/ria.py"}
-    assert [name for name in named if name not in known and not any((base / name).exists() for base in (ROOT, ROOT / "src/autoprune"))] == []
+    assert [
+        name
+        for name in named
+        if name not in known and not any((base / name).exists() for base in (ROOT, ROOT / "src/autoprune"))
+    ] == []
 
 
 def test_the_grid_in_the_text_can_be_read(tmp_path: Path) -> None:
@@ -211,7 +231,9 @@ def test_the_grid_in_the_text_can_be_read(tmp_path: Path) -> None:
     assert grids
 
 
-PYTHON = [(page, code) for page in PAGES for code in fenced(page.read_text(encoding="utf-8"), "python") if page != EXAMPLE]
+PYTHON = [
+    (page, code) for page in PAGES for code in fenced(page.read_text(encoding="utf-8"), "python") if page != EXAMPLE
+]
 
 
 @pytest.mark.parametrize(("page", "code"), PYTHON, ids=[_page(page) for page, _ in PYTHON])
@@ -223,7 +245,11 @@ def test_python_in_the_text_calls_what_exists(page: Path, code: str) -> None:
     for node in ast.walk(ast.parse(code)):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "autoprune":
             assert node.attr in autoprune.__all__
-        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("autoprune.prune", "autoprune.evaluate", "autoprune.inspect"):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in (
+            "autoprune.prune",
+            "autoprune.evaluate",
+            "autoprune.inspect",
+        ):
             assert {keyword.arg for keyword in node.keywords} <= options
 
 
@@ -245,12 +271,14 @@ def test_the_worked_example_runs(example: ModuleType) -> None:
 def test_the_worked_example_prunes_a_model(example: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a plugin, through the same table that other packages enter."""
     import autoprune
-    from autoprune import methods
+    from autoprune import steps as methods
 
     entry = EntryPoint("ria", "worked_example:RIA", methods.ENTRY_POINT_GROUP)
     monkeypatch.setitem(sys.modules, "worked_example", example)
     monkeypatch.setattr(methods, "entry_points", lambda group: EntryPoints([entry]).select(group=group))
-    result = autoprune.prune("demo", prune_method="ria", sparsity_ratio=0.5, calibration_data="demo", nsamples=2, seqlen=32)
+    result = autoprune.prune(
+        "demo", prune_method="ria", sparsity_ratio=0.5, calibration_data="demo", nsamples=2, seqlen=32
+    )
     assert result.summary is not None
     assert result.summary.sparsity == 0.5
 

@@ -39,14 +39,20 @@ def test_projected_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_measured_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     bench = program("benchmarks/memory.py", monkeypatch)
-    runs = [bench.Run(**line | {"layout": bench.Layout(**line["layout"])}) for line in json.loads((RESULTS / "memory.json").read_text())["runs"]]
+    runs = [
+        bench.Run(**line | {"layout": bench.Layout(**line["layout"])})
+        for line in json.loads((RESULTS / "memory.json").read_text())["runs"]
+    ]
     assert shown("scale.md", "memory") == "\n".join(bench.lines(runs))
     assert [(run.model, run.what) for run in runs] == [(run.model, run.what) for run in bench.RUNS]
 
 
 def test_growth(monkeypatch: pytest.MonkeyPatch) -> None:
     bench = program("benchmarks/growth.py", monkeypatch)
-    points = {axis: [bench.Point(**point) for point in line] for axis, line in json.loads((RESULTS / "growth.json").read_text())["points"].items()}
+    points = {
+        axis: [bench.Point(**point) for point in line]
+        for axis, line in json.loads((RESULTS / "growth.json").read_text())["points"].items()
+    }
     assert shown("scale.md", "growth") == bench.table(points)
     assert {axis: tuple(getattr(p, axis) for p in line) for axis, line in points.items()} == bench.AXES
 

@@ -1,4 +1,6 @@
-"""README's results are those of the runs that it names: every row of them, no other, with the settings that are used there."""
+"""README's results are those of the runs that it names: every row of them, no other, with the settings that are used
+there.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +12,11 @@ from types import ModuleType
 
 import pytest
 
-from autoprune.grids.grid import read_grid
-from autoprune.labels import method_label, target_label
-from autoprune.recipe import Recipe
-from autoprune.report.results import EvaluationRow, PerplexityResult, to_jsonable
+from autoprune.bench.grid import read_grid
+from autoprune.recipe.recipe import Recipe
 from autoprune.report.views import variants_of
+from autoprune.results.types import EvaluationRow, PerplexityResult, to_jsonable
+from autoprune.run.labels import method_label, target_label
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -35,14 +37,18 @@ def tables() -> list[list[list[str]]]:
     part = re.search(r"<!-- results:begin.*?-->\n(.*?)<!-- results:end -->", README, re.DOTALL)
     assert part
     found = [re.findall(r"^\|.*\|$", block, re.MULTILINE) for block in part[1].split("\n\n")]
-    return [[[cell.strip(" *") for cell in line.strip("|").split("|")] for line in lines[2:]] for lines in found if lines]
+    return [
+        [[cell.strip(" *") for cell in line.strip("|").split("|")] for line in lines[2:]] for lines in found if lines
+    ]
 
 
 def blank(recipe: Recipe, value: float = 1.0) -> EvaluationRow:
     """A row of a recipe, as if it had been run."""
     dense = recipe.target is None
     words = ("dense", "dense") if dense else (method_label(recipe), target_label(recipe.target))
-    return EvaluationRow(*words, 0.0 if dense else 0.5, (PerplexityResult("demo", value, 256, 10, 2560),), recipe.to_dict())
+    return EvaluationRow(
+        *words, 0.0 if dense else 0.5, (PerplexityResult("demo", value, 256, 10, 2560),), recipe.to_dict()
+    )
 
 
 def names(recipes: list[Recipe]) -> list[tuple[str, str]]:
@@ -53,7 +59,9 @@ def names(recipes: list[Recipe]) -> list[tuple[str, str]]:
 def test_rows_are_those_of_the_demo_and_of_the_grid() -> None:
     demo, bench = tables()
     program = script("demo")
-    assert [(line[0], line[1]) for line in demo] == names([program.recipe_of(flags) for flags in program.commands(Path("out"))])
+    assert [(line[0], line[1]) for line in demo] == names(
+        [program.recipe_of(flags) for flags in program.commands(Path("out"))]
+    )
     cells = read_grid(ROOT / "benchmarks/demo.toml").cells
     assert [(line[0], line[1]) for line in bench] == names([cell.recipe for cell in cells])
     assert len(cells) == 3 * (len(bench) - 1) + 1, "three seeds of everything but the dense model"
@@ -77,18 +85,39 @@ def test_picture_is_there() -> None:
 def test_findings_are_what_every_draw_says() -> None:
     """One draw of three that differs is enough for doubt; less than a thousandth is nothing."""
     program = script("update_results")
-    factors = {"block": (0.9, 0.95, 0.99), "layer": (1.2, 1.1, 1.3), "output1": (1.0, 1.0005, 0.9995), "input1": (0.9, 1.1, 0.9)}
-    cells = [Recipe().to_dict() | {"pruning": {"sparsity_ratio": 0.5}, "calibration": {"seed": seed}} for seed in range(3)]
-    rows = [EvaluationRow("wanda", "50 %", 0.5, (PerplexityResult("demo", 20.0, 256, 10, 2560),), settings) for settings in cells]
+    factors = {
+        "block": (0.9, 0.95, 0.99),
+        "layer": (1.2, 1.1, 1.3),
+        "output1": (1.0, 1.0005, 0.9995),
+        "input1": (0.9, 1.1, 0.9),
+    }
+    cells = [
+        Recipe().to_dict() | {"pruning": {"sparsity_ratio": 0.5}, "calibration": {"seed": seed}} for seed in range(3)
+    ]
+    rows = [
+        EvaluationRow("wanda", "50 %", 0.5, (PerplexityResult("demo", 20.0, 256, 10, 2560),), settings)
+        for settings in cells
+    ]
     for granularity, three in factors.items():
         for settings, factor in zip(cells, three, strict=True):
             barber = settings | {"barber": {"prune_granularity": granularity, "threshold": 0.1}}
-            rows.append(EvaluationRow("wanda+barber", "50 %", 0.5, (PerplexityResult("demo", 20.0 * factor, 256, 10, 2560),), barber))
+            rows.append(
+                EvaluationRow(
+                    "wanda+barber", "50 %", 0.5, (PerplexityResult("demo", 20.0 * factor, 256, 10, 2560),), barber
+                )
+            )
     found = dict(re.findall(r"\* \*\*(.*?)\*\*: wanda at 50 % with (\w+) 0\.1", "".join(program.findings(rows))))
-    assert found == {"It gains": "block", "It loses": "layer", "It changes nothing": "output1", "It depends on the draw": "input1"}
+    assert found == {
+        "It gains": "block",
+        "It loses": "layer",
+        "It changes nothing": "output1",
+        "It depends on the draw": "input1",
+    }
 
 
-def test_results_are_written_between_the_marks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_results_are_written_between_the_marks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """From the files of the two runs; without them, with a failed cell, nothing is written."""
     program, demo, bench = script("update_results"), tmp_path / "demo", tmp_path / "bench"
     page = tmp_path / "README.md"

@@ -1,4 +1,6 @@
-"""Who may import whom: the mathematics stay pure, packages look downwards only, and the front door opens without torch."""
+"""Who may import whom: the mathematics stay pure, packages look downwards only, and the front door opens without
+torch.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +13,46 @@ from pathlib import Path
 
 import pytest
 
-# cli -> api -> {storage, evaluation, report, data} -> model -> methods -> core; modules beside api.py count as api.
-LEVELS = {"core": 0, "methods": 1, "model": 2, "storage": 3, "evaluation": 3, "report": 3, "data": 3, "api": 4, "cli": 5}
-FREE = {"core", "errors", "recipe", ""}  # anyone may import these; "" is the package itself, for its version
+# cli -> bench -> run -> {evaluation, report, data} -> storage -> model -> steps -> core -> the ground.
+LEVELS = {
+    "core": 0,
+    "machine": 0,
+    "recipe": 0,
+    "results": 0,
+    "steps": 1,
+    "model": 2,
+    "storage": 3,
+    "data": 3,
+    "evaluation": 4,
+    "report": 4,
+    "run": 5,
+    "bench": 6,
+    "cli": 7,
+}
+FREE = {"core", "errors", "events", "machine", "recipe", "results", ""}  # anyone may import these; "" is the package itself, for its version
 MATHEMATICS = {"torch", "numpy", "jaxtyping", "__future__"}
-UNSUITED = {"logging", "os", "io", "pathlib", "sys", "subprocess", "shutil", "tempfile", "warnings", "random", "socket", "urllib"}
-LIGHT = ["autoprune", "autoprune.recipe", "autoprune.errors", "autoprune.core.outcome", "autoprune.cli", "autoprune.cli.main"]
+UNSUITED = {
+    "logging",
+    "os",
+    "io",
+    "pathlib",
+    "sys",
+    "subprocess",
+    "shutil",
+    "tempfile",
+    "warnings",
+    "random",
+    "socket",
+    "urllib",
+}
+LIGHT = [
+    "autoprune",
+    "autoprune.recipe.recipe",
+    "autoprune.errors",
+    "autoprune.results.outcome",
+    "autoprune.cli",
+    "autoprune.cli.main",
+]
 HEAVY = ("torch", "transformers", "datasets", "matplotlib")
 
 
@@ -32,19 +68,26 @@ def imported(source: str, package: str) -> Iterator[str]:
 
 
 def part(module: str) -> str:
-    """``autoprune.model.linear`` -> ``model``; the package's own names (``__version__``, public functions) -> ``""``."""
+    """``autoprune.model.layers`` -> ``model``;
+
+    the package's own names (``__version__``, public functions) -> ``""``.
+    """
     name = module.split(".")[1] if "." in module else ""
     return name if name in LEVELS or (PACKAGE / f"{name}.py").is_file() or (PACKAGE / name).is_dir() else ""
 
 
 def level(name: str) -> int:
-    """How high a part of the package stands; whatever is not listed stands beside the api."""
-    return LEVELS.get(name, LEVELS["api"])
+    """How high a part of the package stands; whatever is not listed stands beside the runs."""
+    return LEVELS.get(name, LEVELS["run"])
 
 
 def upward(name: str, imports: Iterator[str]) -> list[str]:
     """Imports that break the direction."""
-    return [m for m in imports if m.split(".")[0] == "autoprune" and part(m) not in FREE | {name} and level(part(m)) > level(name)]
+    return [
+        m
+        for m in imports
+        if m.split(".")[0] == "autoprune" and part(m) not in FREE | {name} and level(part(m)) > level(name)
+    ]
 
 
 def impure(imports: Iterator[str]) -> list[str]:
@@ -55,13 +98,13 @@ def impure(imports: Iterator[str]) -> list[str]:
 def _pure(module: str) -> bool:
     top = module.split(".")[0]
     if top == "autoprune":
-        return part(module) in {"core", "methods", "recipe", "errors"}
+        return part(module) in {"core", "steps", "recipe", "errors"}
     return top in MATHEMATICS or (top in sys.stdlib_module_names and top not in UNSUITED)
 
 
 PACKAGE = Path(__file__).resolve().parents[2] / "src" / "autoprune"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
-PURE = [f for f in SOURCES if f.relative_to(PACKAGE).parts[0] in ("core", "methods")]
+PURE = [f for f in SOURCES if f.relative_to(PACKAGE).parts[0] in ("core", "steps")]
 
 
 def _name(file: Path) -> str:
@@ -87,8 +130,13 @@ def test_mathematics_import_only_torch_and_each_other(file: Path) -> None:
 def test_imports_look_downwards(file: Path) -> None:
     """The package's __init__ is the front door, and opens the api."""
     name = _name(file)
-    if name in ("errors", "options", "recipe"):  # everyone imports them, so they may only stand on the ground
-        assert {part(m) for m in _imports(file) if m.startswith("autoprune")} <= {"core", "errors", "options", "recipe"}
+    if name in ("errors", "events", "recipe", "results"):  # everyone imports them, so they may only stand on the ground
+        assert {part(m) for m in _imports(file) if m.startswith("autoprune")} <= {
+            "core",
+            "errors",
+            "options",
+            "recipe",
+        }
     else:
         assert upward(name, _imports(file)) == []
 
@@ -117,11 +165,14 @@ def test_imports_without_torch(module: str) -> None:
 
 
 def test_the_rules_cover_something() -> None:
-    assert {"core", "methods", "model", "storage"} <= {_name(file) for file in SOURCES}
+    assert {"core", "steps", "model", "storage"} <= {_name(file) for file in SOURCES}
     assert len(PURE) >= 12
 
 
-@pytest.mark.parametrize("source", ["import pandas", "from transformers import AutoConfig", "import logging", "from autoprune.model import linear"])
+@pytest.mark.parametrize(
+    "source",
+    ["import pandas", "from transformers import AutoConfig", "import logging", "from autoprune.model import layers"],
+)
 def test_impure_imports_are_seen(source: str) -> None:
     assert impure(imported(source, "autoprune.core"))
 
@@ -129,13 +180,13 @@ def test_impure_imports_are_seen(source: str) -> None:
 @pytest.mark.parametrize(
     ("name", "source"),
     [
-        ("core", "from autoprune.methods import passes"),
-        ("methods", "from autoprune.model.linear import Layer"),
+        ("core", "from autoprune.steps import passes"),
+        ("steps", "from autoprune.model.layers import Layer"),
         ("model", "def f():\n    from autoprune.storage import stores"),
         ("model", "from ..storage import stores"),
-        ("storage", "from autoprune import api"),
+        ("storage", "from autoprune.run import api"),
         ("report", "import autoprune.cli.main"),
-        ("api", "from autoprune.cli import main"),
+        ("run", "from autoprune.cli import main"),
     ],
 )
 def test_upward_imports_are_seen(name: str, source: str) -> None:
@@ -145,10 +196,10 @@ def test_upward_imports_are_seen(name: str, source: str) -> None:
 @pytest.mark.parametrize(
     ("name", "source"),
     [
-        ("methods", "from autoprune.core import exchange\nfrom autoprune.recipe import Recipe"),
+        ("steps", "from autoprune.core import exchange\nfrom autoprune.recipe.recipe import Recipe"),
         ("storage", "from autoprune.model.anatomy import Block\nfrom autoprune import __version__\nimport json"),
         ("evaluation", "from autoprune.data.windows import Windows"),
-        ("cli", "from autoprune import api"),
+        ("cli", "from autoprune.run import api"),
     ],
 )
 def test_downward_imports_are_allowed(name: str, source: str) -> None:

@@ -13,25 +13,35 @@ FILE_LINES, FUNCTION_LINES = 300, 50
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "src" / "autoprune"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
-EVERYTHING = sorted([*SOURCES, *(file for folder in ("scripts", "tests", "benchmarks") for file in (ROOT / folder).rglob("*.py"))])
-PURE = [f for f in SOURCES if f.relative_to(PACKAGE).parts[0] in ("core", "methods")]
+EVERYTHING = sorted(
+    [*SOURCES, *(file for folder in ("scripts", "tests", "benchmarks") for file in (ROOT / folder).rglob("*.py"))]
+)
+PURE = [f for f in SOURCES if f.relative_to(PACKAGE).parts[0] in ("core", "steps")]
 SPEAKING = ("cli", "report", "launch.py")  # the only packages that may print
 NOISE = {"print", "open", "input", "breakpoint"}
 DEVICE_MOVES = {"cuda", "cpu", "mps"}
 # A path that starts at the root of a machine; not part of an address (https://host/home/…) or of a longer path.
-MACHINE_PATH = re.compile(r"(?<![\w.:/~}-])/(?:work|home|root|Users|mnt/data|tmp/bash_jobs)/[\w.]|\b[A-Z]:\\\\?Users\\")
+MACHINE_PATH = re.compile(
+    r"(?<![\w.:/~}-])/(?:work|home|root|Users|mnt/data|tmp/bash_jobs)/[\w.]|\b[A-Z]:\\\\?Users\\"
+)
 
 
 def long_functions(source: str) -> list[str]:
     """Functions of more than the allowed lines, signature and docstring counted."""
-    functions = [node for node in ast.walk(ast.parse(source)) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]
+    functions = [
+        node for node in ast.walk(ast.parse(source)) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+    ]
     lengths = [(node.name, (node.end_lineno or node.lineno) - node.lineno + 1) for node in functions]
     return [f"{name}: {length} lines" for name, length in lengths if length > FUNCTION_LINES]
 
 
 def calls(source: str) -> set[str]:
     """Names of plain functions that are called, as in ``print(...)``."""
-    return {node.func.id for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
+    return {
+        node.func.id
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+    }
 
 
 def device_moves(source: str) -> list[str]:
@@ -83,7 +93,11 @@ def test_nothing_is_called_mask(file: Path) -> None:
 
 def test_no_path_of_a_machine_in_any_file(repository_root: Path) -> None:
     listing = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=repository_root, capture_output=True, text=True, check=False
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=repository_root,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if listing.returncode:
         pytest.skip("not a git checkout")
@@ -115,7 +129,9 @@ def test_device_moves_are_seen(source: str) -> None:
     assert device_moves(source)
 
 
-@pytest.mark.parametrize("source", ["mask = 1", "def f(mask): ...", "for mask in x: ...", "lambda mask: 0", "mask, y = z"])
+@pytest.mark.parametrize(
+    "source", ["mask = 1", "def f(mask): ...", "for mask in x: ...", "lambda mask: 0", "mask, y = z"]
+)
 def test_masks_are_seen(source: str) -> None:
     assert "mask" in variables(source)
 

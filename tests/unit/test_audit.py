@@ -15,11 +15,11 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from autoprune.api import prune
 from autoprune.cli.main import main
 from autoprune.errors import OutputError
 from autoprune.evaluation.audit import Fault, audit, find_dense
-from autoprune.model.events import Event, Notice
+from autoprune.events import Event, Notice
+from autoprune.run.api import prune
 
 ROW = "model.layers.1.mlp.up_proj"  # the layer that faults are planted in
 CHANGED = "has another SHA-256 than the manifest says: it was changed after it was written"
@@ -34,7 +34,15 @@ def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def sound(dense: Path) -> Path:
     """The tiny model at 2:4 as autoprune writes it."""
     text = write_words(dense.parent / "words.txt", 300, 0)
-    prune(dense, prune_method="wanda", sparsity_type="2:4", calibration_data=text, nsamples=4, seqlen=16, save_model=dense.parent / "pruned")
+    prune(
+        dense,
+        prune_method="wanda",
+        sparsity_type="2:4",
+        calibration_data=text,
+        nsamples=4,
+        seqlen=16,
+        save_model=dense.parent / "pruned",
+    )
     return dense.parent / "pruned"
 
 
@@ -99,13 +107,18 @@ def test_zero_that_moved_to_another_group(copy: Path, dense: Path) -> None:
         row[4 + int(row[4:8].nonzero()[0])] = 0.0
 
     shard = plant(copy, f"{ROW}.weight", spoil)
-    assert set(audit(copy, dense).faults) == {Fault(shard, CHANGED), Fault(ROW, "has 1 group of 4 with more than 2 non-zeros")}
+    assert set(audit(copy, dense).faults) == {
+        Fault(shard, CHANGED),
+        Fault(ROW, "has 1 group of 4 with more than 2 non-zeros"),
+    }
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("where", [f"{ROW}.weight", "model.norm.weight"])
 def test_one_value_that_is_no_number(copy: Path, where: str, value: float) -> None:
-    """In a pruned layer (where a weight stands, so that the zeros are as promised) and outside; without the dense model."""
+    """In a pruned layer (where a weight stands, so that the zeros are as promised) and outside; without the dense
+    model.
+    """
 
     def spoil(weight: Tensor) -> None:
         weight.view(-1)[int(weight.view(-1).nonzero()[0])] = value
@@ -114,11 +127,16 @@ def test_one_value_that_is_no_number(copy: Path, where: str, value: float) -> No
     assert set(audit(copy).faults) == {Fault(shard, CHANGED), Fault(where, "holds NaN or infinity")}
 
 
-@pytest.mark.parametrize("name", ["model.layers.0.input_layernorm.weight", "model.norm.weight", "model.embed_tokens.weight"])
+@pytest.mark.parametrize(
+    "name", ["model.layers.0.input_layernorm.weight", "model.norm.weight", "model.embed_tokens.weight"]
+)
 def test_tensor_that_must_be_the_dense_one(copy: Path, dense: Path, name: str) -> None:
     """One bit differs."""
     shard = plant(copy, name, lambda tensor: tensor.view(torch.int32).view(-1)[:1].bitwise_xor_(1))
-    assert set(audit(copy, dense).faults) == {Fault(shard, CHANGED), Fault(name, "differs from the dense model, though pruning must leave it alone")}
+    assert set(audit(copy, dense).faults) == {
+        Fault(shard, CHANGED),
+        Fault(name, "differs from the dense model, though pruning must leave it alone"),
+    }
     assert set(audit(copy).faults) == {Fault(shard, CHANGED)}
 
 
@@ -128,7 +146,9 @@ def test_rewritten_hash_does_not_hide_a_changed_norm(copy: Path, dense: Path) ->
 
     name = "model.norm.weight"
     shard = plant(copy, name, lambda tensor: tensor.view(-1)[:1].add_(1))
-    rewrite(copy, lambda m: next(e for e in m["shards"] if e["name"] == shard).update(sha256=file_sha256(copy / shard)))
+    rewrite(
+        copy, lambda m: next(e for e in m["shards"] if e["name"] == shard).update(sha256=file_sha256(copy / shard))
+    )
     assert [fault.where for fault in audit(copy, dense).faults] == [name]
 
 
@@ -160,7 +180,9 @@ def test_shard_that_nobody_promised(copy: Path, dense: Path) -> None:
 
 def test_layer_that_the_model_has_not(copy: Path, dense: Path) -> None:
     rewrite(copy, lambda m: m["layers"].append({"name": "model.layers.9.up_proj", "zeros": 1}))
-    assert audit(copy, dense).faults == (Fault("model.layers.9.up_proj", "is in the manifest, but the model has no such layer"),)
+    assert audit(copy, dense).faults == (
+        Fault("model.layers.9.up_proj", "is in the manifest, but the model has no such layer"),
+    )
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"shards": 1}'])

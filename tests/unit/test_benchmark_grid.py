@@ -8,29 +8,57 @@ from typing import Any
 
 import pytest
 
+from autoprune.bench.grid import make_grid, read_grid, stamps
 from autoprune.errors import RecipeError
-from autoprune.grids.grid import make_grid, read_grid, stamps
 
 SMALL: dict[str, Any] = {"models": ["demo"], "methods": ["wanda"], "targets": [0.5]}
 
 
 def test_shipped_grid(repository_root: Path) -> None:
-    """Every first pass at both targets, with and without LLM-Barber, three seeds; the dense model once; nothing twice."""
+    """Every first pass at both targets, with and without LLM-Barber, three seeds; the dense model once; nothing
+    twice.
+    """
     grid = read_grid(repository_root / "benchmarks/demo.toml")
     recipes = [cell.recipe for cell in grid.cells]
     assert [recipe.target for recipe in recipes].count(None) == 1
-    pruned = {(r.pruning.prune_method, str(r.target), r.rebuild.prune_barber, r.calibration.seed) for r in recipes if r.target}
-    assert pruned == set(itertools.product(("magnitude", "wanda", "sparsegpt"), ("unstructured 0.5", "2:4"), (False, True), (0, 1, 2)))
+    pruned = {
+        (r.pruning.prune_method, str(r.target), r.rebuild.prune_barber, r.calibration.seed)
+        for r in recipes
+        if r.target
+    }
+    assert pruned == set(
+        itertools.product(("magnitude", "wanda", "sparsegpt"), ("unstructured 0.5", "2:4"), (False, True), (0, 1, 2))
+    )
     assert len(set(recipes)) == len(recipes)
 
 
 def test_axes_options_and_words() -> None:
-    methods = ["magnitude", "wanda+barber", {"prune_method": "sparsegpt", "only": ["2:4"], "damping": 0.1, "name": "heavy"}]
-    grid = make_grid({**SMALL, "methods": methods, "targets": [0.5, "2:4"], "seeds": [0, 7], "options": {"nsamples": 3}, "title": "mine"})
+    methods = [
+        "magnitude",
+        "wanda+barber",
+        {"prune_method": "sparsegpt", "only": ["2:4"], "damping": 0.1, "name": "heavy"},
+    ]
+    grid = make_grid(
+        {
+            **SMALL,
+            "methods": methods,
+            "targets": [0.5, "2:4"],
+            "seeds": [0, 7],
+            "options": {"nsamples": 3},
+            "title": "mine",
+        }
+    )
     assert grid.title == "mine"
-    assert [cell.name for cell in grid.cells][:3] == ["demo dense", "demo magnitude 0.5 seed 0", "demo magnitude 0.5 seed 7"]
+    assert [cell.name for cell in grid.cells][:3] == [
+        "demo dense",
+        "demo magnitude 0.5 seed 0",
+        "demo magnitude 0.5 seed 7",
+    ]
     heavy = [cell for cell in grid.cells if "heavy" in cell.name]
-    assert [(c.recipe.sparsegpt.damping, str(c.recipe.target), c.recipe.calibration.seed) for c in heavy] == [(0.1, "2:4", 0), (0.1, "2:4", 7)]
+    assert [(c.recipe.sparsegpt.damping, str(c.recipe.target), c.recipe.calibration.seed) for c in heavy] == [
+        (0.1, "2:4", 0),
+        (0.1, "2:4", 7),
+    ]
     assert all(cell.recipe.calibration.nsamples == 3 for cell in grid.cells)
     assert sum(cell.recipe.rebuild.prune_barber for cell in grid.cells) == 4
 
@@ -60,7 +88,12 @@ def test_what_is_wrong_is_said(change: dict[str, Any], expected: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "expected"), [(None, "there is no such grid file"), ("models = [", "is no readable TOML"), ("models = []", "models is missing")]
+    ("text", "expected"),
+    [
+        (None, "there is no such grid file"),
+        ("models = [", "is no readable TOML"),
+        ("models = []", "models is missing"),
+    ],
 )
 def test_file_that_is_no_grid(tmp_path: Path, text: str | None, expected: str) -> None:
     file = tmp_path / "grid.toml"
@@ -78,7 +111,11 @@ def test_key_changes_with_options_and_with_the_files_that_are_read(tmp_path: Pat
     text.write_text("words")
 
     def key(**options: Any) -> str:
-        return make_grid({**SMALL, "models": [str(model)], "options": {"calibration_data": str(text), **options}}).cells[1].key
+        return (
+            make_grid({**SMALL, "models": [str(model)], "options": {"calibration_data": str(text), **options}})
+            .cells[1]
+            .key
+        )
 
     first = key()
     assert key() == first

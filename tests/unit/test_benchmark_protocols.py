@@ -14,14 +14,18 @@ from autoprune.data.cache import VARIABLE, cached_windows
 from autoprune.data.windows import Windows
 from autoprune.errors import RecipeError
 from autoprune.evaluation import perplexity as module
-from autoprune.recipe import PROTOCOLS, CalibrationOptions, Recipe, recipe_from_flat, validated
+from autoprune.recipe.recipe import PROTOCOLS, CalibrationOptions, Recipe, recipe_from_flat, validated
 
 HALF = {"model": "demo", "sparsity_ratio": 0.5}
 
 
 @pytest.mark.parametrize(
     ("name", "seqlen", "texts"),
-    [("wanda-2048", 2048, ("wikitext2",)), ("wanda-4096", 4096, ("wikitext2",)), ("alps", 2048, ("wikitext2", "ptb", "c4"))],
+    [
+        ("wanda-2048", 2048, ("wikitext2",)),
+        ("wanda-4096", 4096, ("wikitext2",)),
+        ("alps", 2048, ("wikitext2", "ptb", "c4")),
+    ],
 )
 def test_protocol(name: str, seqlen: int, texts: tuple[str, ...]) -> None:
     """Calibration and evaluation are the paper's, the seed is free, and the recipe says so."""
@@ -34,7 +38,12 @@ def test_protocol(name: str, seqlen: int, texts: tuple[str, ...]) -> None:
 
 @pytest.mark.parametrize(
     ("option", "value", "said"),
-    [("seqlen", 1024, "1024"), ("nsamples", 64, "64"), ("calibration_data", "wikitext2", "wikitext2"), ("eval_data", ["ptb", "c4"], "ptb,c4")],
+    [
+        ("seqlen", 1024, "1024"),
+        ("nsamples", 64, "64"),
+        ("calibration_data", "wikitext2", "wikitext2"),
+        ("eval_data", ["ptb", "c4"], "ptb,c4"),
+    ],
 )
 def test_contradiction(option: str, value: Any, said: str) -> None:
     with pytest.raises(RecipeError, match=f"--{option} {said} contradicts --protocol wanda-2048, which fixes it at "):
@@ -48,7 +57,9 @@ def test_agreement_is_no_contradiction() -> None:
 
 def test_recipe_that_only_claims_a_protocol() -> None:
     with pytest.raises(RecipeError, match="--eval_data wikitext2,ptb,c4 contradicts --protocol"):
-        validated(Recipe(calibration=CalibrationOptions(protocol="wanda-2048"), pruning=recipe_from_flat(HALF).pruning))
+        validated(
+            Recipe(calibration=CalibrationOptions(protocol="wanda-2048"), pruning=recipe_from_flat(HALF).pruning)
+        )
     with pytest.raises(RecipeError, match="--protocol 'mine' is unknown; choose from wanda-2048, wanda-4096, alps"):
         recipe_from_flat({**HALF, "protocol": "mine"})
 
@@ -91,7 +102,9 @@ def test_dense_model_is_measured_once(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_windows_are_those_of_the_tokenizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A changed tokenizer or text cuts anew; of a model in memory nothing is kept, for its tokenizer has no file to know it by."""
+    """A changed tokenizer or text cuts anew; of a model in memory nothing is kept, for its tokenizer has no file to
+    know it by.
+    """
     monkeypatch.setenv(VARIABLE, str(tmp_path / "cache"))
     model, text = save_tiny(tmp_path / "model"), write_words(tmp_path / "words.txt", 100, 0)
     autoprune.evaluate(tiny_model(), tokenizer=tiny_tokenizer(), eval_data=text, seqlen=16)

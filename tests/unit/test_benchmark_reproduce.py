@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from autoprune.bench import cell, runner
+from autoprune.bench.reproduce import PUBLISHED, Comparison, Reproduction, read_tables, reproduce
 from autoprune.cli.main import main
 from autoprune.errors import RecipeError
-from autoprune.grids import cell, runner
-from autoprune.grids.reproduce import PUBLISHED, Comparison, Reproduction, read_tables, reproduce
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,9 @@ def falsified(place: Path, old: float, new: float) -> Path:
 
 def test_recorded_values_of_the_shipped_model(finished: Path) -> None:
     result = reproduce("demo", finished)
-    assert [(c.row, c.verdict, c.reason) for c in result.comparisons] == [(c.row, "pass", None) for c in result.comparisons]
+    assert [(c.row, c.verdict, c.reason) for c in result.comparisons] == [
+        (c.row, "pass", None) for c in result.comparisons
+    ]
     assert result.passed
     assert len(result.comparisons) == len(read_tables()["demo"]["rows"])
 
@@ -90,7 +92,18 @@ def test_published_tables() -> None:
         if name != "demo":
             assert table["options"]["seqlen"] == 2048
             assert table["options"]["calibration_data"] == "c4"
-    assert {row["value"] for row in tables["alps-llama3-8b"]["rows"]} == {6.14, 54.4, 182, 2403, 9.87, 14.52, 24.36, 9.47, 12.40, 16.35}
+    assert {row["value"] for row in tables["alps-llama3-8b"]["rows"]} == {
+        6.14,
+        54.4,
+        182,
+        2403,
+        9.87,
+        14.52,
+        24.36,
+        9.47,
+        12.40,
+        16.35,
+    }
 
 
 def test_names_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
@@ -107,8 +120,14 @@ def test_names_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
             '[demo]\nsource = "x"\ntolerance = 0.1\nrows = [{method = "wanda", target = 0.5}]\n[demo.options]',
             "every row needs a method and a positive value",
         ),
-        ('[demo]\nsource = "x"\ntolerance = 0.1\nrows = [{method = "wanda", value = 3}]\n[demo.options]', "row wanda needs a target"),
-        ('[other]\nsource = "x"\ntolerance = 0.1\nrows = []\n[other.options]', "there is no published table 'demo'; tables: other"),
+        (
+            '[demo]\nsource = "x"\ntolerance = 0.1\nrows = [{method = "wanda", value = 3}]\n[demo.options]',
+            "row wanda needs a target",
+        ),
+        (
+            '[other]\nsource = "x"\ntolerance = 0.1\nrows = []\n[other.options]',
+            "there is no published table 'demo'; tables: other",
+        ),
     ],
 )
 def test_tables_of_the_user(tmp_path: Path, text: str, expected: str) -> None:

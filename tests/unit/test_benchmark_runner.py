@@ -1,4 +1,6 @@
-"""Cells run in processes of their own: finished ones stay, failed ones are recorded, and nothing survives its starter."""
+"""Cells run in processes of their own: finished ones stay, failed ones are recorded, and nothing survives its
+starter.
+"""
 
 from __future__ import annotations
 
@@ -17,12 +19,12 @@ import pytest
 from end_to_end.tiny import save_tiny, write_words
 
 import autoprune
+from autoprune.bench import runner
+from autoprune.bench.grid import Grid, make_grid
+from autoprune.bench.runner import CellResult, run_grid
 from autoprune.cli.main import main
 from autoprune.errors import OutputError, RecipeError
-from autoprune.grids import runner
-from autoprune.grids.grid import Grid, make_grid
-from autoprune.grids.runner import CellResult, run_grid
-from autoprune.model.events import Event, Notice, Step
+from autoprune.events import Event, Notice, Step
 
 ROW = {"method": "m", "target": "50 %", "sparsity": 0.5, "perplexity": [], "settings": {}, "pruning": None}
 COST = {"seconds": 1.0, "peak_bytes": 2}
@@ -45,7 +47,9 @@ def grid(count: int) -> Grid:
 
 @pytest.fixture
 def stub(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Puts a line of Python in the place of the cell's program; ``options`` and ``result`` are its files, ``write`` writes the outcome."""
+    """Puts a line of Python in the place of the cell's program; ``options`` and ``result`` are its files, ``write``
+    writes the outcome.
+    """
     head = (
         "import json, pathlib, sys, time; options, result = map(pathlib.Path, sys.argv[1:]);"
         "seed = json.loads(options.read_text())['options'].get('seed');"
@@ -69,13 +73,18 @@ def test_results_come_in_the_order_of_the_grid_and_are_taken_over(stub: Callable
     stub("raise SystemExit('run again')")
     again: list[Event] = []
     assert run_grid(cells, tmp_path, emit=again.append) == results
-    assert any(isinstance(event, Notice) and event.text.startswith("4 of 4 cells are finished already") for event in again)
+    assert any(
+        isinstance(event, Notice) and event.text.startswith("4 of 4 cells are finished already") for event in again
+    )
 
 
 def test_failures_are_recorded_and_tried_again(stub: Callable[[str], None], tmp_path: Path) -> None:
     """By their own word, by an exit status, by a signal, and by leaving nothing; the others run on."""
     bad = "result.write_text(json.dumps({'error': 'ModelError: gone', 'row': None, 'cost': None}))"
-    ends = f"{bad} if seed == 0 else sys.exit('last words') if seed == 1 else os.kill(os.getpid(), 9) if seed == 2 else write() if seed == 3 else 0"
+    ends = (
+        f"{bad} if seed == 0 else sys.exit('last words') if seed == 1 else os.kill(os.getpid(), 9) if seed == 2 else"
+        " write() if seed == 3 else 0"
+    )
     stub(f"import os; {ends}")
     results = run_grid(grid(4), tmp_path)
     errors = [r.error or "" for r in results]
@@ -152,7 +161,12 @@ def test_killed_run_goes_on_where_it_was(options: dict[str, Any], tmp_path: Path
 
 def check_reports(results: tuple[CellResult, ...], directory: Path) -> None:
     """Every report is there; phases are measured; windows were cut once, and the dense model measured once."""
-    assert {path.name for path in directory.glob("results.*")} == {"results.json", "results.csv", "results.md", "results.tex"}
+    assert {path.name for path in directory.glob("results.*")} == {
+        "results.json",
+        "results.csv",
+        "results.md",
+        "results.tex",
+    }
     assert "wanda" in (directory / "report.html").read_text()
     for result in results:
         assert result.cost is not None

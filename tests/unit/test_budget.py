@@ -1,4 +1,7 @@
-"""What `--memory` reckons with, and the plan that it leads to. That the counts meet real runs is measured by benchmarks/memory.py."""
+"""What `--memory` reckons with, and the plan that it leads to.
+
+That the counts meet real runs is measured by benchmarks/memory.py.
+"""
 
 from __future__ import annotations
 
@@ -13,16 +16,16 @@ from end_to_end.tiny import save_tiny, tiny_model, write_words
 from transformers import PreTrainedModel
 
 import autoprune
-from autoprune.budget import PROGRAM, Layout, Load, Shape, choose_layout, human, need_of, parse_memory, shape_of
 from autoprune.core.problem import Method
 from autoprune.errors import RecipeError
-from autoprune.inspection import METHODS
-from autoprune.methods import Barber, Wanda
+from autoprune.events import Event, Notice
 from autoprune.model.anatomy import examine
-from autoprune.model.events import Event, Notice
-from autoprune.planning import make_plan
-from autoprune.recipe import recipe_from_flat
-from autoprune.subject import open_model
+from autoprune.recipe.recipe import recipe_from_flat
+from autoprune.run.inspect import METHODS
+from autoprune.run.memory import PROGRAM, Layout, Load, Shape, choose_layout, human, need_of, parse_memory, shape_of
+from autoprune.run.open import open_model
+from autoprune.run.plan import make_plan
+from autoprune.steps import Barber, Wanda
 
 MIB = 2**20
 LOAD = Load(samples=128, tokens=2048)
@@ -36,11 +39,35 @@ def shape(model: PreTrainedModel, stored: torch.dtype = torch.float32) -> Shape:
 @pytest.fixture(scope="module")
 def large() -> Shape:
     """LLaMA-7B, by its shape."""
-    return Shape(4096, 11008, 131072000, 131072000, 32000, 202383360, 135266304, 2, 45088768, 11008**2, 3 * 4096**2 + 11008**2, 2, 2, 1, 0)
+    return Shape(
+        4096,
+        11008,
+        131072000,
+        131072000,
+        32000,
+        202383360,
+        135266304,
+        2,
+        45088768,
+        11008**2,
+        3 * 4096**2 + 11008**2,
+        2,
+        2,
+        1,
+        0,
+    )
 
 
 @pytest.mark.parametrize(
-    ("text", "size"), [("8GiB", 8 * 2**30), ("8gib", 8 * 2**30), ("500MB", 500_000_000), (" 1.5 G", 1_500_000_000), ("2e9", 2 * 10**9), ("7", 7)]
+    ("text", "size"),
+    [
+        ("8GiB", 8 * 2**30),
+        ("8gib", 8 * 2**30),
+        ("500MB", 500_000_000),
+        (" 1.5 G", 1_500_000_000),
+        ("2e9", 2 * 10**9),
+        ("7", 7),
+    ],
 )
 def test_sizes(text: str, size: int) -> None:
     assert parse_memory(text) == size
@@ -92,7 +119,10 @@ def test_options_that_need_more(large: Shape) -> None:
     assert work(Barber("block")) > work(Barber("output1")) + 5 * large.sub_block
     in_float32 = dataclasses.replace(large, running=4, stored=4)
     assert work(Barber("output1", compute_dtype="bfloat16"), in_float32, 8) < work(Barber("output1"), in_float32, 8)
-    assert need_of(large, METHODS["magnitude"], LAYOUT, LOAD).hidden == need_of(large, METHODS["wanda"], LAYOUT, LOAD).hidden, "--layer_errors"
+    assert (
+        need_of(large, METHODS["magnitude"], LAYOUT, LOAD).hidden
+        == need_of(large, METHODS["wanda"], LAYOUT, LOAD).hidden
+    ), "--layer_errors"
     assert need_of(large, METHODS["magnitude"], LAYOUT, Load()).hidden == 0
 
 
@@ -106,7 +136,9 @@ def test_what_makes_a_run_need_more(large: Shape) -> None:
     assert total(layout=Layout(4, "disk")) < total(layout=Layout(2, "cpu")) < total() < total(layout=Layout(8, "cpu"))
     assert total("wanda", Layout(4, "cpu", at_once=True)) > total("wanda")
     assert total(load=dataclasses.replace(LOAD, models=2)) - total() == large.stored * (large.outside + large.block)
-    assert total(load=dataclasses.replace(LOAD, evaluated=8, evaluated_tokens=2048)) == total(), "evaluation comes after pruning, not beside it"
+    assert total(load=dataclasses.replace(LOAD, evaluated=8, evaluated_tokens=2048)) == total(), (
+        "evaluation comes after pruning, not beside it"
+    )
     assert total("wanda", load=dataclasses.replace(LOAD, evaluated=8000, evaluated_tokens=2048)) > total("wanda")
 
 
@@ -120,7 +152,9 @@ def test_wide_vocabularies_need_room_for_the_head_and_for_logits(large: Shape) -
 
 def test_smaller_batches_come_first_then_the_disk(large: Shape) -> None:
     def chosen(budget: float, **more: Any) -> Layout:
-        layout, need = choose_layout(large, METHODS["wanda+barber"], LOAD, wanted=LAYOUT, budget=int(budget), **{"fixed_place": False, **more})
+        layout, need = choose_layout(
+            large, METHODS["wanda+barber"], LOAD, wanted=LAYOUT, budget=int(budget), **{"fixed_place": False, **more}
+        )
         assert need.total <= budget
         return layout
 
@@ -132,7 +166,9 @@ def test_smaller_batches_come_first_then_the_disk(large: Shape) -> None:
     assert chosen(needs(1, "cpu")) == Layout(1, "cpu")
     assert chosen(needs(1, "cpu") - 1) == Layout(4, "disk")
     assert chosen(needs(1, "disk")) == Layout(1, "disk")
-    with pytest.raises(RecipeError, match=r"even one window at a time with hidden states on disk pruning needs about .* GiB"):
+    with pytest.raises(
+        RecipeError, match=r"even one window at a time with hidden states on disk pruning needs about .* GiB"
+    ):
         chosen(needs(1, "disk") - 1)
     with pytest.raises(RecipeError, match="even one window at a time with hidden states on cpu pruning needs"):
         chosen(needs(1, "cpu") - 1, fixed_place=True)
@@ -145,30 +181,52 @@ def test_refusals_name_what_needs_most(large: Shape) -> None:
 
     refused((), Load(evaluated=3, evaluated_tokens=2048), "one window at a time with hidden states on disk evaluation")
     together = dataclasses.replace(LAYOUT, at_once=True)
-    refused(METHODS["wanda"], LOAD, r"all windows at a time \(--true_sequential\) with hidden states on disk pruning", together)
+    refused(
+        METHODS["wanda"],
+        LOAD,
+        r"all windows at a time \(--true_sequential\) with hidden states on disk pruning",
+        together,
+    )
 
 
 def test_plan_counts_the_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same budget is enough to prune, and not to evaluate on a long text afterwards."""
-    monkeypatch.setattr("autoprune.subject.RESIDENT_SHARE", 0.0)
+    monkeypatch.setattr("autoprune.run.open.RESIDENT_SHARE", 0.0)
     model = save_tiny(tmp_path / "model", tiny_model())
     short, long = write_words(tmp_path / "c.txt", 200, 0), write_words(tmp_path / "h.txt", 60_000, 1)
-    options = {"model": str(model), "sparsity_ratio": 0.5, "calibration_data": short, "nsamples": 2, "batch_size": 2, "eval_data": [long]}
+    options = {
+        "model": str(model),
+        "sparsity_ratio": 0.5,
+        "calibration_data": short,
+        "nsamples": 2,
+        "batch_size": 2,
+        "eval_data": [long],
+    }
     options |= {"memory": str(PROGRAM + MIB), "save_model": str(tmp_path / "out")}
     notes: list[Event] = []
     for measure, place in ((False, "cpu"), (True, "disk")):
         recipe = recipe_from_flat(options)
         plan = make_plan(recipe, open_model(recipe, resident=False), notes.append, measure=measure)
         assert plan.layout.activations == place
-    assert "hidden states on disk" in next(e.text for e in reversed(notes) if isinstance(e, Notice) and e.text.startswith("plan for"))
+    assert "hidden states on disk" in next(
+        e.text for e in reversed(notes) if isinstance(e, Notice) and e.text.startswith("plan for")
+    )
 
 
-def test_pruning_and_evaluating_under_a_budget_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pruning_and_evaluating_under_a_budget_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Hidden states on disk, for calibration and for evaluation: the same perplexity."""
-    monkeypatch.setattr("autoprune.subject.RESIDENT_SHARE", 0.0)
+    monkeypatch.setattr("autoprune.run.open.RESIDENT_SHARE", 0.0)
     model = save_tiny(tmp_path / "model", tiny_model())
     text, held = write_words(tmp_path / "c.txt", 400, 0), write_words(tmp_path / "h.txt", 20_000, 1)
-    options: dict[str, Any] = {"sparsity_ratio": 0.5, "calibration_data": text, "nsamples": 4, "batch_size": 1, "eval_data": [held]}
+    options: dict[str, Any] = {
+        "sparsity_ratio": 0.5,
+        "calibration_data": text,
+        "nsamples": 4,
+        "batch_size": 1,
+        "eval_data": [held],
+    }
     free = autoprune.prune(model, save_model=tmp_path / "free", **options)
     tight = autoprune.prune(model, save_model=tmp_path / "tight", memory=str(PROGRAM + MIB), **options)
     assert tight.perplexity == free.perplexity

@@ -8,7 +8,7 @@ import pytest
 
 from autoprune.cli.flags import Parser, add_flags, given
 from autoprune.errors import RecipeError
-from autoprune.recipe import Recipe, groups, recipe_from_flat
+from autoprune.recipe.recipe import Recipe, groups, recipe_from_flat
 
 NAMES = {field.name for group in groups(Recipe) for field in dataclasses.fields(group.type)}
 # Issue 2, point 2: the flags of the classic entry point.
@@ -58,14 +58,30 @@ def test_every_option_is_a_flag_and_every_flag_an_option() -> None:
 def test_only_what_was_given_is_passed_on() -> None:
     assert read("--model m") == {"model": "m"}
     line = "--model m --sparsity_ratio .5 --nsamples 7 --quiet --ignore a --ignore b,c --eval_data x,y --seed -1"
-    expected = {"sparsity_ratio": 0.5, "nsamples": 7, "quiet": True, "ignore": ("a", "b,c"), "eval_data": ("x", "y"), "seed": -1}
+    expected = {
+        "sparsity_ratio": 0.5,
+        "nsamples": 7,
+        "quiet": True,
+        "ignore": ("a", "b,c"),
+        "eval_data": ("x", "y"),
+        "seed": -1,
+    }
     assert read(line) == {"model": "m", **expected}
 
 
 def test_flags_and_python_make_the_same_recipe() -> None:
-    flags = recipe_from_flat(read("--model m --sparsity_type 2:4 --prune_barber --threshold 0.1 --eval_data x,y --device cpu"))
+    flags = recipe_from_flat(
+        read("--model m --sparsity_type 2:4 --prune_barber --threshold 0.1 --eval_data x,y --device cpu")
+    )
     assert flags == recipe_from_flat(
-        {"model": "m", "sparsity_type": "2:4", "prune_barber": True, "threshold": 0.1, "eval_data": ["x", "y"], "device": "cpu"}
+        {
+            "model": "m",
+            "sparsity_type": "2:4",
+            "prune_barber": True,
+            "threshold": 0.1,
+            "eval_data": ["x", "y"],
+            "device": "cpu",
+        }
     )
 
 
@@ -93,7 +109,16 @@ def test_part_of_the_groups_and_a_positional_model() -> None:
 
 
 @pytest.mark.parametrize(
-    "line", ["", "--model", "--model m --seed x", "--model m --sparsity_ratio 1e999", "--model m --dtype f", "--model m --quit", "--model m n"]
+    "line",
+    [
+        "",
+        "--model",
+        "--model m --seed x",
+        "--model m --sparsity_ratio 1e999",
+        "--model m --dtype f",
+        "--model m --quit",
+        "--model m n",
+    ],
 )
 def test_wrong_flags_are_errors_of_the_user(line: str) -> None:
     with pytest.raises(RecipeError, match=r"`main\.py --help` lists the flags"):

@@ -10,8 +10,8 @@ from rich.console import Console
 
 from autoprune.cli import progress
 from autoprune.cli.progress import watching
-from autoprune.core.outcome import LayerOutcome
-from autoprune.model.events import BlockResult, Event, Notice, Phase, Step
+from autoprune.events import BlockResult, Event, Notice, Phase, Step
+from autoprune.results.outcome import LayerOutcome
 
 LAYERS = tuple(LayerOutcome(0, f"layer{i}", 4, 2) for i in range(7))
 
@@ -85,5 +85,12 @@ def test_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
             if isinstance(event, (BlockResult, Phase, Step)):
                 emit._progress.refresh()  # type: ignore[attr-defined]
     shown = screen.getvalue()
-    for part in ("pruning", "block 2/2 observe 3/3", "block 2/2, 7 layers", "left ", "stay non-zero [bold]", "perplexity [x].txt"):
+    for part in (
+        "pruning",
+        "block 2/2 observe 3/3",
+        "block 2/2, 7 layers",
+        "left ",
+        "stay non-zero [bold]",
+        "perplexity [x].txt",
+    ):
         assert part in shown, part

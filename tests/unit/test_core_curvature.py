@@ -88,7 +88,9 @@ def test_float64_follows_when_float32_fails() -> None:
 
 def test_named_error_when_nothing_helps() -> None:
     gram = torch.tensor([[1.0, 100.0], [100.0, 1.0]])  # not a Gram at all: eigenvalue -99
-    with pytest.raises(NumericsError, match=r"could not be factorised, even with damping 10 in float64.*--nsamples.*--damping"):
+    with pytest.raises(
+        NumericsError, match=r"could not be factorised, even with damping 10 in float64.*--nsamples.*--damping"
+    ):
         inverse_factor(gram, 0.01)
 
 

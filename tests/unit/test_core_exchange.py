@@ -28,7 +28,13 @@ def layers(draw: st.DrawFn) -> Layers:
     for _ in range(draw(st.integers(1, 3))):
         rows, columns = draw(st.integers(1, 4)), draw(st.integers(1, 6))
         scores.append(_matrix(draw, rows, columns, distinct))
-        flags = draw(st.lists(st.one_of(st.just([True] * columns), st.just([False] * columns), _booleans(columns)), min_size=rows, max_size=rows))
+        flags = draw(
+            st.lists(
+                st.one_of(st.just([True] * columns), st.just([False] * columns), _booleans(columns)),
+                min_size=rows,
+                max_size=rows,
+            )
+        )
         keep.append(torch.tensor(flags))
     return scores, keep
 
@@ -53,7 +59,9 @@ def _matrix(draw: st.DrawFn, rows: int, columns: int, distinct: int) -> Tensor:
     return torch.tensor(values, dtype=torch.float32).view(rows, columns)
 
 
-def _brute_force(scores: list[Tensor], keep: list[Tensor], granularity: str, threshold: float, m: int | None = None) -> oracle.Outcome:
+def _brute_force(
+    scores: list[Tensor], keep: list[Tensor], granularity: str, threshold: float, m: int | None = None
+) -> oracle.Outcome:
     return oracle.exchange([s.tolist() for s in scores], [k.tolist() for k in keep], granularity, threshold, m)
 
 
@@ -113,9 +121,18 @@ def test_nothing_to_exchange_when_all_are_kept_or_all_pruned(granularity: str, k
 
 
 @given(grouped(), thresholds)
-@example((torch.tensor([[9.0, 8.0, 7.0, 1.0, 0.0, 0.0, 0.0, 0.5]]), torch.tensor([[False, False, False, True] * 2]), SemiStructured(1, 4)), 1.0)
+@example(
+    (
+        torch.tensor([[9.0, 8.0, 7.0, 1.0, 0.0, 0.0, 0.0, 0.5]]),
+        torch.tensor([[False, False, False, True] * 2]),
+        SemiStructured(1, 4),
+    ),
+    1.0,
+)
 def test_groups_stay_intact(case: tuple[Tensor, Tensor, SemiStructured], threshold: float) -> None:
-    """N:M intact, sparsity of every group unchanged; the example would fill a 1:4 group with two survivors if growth were not capped."""
+    """N:M intact, sparsity of every group unchanged; the example would fill a 1:4 group with two survivors if growth
+    were not capped.
+    """
     scores, keep, pattern = case
     result = exchange([scores], [keep], "output1", threshold, pattern)
     _agrees(result, _brute_force([scores], [keep], "output1", threshold, pattern.m))

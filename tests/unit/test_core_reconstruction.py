@@ -28,7 +28,9 @@ def _problem(rows: int, features: int, tokens: int, seed: int) -> tuple[Tensor, 
     return torch.randn(rows, features, generator=generator), x.T @ x
 
 
-def _swept(weight: Tensor, gram: Tensor, target: Target, column_block: int = 128, damping: float = 0.01) -> tuple[Tensor, Tensor]:
+def _swept(
+    weight: Tensor, gram: Tensor, target: Target, column_block: int = 128, damping: float = 0.01
+) -> tuple[Tensor, Tensor]:
     return sweep(weight, inverse_factor(gram, damping), target, column_block, [weight.shape[0]])
 
 
@@ -46,8 +48,16 @@ def _agrees(weight: Tensor, gram: Tensor, target: Target, column_block: int = 12
 
 @pytest.mark.parametrize("column_block", [1, 3, 128])
 @settings(max_examples=30)
-@given(rows=st.integers(1, 5), features=st.integers(1, 14), tokens=st.integers(1, 40), ratio=ratios, seed=st.integers(0, 10_000))
-def test_unstructured_equals_surgery(column_block: int, rows: int, features: int, tokens: int, ratio: float, seed: int) -> None:
+@given(
+    rows=st.integers(1, 5),
+    features=st.integers(1, 14),
+    tokens=st.integers(1, 40),
+    ratio=ratios,
+    seed=st.integers(0, 10_000),
+)
+def test_unstructured_equals_surgery(
+    column_block: int, rows: int, features: int, tokens: int, ratio: float, seed: int
+) -> None:
     """Widths that column blocks divide, do not divide, or exceed; fewer tokens than features among them."""
     weight, gram = _problem(rows, features, tokens, seed)
     _agrees(weight, gram, Unstructured(ratio), column_block)
@@ -55,7 +65,12 @@ def test_unstructured_equals_surgery(column_block: int, rows: int, features: int
 
 @pytest.mark.parametrize(("n", "m"), [(2, 4), (1, 4), (4, 8), (2, 3)])
 @settings(max_examples=15)
-@given(rows=st.integers(1, 4), groups=st.integers(1, 3), column_block=st.sampled_from([1, 6, 128]), seed=st.integers(0, 10_000))
+@given(
+    rows=st.integers(1, 4),
+    groups=st.integers(1, 3),
+    column_block=st.sampled_from([1, 6, 128]),
+    seed=st.integers(0, 10_000),
+)
 def test_groups_equal_surgery(n: int, m: int, rows: int, groups: int, column_block: int, seed: int) -> None:
     """Also for column blocks that are no multiple of M: they must not cut a group in two."""
     weight, gram = _problem(rows, groups * m, 30, seed)
@@ -82,8 +97,14 @@ def test_every_column_block_loses_exactly_its_share(column_block: int, features:
 
 @pytest.mark.parametrize("target", [Unstructured(0.5), Unstructured(0.7), SemiStructured(2, 4)], ids=str)
 @settings(max_examples=15)
-@given(heights=st.lists(st.integers(1, 4), min_size=1, max_size=3), column_block=st.sampled_from([4, 128]), seed=st.integers(0, 1000))
-def test_stacked_layers_equal_layers_on_their_own(target: Target, heights: list[int], column_block: int, seed: int) -> None:
+@given(
+    heights=st.lists(st.integers(1, 4), min_size=1, max_size=3),
+    column_block=st.sampled_from([4, 128]),
+    seed=st.integers(0, 1000),
+)
+def test_stacked_layers_equal_layers_on_their_own(
+    target: Target, heights: list[int], column_block: int, seed: int
+) -> None:
     """Layers of an input group are swept together, but compared each with itself."""
     weight, gram = _problem(sum(heights), 12, 40, seed)
     curvature = inverse_factor(gram, 0.01)

@@ -12,7 +12,15 @@ from hypothesis import strategies as st
 from oracles import selection as oracle
 from torch import Tensor
 
-from autoprune.core.selection import count_violations, drop_count, keep_for, keep_highest, keep_n_m, keep_per_layer, keep_per_row
+from autoprune.core.selection import (
+    count_violations,
+    drop_count,
+    keep_for,
+    keep_highest,
+    keep_n_m,
+    keep_per_layer,
+    keep_per_row,
+)
 from autoprune.core.sparsity import SemiStructured, Unstructured
 
 ratios = st.one_of(st.sampled_from([0.0, 0.5, 0.7, 0.999999, 1 - 2**-53]), st.floats(0, 0.99))
@@ -87,7 +95,10 @@ def test_every_drop_count_is_exact(scores: Tensor) -> None:
 def test_scores_of_any_precision(dtype: torch.dtype) -> None:
     scores = torch.tensor([[4.0, 1.0, 3.0, 2.0], [1.0, 1.0, 2.0, 2.0]], dtype=dtype)
     assert keep_per_row(scores, 0.5).tolist() == [[True, False, True, False], [False, False, True, True]]
-    assert keep_n_m(scores, SemiStructured(1, 4)).tolist() == [[True, False, False, False], [False, False, False, True]]
+    assert keep_n_m(scores, SemiStructured(1, 4)).tolist() == [
+        [True, False, False, False],
+        [False, False, False, True],
+    ]
 
 
 def test_target_decides_the_comparison() -> None:
@@ -105,7 +116,10 @@ def test_violations_are_groups_with_too_many_survivors() -> None:
     assert count_violations(keep, SemiStructured(3, 4)) == 0
 
 
-@pytest.mark.parametrize(("ratio", "size", "gone"), [(0.29, 3200, 928), (0.57, 100, 57), (0.1, 30, 3), (0.7, 10, 7), (0.5, 7, 3), (1 / 3, 9, 2)])
+@pytest.mark.parametrize(
+    ("ratio", "size", "gone"),
+    [(0.29, 3200, 928), (0.57, 100, 57), (0.1, 30, 3), (0.7, 10, 7), (0.5, 7, 3), (1 / 3, 9, 2)],
+)
 def test_ratios_are_the_decimal_numbers_that_were_written(ratio: float, size: int, gone: int) -> None:
     """As binary fractions 0.29 and 0.57 are a little less; 1/3 has no decimal that is not."""
     assert drop_count(ratio, size) == gone

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoprune.core.outcome import LayerOutcome
 from autoprune.core.sparsity import SemiStructured, Unstructured, parse_target, reading
 from autoprune.errors import AutoPruneError, RecipeError
+from autoprune.results.outcome import LayerOutcome
 
 
 @given(st.floats(0, 1, exclude_min=True, exclude_max=True))
@@ -49,17 +49,37 @@ def test_ratio_outside_its_range(kind: str, ratio: float) -> None:
 
 @pytest.mark.parametrize("ratio", [math.nan, "0.5", True, False, [0.5], 0.5j])
 def test_ratio_that_is_no_number(ratio: object) -> None:
-    with pytest.raises(RecipeError, match=r"--sparsity_ratio .* is not a number; give a fraction such as 0.5") as caught:
+    with pytest.raises(
+        RecipeError, match=r"--sparsity_ratio .* is not a number; give a fraction such as 0.5"
+    ) as caught:
         parse_target("unstructured", ratio)  # type: ignore[arg-type]
     assert repr(ratio) in str(caught.value)
 
 
 def test_ratio_missing() -> None:
-    with pytest.raises(RecipeError, match=r"--sparsity_ratio is needed with --sparsity_type unstructured: 0.5 zeroes half"):
+    with pytest.raises(
+        RecipeError, match=r"--sparsity_ratio is needed with --sparsity_type unstructured: 0.5 zeroes half"
+    ):
         parse_target("unstructured", None)
 
 
-MALFORMED = ["", "2-4", "2:", ":4", "2:4:8", "two:four", "2.0:4", "-2:4", "2 :4", " 2:4", "2:4\n", "+2:4", "0x2:4", "Unstructured", "structured"]
+MALFORMED = [
+    "",
+    "2-4",
+    "2:",
+    ":4",
+    "2:4:8",
+    "two:four",
+    "2.0:4",
+    "-2:4",
+    "2 :4",
+    " 2:4",
+    "2:4\n",
+    "+2:4",
+    "0x2:4",
+    "Unstructured",
+    "structured",
+]
 
 
 @pytest.mark.parametrize("kind", MALFORMED)
@@ -75,16 +95,25 @@ def test_n_above_m(kind: str) -> None:
         parse_target(kind, None)
 
 
-@pytest.mark.parametrize(("kind", "effect"), [("0:4", "zero every weight"), ("0:0", "zero every weight"), ("4:4", "prune nothing")])
+@pytest.mark.parametrize(
+    ("kind", "effect"), [("0:4", "zero every weight"), ("0:0", "zero every weight"), ("4:4", "prune nothing")]
+)
 def test_patterns_that_prune_all_or_nothing(kind: str, effect: str) -> None:
     with pytest.raises(RecipeError, match=f"--sparsity_type {kind} would {effect}; choose 0 < N < M, such as 2:4"):
         parse_target(kind, None)
 
 
-@pytest.mark.parametrize(("kind", "ratio"), [("2:4", 0.6), ("4:8", 0.25), ("1:4", 0.25), ("3:4", 0.75), ("2:4", 0.5001)])
+@pytest.mark.parametrize(
+    ("kind", "ratio"), [("2:4", 0.6), ("4:8", 0.25), ("1:4", 0.25), ("3:4", 0.75), ("2:4", 0.5001)]
+)
 def test_ratio_and_pattern_that_disagree(kind: str, ratio: float) -> None:
     """1:4 with 0.25 is the other reading of N:M: it must not pass silently."""
-    with pytest.raises(RecipeError, match=rf"--sparsity_type {kind} makes .* zero, but --sparsity_ratio says {ratio:g}; drop .* or make them agree"):
+    with pytest.raises(
+        RecipeError,
+        match=(
+            rf"--sparsity_type {kind} makes .* zero, but --sparsity_ratio says {ratio:g}; drop .* or make them agree"
+        ),
+    ):
         parse_target(kind, ratio)
 
 

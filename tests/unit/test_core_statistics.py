@@ -1,4 +1,6 @@
-"""Streaming accumulators: batches add up, half precision is summed in float32, gradients are squared sample by sample."""
+"""Streaming accumulators: batches add up, half precision is summed in float32, gradients are squared sample by
+sample.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +59,9 @@ def test_energy_squares_each_sample_before_it_sums(samples: int, tokens: int, se
     def gradient(j: int, o: int, i: int) -> float:
         return sum(dy[j, t, o].item() * x[j, t, i].item() for t in range(tokens))
 
-    assert energy.squares.tolist() == [[sum(gradient(j, o, i) ** 2 for j in range(samples)) for i in range(2)] for o in range(3)]
+    assert energy.squares.tolist() == [
+        [sum(gradient(j, o, i) ** 2 for j in range(samples)) for i in range(2)] for o in range(3)
+    ]
     assert energy.samples == samples
 
 
@@ -93,7 +97,7 @@ def test_half_precision_gradients_are_squared_in_float32(dtype: torch.dtype) -> 
 
 
 def test_energy_equals_autograd_one_sample_at_a_time() -> None:
-    """A small network: energies filled from hooks in one backward pass over two batches, gradients asked for singly."""
+    """A small network: energies filled from hooks in one backward pass over two batches, gradients one by one."""
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 4, bias=False)).double()
     x, wanted_output = torch.randn(7, 3, 6).double(), torch.randn(7, 3, 4).double()
@@ -101,13 +105,20 @@ def test_energy_equals_autograd_one_sample_at_a_time() -> None:
     energies = [GradientEnergy.empty(tuple(layer.weight.shape)) for layer in layers]
     for part in (slice(0, 4), slice(4, 7)):  # ragged batches
         seen: list[tuple[Tensor, Tensor]] = []
-        handles = [layer.register_forward_hook(lambda _m, args, out, seen=seen: seen.append((args[0], out))) for layer in layers]
+        handles = [
+            layer.register_forward_hook(lambda _m, args, out, seen=seen: seen.append((args[0], out)))
+            for layer in layers
+        ]
         loss = (network(x[part]) - wanted_output[part]).square().flatten(1).mean(1).sum()
         for handle in handles:
             handle.remove()
-        for energy, (inputs, _), dy in zip(energies, seen, torch.autograd.grad(loss, [out for _, out in seen]), strict=True):
+        for energy, (inputs, _), dy in zip(
+            energies, seen, torch.autograd.grad(loss, [out for _, out in seen]), strict=True
+        ):
             energy.update(dy, inputs.detach())
-    singly = oracle.per_sample(lambda j: (network(x[j]) - wanted_output[j]).square().mean(), [layer.weight for layer in layers], 7)
+    singly = oracle.per_sample(
+        lambda j: (network(x[j]) - wanted_output[j]).square().mean(), [layer.weight for layer in layers], 7
+    )
     for energy, wanted in zip(energies, oracle.rms(singly), strict=True):
         assert energy.samples == 7
         torch.testing.assert_close(energy.rms.double(), wanted, rtol=1e-5, atol=1e-9)

@@ -65,12 +65,17 @@ class TestHubLayout:
         assert corpus.text == "  = wikitext-2-raw-v1 = \n  train \n"
         corpus = read("wikitext2", "evaluation", tmp_path / "cache")
         assert corpus.text == "\n\n = wikitext-2-raw-v1 = \n\n\n test \n"
-        assert (corpus.provenance["dataset"], corpus.provenance["config"]) == ("Salesforce/wikitext", "wikitext-2-raw-v1")
+        assert (corpus.provenance["dataset"], corpus.provenance["config"]) == (
+            "Salesforce/wikitext",
+            "wikitext-2-raw-v1",
+        )
 
     @pytest.mark.parametrize("layout", ["penn_treebank/{}/0000.parquet", "penn_treebank/ptb_text_only-{}.parquet"])
     def test_ptb(self, mirror: Path, tmp_path: Path, layout: str) -> None:
         for split in ("train", "test", "validation"):
-            write_parquet(mirror / "ptb-text-only/ptb_text_only" / layout.format(split), sentence=[f"{split} <unk>", "n"])
+            write_parquet(
+                mirror / "ptb-text-only/ptb_text_only" / layout.format(split), sentence=[f"{split} <unk>", "n"]
+            )
         assert read("ptb", "calibration", tmp_path / "cache").text == "train <unk> n"
         corpus = read("ptb", "evaluation", tmp_path / "cache")
         assert corpus.text == "test <unk> n"
@@ -78,7 +83,9 @@ class TestHubLayout:
 
     def test_any_dataset(self, mirror: Path, tmp_path: Path) -> None:
         for split in ("train", "validation"):
-            write_jsonl(mirror / f"me/stories/{split}.jsonl", [{"n": 1, "story": f"{split} a"}, {"n": 2, "story": "b"}])
+            write_jsonl(
+                mirror / f"me/stories/{split}.jsonl", [{"n": 1, "story": f"{split} a"}, {"n": 2, "story": "b"}]
+            )
         assert list(read("me/stories", "calibration", tmp_path / "cache").documents) == ["train a", "b"]
         corpus = read("me/stories", "evaluation", tmp_path / "cache")
         assert (list(corpus.documents), corpus.joiner) == (["validation a", "b"], "\n\n")
@@ -87,9 +94,23 @@ class TestHubLayout:
     def test_any_dataset_with_configurations(self, mirror: Path, tmp_path: Path) -> None:
         write_wikitext(mirror / "me/wiki")
         (mirror / "me/wiki/README.md").write_text(WIKITEXT_CARD)
-        assert read("me/wiki:wikitext-103-raw-v1", "calibration", tmp_path / "cache").documents[1] == " = wikitext-103-raw-v1 = \n"
-        refused(lambda: read("me/wiki", "calibration", tmp_path / "cache"), FLAG, "me/wiki", "wikitext-103-raw-v1", "chosen with me/wiki:CONFIG")
-        refused(lambda: read("me/wiki:no", "calibration", tmp_path / "cache"), "'no' not found", "wikitext-2-raw-v1", "me/wiki:CONFIG")
+        assert (
+            read("me/wiki:wikitext-103-raw-v1", "calibration", tmp_path / "cache").documents[1]
+            == " = wikitext-103-raw-v1 = \n"
+        )
+        refused(
+            lambda: read("me/wiki", "calibration", tmp_path / "cache"),
+            FLAG,
+            "me/wiki",
+            "wikitext-103-raw-v1",
+            "chosen with me/wiki:CONFIG",
+        )
+        refused(
+            lambda: read("me/wiki:no", "calibration", tmp_path / "cache"),
+            "'no' not found",
+            "wikitext-2-raw-v1",
+            "me/wiki:CONFIG",
+        )
 
     def test_changed_mirror_is_read_again(self, mirror: Path, tmp_path: Path) -> None:
         write_jsonl(mirror / "me/set/train.jsonl", [{"text": "before"}])
@@ -100,16 +121,28 @@ class TestHubLayout:
 
     def test_columns_that_decide_nothing(self, mirror: Path, tmp_path: Path) -> None:
         write_parquet(mirror / "me/set/train.parquet", title=["a"], body=["b"], n=[1])
-        refused(lambda: read("me/set", "calibration", tmp_path / "cache"), "me/set", "title (string), body (string), n (int64)", f"{FLAG} FILE.jsonl")
+        refused(
+            lambda: read("me/set", "calibration", tmp_path / "cache"),
+            "me/set",
+            "title (string), body (string), n (int64)",
+            f"{FLAG} FILE.jsonl",
+        )
 
     def test_rows_without_text(self, mirror: Path, tmp_path: Path) -> None:
         write_parquet(mirror / "me/set/train.parquet", text=["a", None, "b", None])
-        refused(lambda: read("me/set", "calibration", tmp_path / "cache"), "`text` of me/set holds no text in 2 rows", "FILE.jsonl")
+        refused(
+            lambda: read("me/set", "calibration", tmp_path / "cache"),
+            "`text` of me/set holds no text in 2 rows",
+            "FILE.jsonl",
+        )
 
     def test_missing_split(self, mirror: Path, tmp_path: Path) -> None:
         write_jsonl(mirror / "me/set/train.jsonl", [{"text": "a"}])
         refused(
-            lambda: read("me/set", "evaluation", tmp_path / "cache"), "evaluation needs the split test or validation", "me/set has train", "FILE.txt"
+            lambda: read("me/set", "evaluation", tmp_path / "cache"),
+            "evaluation needs the split test or validation",
+            "me/set has train",
+            "FILE.txt",
         )
 
     def test_blank_dataset(self, mirror: Path, tmp_path: Path) -> None:
@@ -117,11 +150,28 @@ class TestHubLayout:
         refused(lambda: read("me/set", "calibration", tmp_path / "cache"), "me/set", "only white space in 1 documents")
 
     def test_mirror_lacks_it(self, mirror: Path, tmp_path: Path) -> None:
-        refused(lambda: read("c4", "calibration"), FLAG, "c4", MIRROR_VARIABLE, "no folder allenai/c4", "unset the variable")
+        refused(
+            lambda: read("c4", "calibration"),
+            FLAG,
+            "c4",
+            MIRROR_VARIABLE,
+            "no folder allenai/c4",
+            "unset the variable",
+        )
         (mirror / "Salesforce/wikitext").mkdir(parents=True)
-        refused(lambda: read("wikitext2", "calibration"), "Salesforce/wikitext/README.md", "Salesforce/wikitext/wikitext-2-raw-v1", "add one")
+        refused(
+            lambda: read("wikitext2", "calibration"),
+            "Salesforce/wikitext/README.md",
+            "Salesforce/wikitext/wikitext-2-raw-v1",
+            "add one",
+        )
         (mirror / "allenai/c4").mkdir(parents=True)
-        refused(lambda: read("c4", "calibration", tmp_path / "cache"), f"allenai/c4 in {MIRROR_VARIABLE}", "c4-train.00000-of-01024", "FILE.txt")
+        refused(
+            lambda: read("c4", "calibration", tmp_path / "cache"),
+            f"allenai/c4 in {MIRROR_VARIABLE}",
+            "c4-train.00000-of-01024",
+            "FILE.txt",
+        )
 
 
 class TestHub:
@@ -172,23 +222,42 @@ class TestHub:
     def test_offline_mode_asks_nobody(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         asked = self.answer(monkeypatch, None)
         monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-        refused(lambda: read("ptb", "evaluation", tmp_path / "cache"), "ptb-text-only/ptb_text_only", "HF_HUB_OFFLINE", "FILE.txt")
+        refused(
+            lambda: read("ptb", "evaluation", tmp_path / "cache"),
+            "ptb-text-only/ptb_text_only",
+            "HF_HUB_OFFLINE",
+            "FILE.txt",
+        )
         assert not asked
         assert datasets.config.HF_HUB_OFFLINE is True
 
     def test_unknown_dataset(self, monkeypatch: pytest.MonkeyPatch) -> None:
         kind = huggingface_hub.errors.RepositoryNotFoundError
-        self.answer(monkeypatch, kind.__new__(kind, "404"))  # its constructor wants a response of whichever HTTP library is in use
-        refused(lambda: read("me/typo"), FLAG, "me/typo", "neither an existing file nor a hub dataset", "check the name", "FILE.txt")
+        self.answer(
+            monkeypatch, kind.__new__(kind, "404")
+        )  # its constructor wants a response of whichever HTTP library is in use
+        refused(
+            lambda: read("me/typo"),
+            FLAG,
+            "me/typo",
+            "neither an existing file nor a hub dataset",
+            "check the name",
+            "FILE.txt",
+        )
 
-    @pytest.mark.parametrize(("word", "purpose"), [("c4", "calibration"), ("c4", "evaluation"), ("wikitext2", "evaluation"), ("ptb", "calibration")])
+    @pytest.mark.parametrize(
+        ("word", "purpose"),
+        [("c4", "calibration"), ("c4", "evaluation"), ("wikitext2", "evaluation"), ("ptb", "calibration")],
+    )
     def test_what_is_asked_for(self, word: str, purpose: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         asked: list[Any] = []
 
         def load_dataset(path: str, **options: Any) -> Any:
             assert datasets.config.HF_HUB_OFFLINE is False
             asked.append((path, options["name"], options["revision"], options["data_files"], options["cache_dir"]))
-            return datasets.DatasetDict({split: datasets.Dataset.from_dict({"text": ["a"]}) for split in ("train", "test", "validation")})
+            return datasets.DatasetDict(
+                {split: datasets.Dataset.from_dict({"text": ["a"]}) for split in ("train", "test", "validation")}
+            )
 
         self.answer(monkeypatch, None)
         monkeypatch.setattr(datasets, "load_dataset", load_dataset)
@@ -197,7 +266,13 @@ class TestHub:
         corpus = read(word, purpose, Path("kept"))
         expected = {
             ("c4", "calibration"): ("allenai/c4", None, None, {"train": "en/c4-train.00000-of-01024.json.gz"}, "kept"),
-            ("c4", "evaluation"): ("allenai/c4", None, None, {"validation": "en/c4-validation.00000-of-00008.json.gz"}, "kept"),
+            ("c4", "evaluation"): (
+                "allenai/c4",
+                None,
+                None,
+                {"validation": "en/c4-validation.00000-of-00008.json.gz"},
+                "kept",
+            ),
             ("wikitext2", "evaluation"): ("Salesforce/wikitext", "wikitext-2-raw-v1", None, None, "kept"),
             ("ptb", "calibration"): ("ptb-text-only/ptb_text_only", None, "refs/convert/parquet", None, "kept"),
         }
@@ -210,7 +285,13 @@ class TestHub:
 
         self.answer(monkeypatch, None)
         monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-        message = refused(lambda: read("c4"), "allenai/c4 could not be fetched (OSError: disk full", "...", f"{FLAG} FILE.txt", MIRROR_VARIABLE)
+        message = refused(
+            lambda: read("c4"),
+            "allenai/c4 could not be fetched (OSError: disk full",
+            "...",
+            f"{FLAG} FILE.txt",
+            MIRROR_VARIABLE,
+        )
         assert len(message) < 700
 
     def test_downloaded_shard_serves_without_the_hub(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -229,7 +310,9 @@ class TestHub:
         write_wikitext(tmp_path / "wikitext")
         (tmp_path / "wikitext/README.md").write_text(WIKITEXT_CARD)
         datasets.load_dataset(str(tmp_path / "wikitext"), "wikitext-2-raw-v1", cache_dir=str(tmp_path / "cache"))
-        (prepared,) = [path for path in (tmp_path / "cache/wikitext/wikitext-2-raw-v1/0.0.0").iterdir() if path.is_dir()]
+        (prepared,) = [
+            path for path in (tmp_path / "cache/wikitext/wikitext-2-raw-v1/0.0.0").iterdir() if path.is_dir()
+        ]
         target = tmp_path / "cache/Salesforce___wikitext/wikitext-2-raw-v1/0.0.0" / commit
         target.parent.mkdir(parents=True)
         prepared.rename(target)

@@ -5,7 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from data_fixtures import byte_tokenizer, calibrate, evaluate, published_documents, published_one_text, word_ids, words, write_texts
+from data_fixtures import (
+    byte_tokenizer,
+    calibrate,
+    evaluate,
+    published_documents,
+    published_one_text,
+    word_ids,
+    words,
+    write_texts,
+)
 
 from autoprune.data.texts import MIRROR_VARIABLE
 
@@ -32,10 +41,16 @@ class TestNamedSets:
         got = evaluate("c4", seqlen=30, datasets_cache_dir=str(tmp_path / "cache"))
         assert got.ids.flatten().tolist() == ids[: 4400 // 30 * 30]  # fewer tokens than that
         assert evaluate("c4", seqlen=3, max_windows=5, datasets_cache_dir=str(tmp_path / "cache")).ids.shape == (5, 3)
-        assert evaluate("c4", seqlen=3, max_windows=500, datasets_cache_dir=str(tmp_path / "cache")).ids.shape == (256, 3)
+        assert evaluate("c4", seqlen=3, max_windows=500, datasets_cache_dir=str(tmp_path / "cache")).ids.shape == (
+            256,
+            3,
+        )
 
     def test_wikitext2(self, mirror: Path, tmp_path: Path) -> None:
-        rows = {split: ["", " = a = \n", f" {words(40, first)} \n", ""] for split, first in [("train", 0), ("test", 100), ("validation", 200)]}
+        rows = {
+            split: ["", " = a = \n", f" {words(40, first)} \n", ""]
+            for split, first in [("train", 0), ("test", 100), ("validation", 200)]
+        }
         for split, texts in rows.items():
             write_texts(mirror / f"Salesforce/wikitext/wikitext-2-raw-v1/{split}-00000-of-00001.parquet", texts)
         options = {"load_tokenizer": byte_tokenizer, "vocab_size": 256, "datasets_cache_dir": str(tmp_path / "cache")}
@@ -45,14 +60,21 @@ class TestNamedSets:
         assert evaluate("wikitext2", **options).ids.flatten().tolist() == ids[: len(ids) // 16 * 16]
 
     def test_ptb(self, mirror: Path, tmp_path: Path) -> None:
-        rows = {split: [words(9, first + i) + " <unk> N" for i in range(10)] for split, first in [("train", 0), ("test", 100), ("validation", 200)]}
+        rows = {
+            split: [words(9, first + i) + " <unk> N" for i in range(10)]
+            for split, first in [("train", 0), ("test", 100), ("validation", 200)]
+        }
         for split, texts in rows.items():
             write_texts(mirror / f"ptb-text-only/ptb_text_only/penn_treebank/{split}/0000.parquet", texts, "sentence")
         options = {"load_tokenizer": byte_tokenizer, "vocab_size": 256, "datasets_cache_dir": str(tmp_path / "cache")}
         ids = byte_tokenizer()(" ".join(rows["train"]))["input_ids"]
         got = calibrate("ptb", nsamples=7, **options)
         assert got.ids.tolist() == published_one_text(ids, 7, 16, 0)
-        assert (got.provenance["revision"], got.provenance["split"], got.provenance["tokens"]) == ("refs/convert/parquet", "train", len(ids))
+        assert (got.provenance["revision"], got.provenance["split"], got.provenance["tokens"]) == (
+            "refs/convert/parquet",
+            "train",
+            len(ids),
+        )
         ids = byte_tokenizer()(" ".join(rows["test"]))["input_ids"]
         assert evaluate("ptb", **options).ids.flatten().tolist() == ids[: len(ids) // 16 * 16]
 

@@ -60,10 +60,23 @@ class TestParseSource:
         assert parse_source("c4", FLAG).kind == "c4"
 
     def test_missing_file(self) -> None:
-        refused(lambda: parse_source("texts/absent.txt", "--eval_data"), "--eval_data", "texts/absent.txt", "no such file", "check the path")
+        refused(
+            lambda: parse_source("texts/absent.txt", "--eval_data"),
+            "--eval_data",
+            "texts/absent.txt",
+            "no such file",
+            "check the path",
+        )
 
     def test_directory(self, tmp_path: Path) -> None:
-        refused(lambda: parse_source(str(tmp_path), FLAG), FLAG, str(tmp_path), "is a directory", "name one file inside", ".jsonl")
+        refused(
+            lambda: parse_source(str(tmp_path), FLAG),
+            FLAG,
+            str(tmp_path),
+            "is a directory",
+            "name one file inside",
+            ".jsonl",
+        )
 
     def test_unknown_suffix(self, tmp_path: Path) -> None:
         path = tmp_path / "table.csv"
@@ -71,7 +84,9 @@ class TestParseSource:
         refused(lambda: parse_source(str(path), FLAG), FLAG, "table.csv", "rename it to one of", ".txt", ".parquet")
 
     def test_unknown_word(self) -> None:
-        refused(lambda: parse_source("wikitext", FLAG), FLAG, "wikitext", "did you mean wikitext2?", "owner/name", ".txt")
+        refused(
+            lambda: parse_source("wikitext", FLAG), FLAG, "wikitext", "did you mean wikitext2?", "owner/name", ".txt"
+        )
         assert "did you mean" not in refused(lambda: parse_source("zzz", FLAG), "zzz", "c4, wikitext2, ptb")
 
     @pytest.mark.parametrize("word", ["", "  "])
@@ -106,13 +121,21 @@ class TestTxt:
         (tmp_path / "empty.txt").write_bytes(b"")
         refused(lambda: read(tmp_path / "empty.txt"), FLAG, "empty.txt", "empty (0 bytes)")
         (tmp_path / "blank.txt").write_text(" \n\t\n")
-        refused(lambda: read(tmp_path / "blank.txt"), FLAG, "blank.txt", "only white space", "give a source that holds text")
+        refused(
+            lambda: read(tmp_path / "blank.txt"),
+            FLAG,
+            "blank.txt",
+            "only white space",
+            "give a source that holds text",
+        )
 
     def test_vanished_file(self, tmp_path: Path) -> None:
         (tmp_path / "a.txt").write_text("x")
         source = parse_source(str(tmp_path / "a.txt"), FLAG)
         source.file.unlink()
-        refused(lambda: read_corpus(source, "calibration", None), "a.txt", "can't be read", "No such file", "permissions")
+        refused(
+            lambda: read_corpus(source, "calibration", None), "a.txt", "can't be read", "No such file", "permissions"
+        )
 
     def test_token_files_hold_no_documents(self, tmp_path: Path) -> None:
         (tmp_path / "a.safetensors").write_bytes(b"x")
@@ -123,7 +146,9 @@ class TestTxt:
 class TestJsonLines:
     @pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.json.gz", "a.jsonl.gz"])
     def test_documents(self, tmp_path: Path, name: str) -> None:
-        path = write_jsonl(tmp_path / name, [{"id": "1", "text": "één"}, {"text": "", "id": 2}, {"text": "two\u2028lines\n"}])
+        path = write_jsonl(
+            tmp_path / name, [{"id": "1", "text": "één"}, {"text": "", "id": 2}, {"text": "two\u2028lines\n"}]
+        )
         corpus = read(path, "evaluation")
         assert list(corpus.documents) == ["één", "", "two\u2028lines\n"]
         assert corpus.joiner == "\n\n"
@@ -148,7 +173,9 @@ class TestJsonLines:
 
     def test_later_line_without_text(self, tmp_path: Path) -> None:
         path = write_jsonl(tmp_path / "a.jsonl", [{"text": "a"}, {"text": None}])
-        refused(lambda: read(path), "a.jsonl", "line 2", "no string in field `text`", "text (NoneType)", "mend or remove")
+        refused(
+            lambda: read(path), "a.jsonl", "line 2", "no string in field `text`", "text (NoneType)", "mend or remove"
+        )
 
     @pytest.mark.parametrize(
         ("line", "expected"),
@@ -180,7 +207,10 @@ class TestJsonLines:
         (tmp_path / "a.jsonl").write_text("\n\n")
         refused(lambda: read(tmp_path / "a.jsonl"), "a.jsonl", "no documents", "give a source")
         refused(lambda: read(write_jsonl(tmp_path / "b.jsonl.gz", [])), "b.jsonl.gz", "no documents")
-        refused(lambda: read(write_jsonl(tmp_path / "c.jsonl", [{"text": " "}, {"text": "\n"}])), "only white space in 2 documents")
+        refused(
+            lambda: read(write_jsonl(tmp_path / "c.jsonl", [{"text": " "}, {"text": "\n"}])),
+            "only white space in 2 documents",
+        )
 
 
 class TestParquet:

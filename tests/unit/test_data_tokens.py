@@ -50,13 +50,22 @@ class TestTokenFiles:
 
     def test_too_few_rows(self, tmp_path: Path) -> None:
         path = write_tokens(tmp_path, input_ids=torch.zeros(3, 16, dtype=torch.int64))
-        refused(lambda: calibrate(path), "--calibration_data", "a.safetensors", "holds 3 rows", "4 are wanted", "--nsamples 3")
+        refused(
+            lambda: calibrate(path),
+            "--calibration_data",
+            "a.safetensors",
+            "holds 3 rows",
+            "4 are wanted",
+            "--nsamples 3",
+        )
 
     @pytest.mark.parametrize("run", [calibrate, evaluate])
     @pytest.mark.parametrize("length", [15, 17])
     def test_rows_of_another_length(self, tmp_path: Path, run: Callable[..., Windows], length: int) -> None:
         path = write_tokens(tmp_path, input_ids=torch.zeros(4, length, dtype=torch.int64))
-        refused(lambda: run(path), "a.safetensors", f"rows are {length} tokens long", "seqlen is 16", f"--seqlen {length}")
+        refused(
+            lambda: run(path), "a.safetensors", f"rows are {length} tokens long", "seqlen is 16", f"--seqlen {length}"
+        )
 
     @pytest.mark.parametrize("bad", [-1, 502, 2**40])
     @pytest.mark.parametrize("run", [calibrate, evaluate])
@@ -64,11 +73,25 @@ class TestTokenFiles:
         ids = torch.zeros(4, 16, dtype=torch.int64)
         ids[2, 5] = bad
         path = write_tokens(tmp_path, input_ids=ids)
-        refused(lambda: run(path), "a.safetensors", f"token id {bad} at window 2, position 5", "vocabulary of 502", "this model's tokenizer")
+        refused(
+            lambda: run(path),
+            "a.safetensors",
+            f"token id {bad} at window 2, position 5",
+            "vocabulary of 502",
+            "this model's tokenizer",
+        )
 
     def test_other_tensors(self, tmp_path: Path) -> None:
-        refused(lambda: calibrate(write_tokens(tmp_path, ids=torch.zeros(1), x=torch.zeros(1))), "no tensor `input_ids`, only ids, x", "save int64")
-        refused(lambda: calibrate(write_tokens(tmp_path, input_ids=torch.zeros(4, 16, dtype=torch.int32))), "is int32, not int64", ".to(torch.int64)")
+        refused(
+            lambda: calibrate(write_tokens(tmp_path, ids=torch.zeros(1), x=torch.zeros(1))),
+            "no tensor `input_ids`, only ids, x",
+            "save int64",
+        )
+        refused(
+            lambda: calibrate(write_tokens(tmp_path, input_ids=torch.zeros(4, 16, dtype=torch.int32))),
+            "is int32, not int64",
+            ".to(torch.int64)",
+        )
         refused(lambda: calibrate(write_tokens(tmp_path, input_ids=torch.zeros(4, 16))), "is float32, not int64")
         for shape in ([64], [1, 4, 16], [0, 16]):
             path = write_tokens(tmp_path, input_ids=torch.zeros(shape, dtype=torch.int64))
@@ -77,7 +100,9 @@ class TestTokenFiles:
     @pytest.mark.parametrize("raw", [b"", b"nonsense that is long enough", b"\xff" * 64])
     def test_damaged(self, tmp_path: Path, raw: bytes) -> None:
         (tmp_path / "a.safetensors").write_bytes(raw)
-        refused(lambda: calibrate(tmp_path / "a.safetensors"), "a.safetensors", "not a readable safetensors file", "again")
+        refused(
+            lambda: calibrate(tmp_path / "a.safetensors"), "a.safetensors", "not a readable safetensors file", "again"
+        )
 
     def test_cut_short(self, tmp_path: Path) -> None:
         path = write_tokens(tmp_path, input_ids=torch.zeros(4, 16, dtype=torch.int64))

@@ -82,18 +82,38 @@ class TestCalibrationFromOneText:
 
     def test_too_short(self, tmp_path: Path) -> None:
         path = write_txt(tmp_path, words(16))
-        refused(lambda: calibrate(path), "--calibration_data", "a.txt", "16 tokens", "windows of 16 need at least 17", "--seqlen", "longer text")
+        refused(
+            lambda: calibrate(path),
+            "--calibration_data",
+            "a.txt",
+            "16 tokens",
+            "windows of 16 need at least 17",
+            "--seqlen",
+            "longer text",
+        )
         # One token more leaves one start only: the last window of a text is never drawn, as published.
         assert calibrate(write_txt(tmp_path, words(17)), nsamples=20).ids.tolist() == [word_ids(words(16))] * 20
 
     def test_tokenizer_of_another_model(self, tmp_path: Path) -> None:
         path = write_txt(tmp_path, words(100))
-        refused(lambda: calibrate(path, vocab_size=50), "a.txt", "token id 51 at window 0, position 0", "vocabulary of 50", "belongs to this model")
+        refused(
+            lambda: calibrate(path, vocab_size=50),
+            "a.txt",
+            "token id 51 at window 0, position 0",
+            "vocabulary of 50",
+            "belongs to this model",
+        )
 
     def test_long_texts_are_tokenised_in_silence(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         spoken: list[str] = []
-        monkeypatch.setattr(logging.getLogger("transformers"), "handle", lambda record: spoken.append(record.getMessage()))
-        monkeypatch.setattr(logging.getLogger("transformers.tokenization_utils_base"), "handle", lambda record: spoken.append(record.getMessage()))
+        monkeypatch.setattr(
+            logging.getLogger("transformers"), "handle", lambda record: spoken.append(record.getMessage())
+        )
+        monkeypatch.setattr(
+            logging.getLogger("transformers.tokenization_utils_base"),
+            "handle",
+            lambda record: spoken.append(record.getMessage()),
+        )
         calibrate(write_txt(tmp_path, words(2000)))
         evaluate(tmp_path / "a.txt")
         calibrate(write_jsonl(tmp_path, [words(200)] * 3))
@@ -104,8 +124,14 @@ class TestCalibrationFromOneText:
 
 
 class TestCalibrationFromDocuments:
-    @given(lengths=st.lists(st.integers(0, 40), min_size=1, max_size=12), seed=st.integers(0, 100), seqlen=st.integers(1, 39))
-    def test_as_published(self, tmp_path_factory: pytest.TempPathFactory, lengths: list[int], seed: int, seqlen: int) -> None:
+    @given(
+        lengths=st.lists(st.integers(0, 40), min_size=1, max_size=12),
+        seed=st.integers(0, 100),
+        seqlen=st.integers(1, 39),
+    )
+    def test_as_published(
+        self, tmp_path_factory: pytest.TempPathFactory, lengths: list[int], seed: int, seqlen: int
+    ) -> None:
         texts = [words(length, first=37 * i) for i, length in enumerate([*lengths, 40])]
         path = write_jsonl(tmp_path_factory.mktemp("documents"), texts)
         got = calibrate(path, nsamples=6, seqlen=seqlen, seed=seed)
@@ -137,7 +163,9 @@ class TestCalibrationFromDocuments:
             "--calibration_data FILE.txt",
         )
 
-    def test_search_for_a_long_document_changes_no_sample(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_search_for_a_long_document_changes_no_sample(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         texts = [words(3)] * 60 + [words(30)] + [words(4)] * 60
         path = write_jsonl(tmp_path, texts)
         expected = published_documents([word_ids(text) for text in texts], 4, 16, 3)
@@ -186,7 +214,11 @@ class TestEvaluation:
         got = evaluate(write_txt(tmp_path, text))
         assert got.ids.dtype == torch.int64
         assert got.ids.flatten().tolist() == word_ids(text)[: count // 16 * 16]
-        assert (got.provenance["tokens"], got.provenance["windows"], got.provenance["seed"]) == (count, count // 16, None)
+        assert (got.provenance["tokens"], got.provenance["windows"], got.provenance["seed"]) == (
+            count,
+            count // 16,
+            None,
+        )
         assert (got.provenance["purpose"], got.provenance["fingerprint"]) == ("evaluation", got.fingerprint)
 
     def test_documents_are_joined_before_tokenising(self, tmp_path: Path) -> None:
@@ -202,14 +234,29 @@ class TestEvaluation:
 
     def test_too_short(self, tmp_path: Path) -> None:
         path = write_txt(tmp_path, words(15))
-        refused(lambda: evaluate(path), "--eval_data", "a.txt", "15 tokens", "one window needs 16", "--seqlen to 15 or less", "longer text")
+        refused(
+            lambda: evaluate(path),
+            "--eval_data",
+            "a.txt",
+            "15 tokens",
+            "one window needs 16",
+            "--seqlen to 15 or less",
+            "longer text",
+        )
         refused(lambda: evaluate(path, flag="--data"), "--data ", "a.txt")
 
     def test_tokenizer_of_another_model(self, tmp_path: Path) -> None:
         path = write_txt(tmp_path, words(40))
-        refused(lambda: evaluate(path, vocab_size=30), "--eval_data", "token id 30 at window 1, position 12", "vocabulary of 30 (ids 0 to 29)")
+        refused(
+            lambda: evaluate(path, vocab_size=30),
+            "--eval_data",
+            "token id 30 at window 1, position 12",
+            "vocabulary of 30 (ids 0 to 29)",
+        )
 
-    @pytest.mark.parametrize("text", ["plain text of letters, thirty-two", "één twee drie — 𝔘𝔫𝔦𝔠𝔬𝔡𝔢 ünd Ümläute", "日本語のテキスト" * 4])
+    @pytest.mark.parametrize(
+        "text", ["plain text of letters, thirty-two", "één twee drie — 𝔘𝔫𝔦𝔠𝔬𝔡𝔢 ünd Ümläute", "日本語のテキスト" * 4]
+    )
     def test_bytes_under_the_windows(self, tmp_path: Path, text: str) -> None:
         path = write_txt(tmp_path, text)
         raw = text.encode()

@@ -12,7 +12,7 @@ from torch import Tensor
 from autoprune.core.problem import LayerProblem, Method, Scope
 from autoprune.core.sparsity import SemiStructured, Target, Unstructured
 from autoprune.core.statistics import GradientEnergy
-from autoprune.methods.barber import Barber
+from autoprune.steps.barber import Barber
 
 GRANULARITIES = ("block", "layer", "output1", "input1")
 
@@ -36,7 +36,9 @@ def _score(problem: LayerProblem, value: Tensor, metric: str) -> Tensor:
     return {"W": value.abs(), "D": gradient, "WD": value.abs() * gradient}[metric]
 
 
-@pytest.mark.parametrize(("granularity", "metric", "retain"), list(itertools.product(GRANULARITIES, ("WD", "W", "D"), (False, True))))
+@pytest.mark.parametrize(
+    ("granularity", "metric", "retain"), list(itertools.product(GRANULARITIES, ("WD", "W", "D"), (False, True)))
+)
 def test_solve_equals_brute_force(granularity: str, metric: str, retain: bool) -> None:
     problems = [_problem("q", 3, Unstructured(0.5), 1), _problem("k", 5, Unstructured(0.5), 2)]
     solutions = Barber(granularity, 0.6, metric, retain).solve(problems)
@@ -61,7 +63,9 @@ def test_groups_stay_intact(pattern: SemiStructured) -> None:
     (solution,) = Barber("output1", 1.0).solve([problem])
     assert not torch.equal(solution.keep, problem.keep)
     assert solution.keep.unflatten(1, (-1, pattern.m)).sum(-1).unique().tolist() == [pattern.n]
-    wanted = exchange([_score(problem, problem.dense, "WD").tolist()], [problem.keep.tolist()], "output1", 1.0, pattern.m)
+    wanted = exchange(
+        [_score(problem, problem.dense, "WD").tolist()], [problem.keep.tolist()], "output1", 1.0, pattern.m
+    )
     assert solution.keep.tolist() == wanted.keep[0]
 
 
@@ -77,4 +81,9 @@ def test_it_is_a_method_on_sub_blocks() -> None:
     barber = Barber()
     assert isinstance(barber, Method)
     assert barber.scope is Scope.SUB_BLOCK and barber.statistic is GradientEnergy
-    assert (barber.prune_granularity, barber.threshold, barber.prune_metric, barber.retain_reconstruction) == ("output1", 0.01, "WD", False)
+    assert (barber.prune_granularity, barber.threshold, barber.prune_metric, barber.retain_reconstruction) == (
+        "output1",
+        0.01,
+        "WD",
+        False,
+    )

@@ -1,7 +1,7 @@
 """LLM-Barber on whole tiny models against a hand-written version: one sub-block and one sample at a time.
 
-The package finds sub-blocks from outside and takes the gradients of many samples in one backward pass; the oracle knows
-LLaMA's and OPT's code and asks autograd once per sample. They must meet in every gradient, pattern and loss.
+The package finds sub-blocks from outside and takes the gradients of many samples in one backward pass; the oracle
+knows LLaMA's and OPT's code and asks autograd once per sample. They must meet in every gradient, pattern and loss.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from oracles.gradients import per_sample, rms
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM
 
-from autoprune.core.outcome import SubBlockOutcome
 from autoprune.core.problem import LayerProblem, LayerSolution
 from autoprune.core.sparsity import SemiStructured, Unstructured
 from autoprune.core.statistics import GradientEnergy
-from autoprune.methods.barber import Barber
-from autoprune.methods.magnitude import Magnitude
+from autoprune.events import silent
 from autoprune.model.anatomy import select_layers
-from autoprune.model.events import silent
-from autoprune.model.linear import Layer
+from autoprune.model.layers import Layer
 from autoprune.model.observe import InputSample
+from autoprune.model.parts import weight_gradients
 from autoprune.model.pipeline import Pass, Place, prepare_inputs, prune_blocks
-from autoprune.model.rebuild import weight_gradients
+from autoprune.results.outcome import SubBlockOutcome
+from autoprune.steps.barber import Barber
+from autoprune.steps.magnitude import Magnitude
 from autoprune.storage.stores import MemoryStore
 
 BLOCKS, TOKENS, SAMPLES, BATCH = 2, 10, 5, 2  # the last batch is ragged
@@ -45,7 +45,9 @@ def _opt() -> nn.Module:
 
 
 def _random(build: Callable[[], nn.Module]) -> nn.Module:
-    """Weights large enough that attention and nonlinearities are far from their linear range; norms and biases not at 1 and 0."""
+    """Weights large enough that attention and nonlinearities are far from their linear range; norms and biases not at
+    1 and 0.
+    """
     torch.manual_seed(0)
     model = build().eval().requires_grad_(False)
     for parameter in model.parameters():
@@ -72,17 +74,24 @@ def _ids() -> Tensor:
     return torch.randint(3, 32, (SAMPLES, TOKENS), generator=torch.Generator().manual_seed(1))
 
 
-def _rebuild(model: nn.Module, method: Barber, target: Unstructured | SemiStructured) -> tuple[Tensor, list[SubBlockOutcome]]:
+def _rebuild(
+    model: nn.Module, method: Barber, target: Unstructured | SemiStructured
+) -> tuple[Tensor, list[SubBlockOutcome]]:
     """Magnitude, then LLM-Barber, through the package's loop. Returns also block 0's input."""
     store = MemoryStore(model)
     inputs, stream = prepare_inputs(store, _ids(), BATCH, Place())
     hidden = torch.cat([stream[i] for i in range(len(stream))]).clone()
     chosen = select_layers(store.anatomy, (), target)
-    results = list(prune_blocks(store, [Pass(Magnitude(), None), Pass(method, stream)], chosen, target, inputs, silent))
+    results = list(
+        prune_blocks(store, [Pass(Magnitude(), None), Pass(method, stream)], chosen, target, inputs, silent)
+    )
     return hidden, [outcome for result in results for outcome in result.sub_blocks]
 
 
-@pytest.fixture(params=[(_llama, oracle.llama_halves, "model.layers"), (_opt, oracle.opt_halves, "model.decoder.layers")], ids=["llama", "opt"])
+@pytest.fixture(
+    params=[(_llama, oracle.llama_halves, "model.layers"), (_opt, oracle.opt_halves, "model.decoder.layers")],
+    ids=["llama", "opt"],
+)
 def family(request: pytest.FixtureRequest) -> tuple[nn.Module, oracle.Halves, str]:
     """A random model, its halves by hand, and where its blocks are."""
     build, halves, prefix = request.param
@@ -90,9 +99,16 @@ def family(request: pytest.FixtureRequest) -> tuple[nn.Module, oracle.Halves, st
 
 
 @pytest.mark.parametrize(
-    "options", [oracle.Options(0.5, *o) for o in (("block", 0.3, "WD"), ("layer", 0.5, "D"), ("output1", 1.0, "WD"), ("input1", 0.4, "WD"))], ids=str
+    "options",
+    [
+        oracle.Options(0.5, *o)
+        for o in (("block", 0.3, "WD"), ("layer", 0.5, "D"), ("output1", 1.0, "WD"), ("input1", 0.4, "WD"))
+    ],
+    ids=str,
 )
-def test_rebuilding_equals_the_version_by_hand(family: tuple[nn.Module, oracle.Halves, str], options: oracle.Options) -> None:
+def test_rebuilding_equals_the_version_by_hand(
+    family: tuple[nn.Module, oracle.Halves, str], options: oracle.Options
+) -> None:
     dense, halves, prefix = family
     model = copy.deepcopy(dense)
     method = Recording(options.granularity, options.threshold, options.metric)
@@ -103,7 +119,9 @@ def test_rebuilding_equals_the_version_by_hand(family: tuple[nn.Module, oracle.H
     for outcome, half in zip(outcomes, wanted, strict=True):
         for name, keep in half.keep.items():
             full = f"{prefix}.{outcome.block}.{name}"
-            torch.testing.assert_close(method.seen[full].double(), half.rms[name], rtol=1e-3, atol=1e-4 * float(half.rms[name].max()))
+            torch.testing.assert_close(
+                method.seen[full].double(), half.rms[name], rtol=1e-3, atol=1e-4 * float(half.rms[name].max())
+            )
             assert torch.equal(weights[f"{full}.weight"], originals[f"{full}.weight"] * keep), full
         assert outcome.loss_before == pytest.approx(half.loss_before, rel=1e-3)
         assert outcome.loss_after == pytest.approx(half.loss_after, rel=1e-3)
@@ -112,13 +130,17 @@ def test_rebuilding_equals_the_version_by_hand(family: tuple[nn.Module, oracle.H
 
 
 def test_sub_block_losses_fall(family: tuple[nn.Module, oracle.Halves, str]) -> None:
-    """A moderate exchange by weight and gradient brings the sub-blocks nearer to the dense ones than magnitude left them."""
+    """A moderate exchange by weight and gradient brings the sub-blocks nearer to the dense ones than magnitude left
+    them.
+    """
     _, outcomes = _rebuild(family[0], Barber("layer", 0.3), Unstructured(0.5))
     assert sum(o.loss_after for o in outcomes) < sum(o.loss_before for o in outcomes)
 
 
 @pytest.mark.parametrize("pattern", [SemiStructured(2, 4), SemiStructured(1, 4)], ids=str)
-def test_groups_stay_intact_through_the_loop(family: tuple[nn.Module, oracle.Halves, str], pattern: SemiStructured) -> None:
+def test_groups_stay_intact_through_the_loop(
+    family: tuple[nn.Module, oracle.Halves, str], pattern: SemiStructured
+) -> None:
     model = family[0]
     _, outcomes = _rebuild(model, Barber("output1", 1.0), pattern)
     assert all(o.exchanged > 0 for o in outcomes)
@@ -128,8 +150,12 @@ def test_groups_stay_intact_through_the_loop(family: tuple[nn.Module, oracle.Hal
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_models_in_half_precision_are_rebuilt_in_float32(family: tuple[nn.Module, oracle.Halves, str], dtype: torch.dtype) -> None:
-    """Gradients too small for float16 are still seen; the weights come back in the model's dtype, the kept ones bit for bit."""
+def test_models_in_half_precision_are_rebuilt_in_float32(
+    family: tuple[nn.Module, oracle.Halves, str], dtype: torch.dtype
+) -> None:
+    """Gradients too small for float16 are still seen; the weights come back in the model's dtype, the kept ones bit
+    for bit.
+    """
     model = family[0].to(dtype)
     originals = {name: p.clone() for name, p in model.named_parameters()}
     method = Recording("layer", 0.3)
@@ -145,7 +171,9 @@ def test_models_in_half_precision_are_rebuilt_in_float32(family: tuple[nn.Module
 
 
 def test_bfloat16_gradients_are_near_float32_ones(family: tuple[nn.Module, oracle.Halves, str]) -> None:
-    """Not the same, but near; weights and other parameters are in the model's own precision again afterwards, bit for bit."""
+    """Not the same, but near; weights and other parameters are in the model's own precision again afterwards, bit for
+    bit.
+    """
     dense = family[0]
     patterns, methods = [], []
     for word in ("float32", "bfloat16"):
@@ -154,10 +182,14 @@ def test_bfloat16_gradients_are_near_float32_ones(family: tuple[nn.Module, oracl
         _, outcomes = _rebuild(model, methods[-1], Unstructured(0.5))
         assert all(o.exchanged > 0 and o.loss_after > 0 for o in outcomes)
         layers = [name.removesuffix(".weight") in methods[-1].seen for name, _ in model.named_parameters()]
-        for layer, (name, parameter), original in zip(layers, model.named_parameters(), dense.parameters(), strict=True):
+        for layer, (name, parameter), original in zip(
+            layers, model.named_parameters(), dense.parameters(), strict=True
+        ):
             kept = parameter != 0 if layer else torch.ones_like(parameter, dtype=torch.bool)
             assert parameter.dtype == torch.float32 and torch.equal(parameter[kept], original[kept]), name
-        patterns.append(torch.cat([(p != 0).flatten() for layer, p in zip(layers, model.parameters(), strict=True) if layer]))
+        patterns.append(
+            torch.cat([(p != 0).flatten() for layer, p in zip(layers, model.parameters(), strict=True) if layer])
+        )
     first = next(iter(methods[0].seen))
     exact, coarse = (method.seen[first] for method in methods)
     assert coarse.dtype == torch.float32 and not torch.equal(exact, coarse)
@@ -197,7 +229,9 @@ def test_one_backward_pass_gives_every_samples_gradient(batch_first: bool) -> No
 
 
 def test_layers_that_get_rows_of_several_samples() -> None:
-    """Experts kept in a list, as some families' own code has them: plain layers, each given some tokens of each sample, in any order."""
+    """Experts kept in a list, as some families' own code has them: plain layers, each given some tokens of each
+    sample, in any order.
+    """
     torch.manual_seed(4)
     first, second = nn.Linear(6, 4), nn.Linear(6, 4)
     x, aim, chosen = torch.randn(4, 3, 6), torch.randn(4, 3, 4), torch.rand(4, 3) < 0.5
@@ -209,12 +243,16 @@ def test_layers_that_get_rows_of_several_samples() -> None:
             y = y.index_put(tuple(places.T), layer(x[tuple(places.T)]))
         return y
 
-    singly = per_sample(lambda j: (run(x[j : j + 1], chosen[j : j + 1]) - aim[j]).square().mean(), [first.weight, second.weight], 4)
+    singly = per_sample(
+        lambda j: (run(x[j : j + 1], chosen[j : j + 1]) - aim[j]).square().mean(), [first.weight, second.weight], 4
+    )
     for parameter in (*first.parameters(), *second.parameters()):
         parameter.requires_grad_(False)
     layers = [Layer("0", first), Layer("1", second)]
     energies = {layer.name: GradientEnergy.empty(layer.shape) for layer in layers}
-    with weight_gradients(energies, {layer.name: InputSample.spread(12) for layer in layers}, layers, 4, 3) as backward:
+    with weight_gradients(
+        energies, {layer.name: InputSample.spread(12) for layer in layers}, layers, 4, 3
+    ) as backward:
         backward((run(x, chosen) - aim).square().flatten(1).mean(1))
     for energy, wanted in zip(energies.values(), rms(singly), strict=True):
         torch.testing.assert_close((energy.squares / 4).sqrt().double(), wanted, rtol=1e-4, atol=1e-7)

@@ -15,10 +15,10 @@ from torch import Tensor
 from autoprune.core.problem import LayerProblem, LayerSolution, Method
 from autoprune.core.sparsity import SemiStructured, Target, Unstructured
 from autoprune.core.statistics import InputGram, InputNorm
-from autoprune.methods import FIRST_PASSES
-from autoprune.methods.magnitude import Magnitude
-from autoprune.methods.sparsegpt import SparseGPT
-from autoprune.methods.wanda import Wanda
+from autoprune.steps import FIRST_PASSES
+from autoprune.steps.magnitude import Magnitude
+from autoprune.steps.sparsegpt import SparseGPT
+from autoprune.steps.wanda import Wanda
 
 TARGETS = [Unstructured(0.3), Unstructured(0.5), SemiStructured(2, 4), SemiStructured(1, 4)]
 
@@ -56,7 +56,9 @@ def test_wanda_equals_sorting(target: Target, rows: int, groups: int, seed: int)
     norm = InputNorm.empty(4 * groups)
     norm.update(tokens)
     (solution,) = Wanda().solve([LayerProblem("layer", weight, target, norm)])
-    assert solution.keep.tolist() == _expected(oracle.wanda_scores(weight.tolist(), tokens.tolist()), target, per_row=True)
+    assert solution.keep.tolist() == _expected(
+        oracle.wanda_scores(weight.tolist(), tokens.tolist()), target, per_row=True
+    )
     assert solution.weight is None
 
 
@@ -98,7 +100,9 @@ def test_sparsegpt_notes_are_each_layers_own() -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("method", [Magnitude(), Wanda(), SparseGPT()], ids=lambda m: type(m).__name__)
 def test_models_in_half_precision(method: Method, dtype: torch.dtype) -> None:
-    """Half-precision weights and inputs give what the same numbers in float32 give; activations beyond 256² overflow float16 when squared."""
+    """Half-precision weights and inputs give what the same numbers in float32 give; activations beyond 256² overflow
+    float16 when squared.
+    """
     generator = torch.Generator().manual_seed(6)
     weight = torch.randn(6, 16, generator=generator).to(dtype)
     x = torch.randn(50, 16, generator=generator).to(dtype)

@@ -8,15 +8,15 @@ from typing import ClassVar
 
 import pytest
 
-from autoprune import methods
+from autoprune import steps as methods
 from autoprune.core.problem import Scope
 from autoprune.errors import RecipeError
-from autoprune.methods import FIRST_PASSES, first_pass, passes
-from autoprune.methods.barber import Barber
-from autoprune.methods.magnitude import Magnitude
-from autoprune.methods.sparsegpt import SparseGPT
-from autoprune.methods.wanda import Wanda
-from autoprune.recipe import Recipe, recipe_from_flat
+from autoprune.recipe.recipe import Recipe, recipe_from_flat
+from autoprune.steps import FIRST_PASSES, first_pass, passes
+from autoprune.steps.barber import Barber
+from autoprune.steps.magnitude import Magnitude
+from autoprune.steps.sparsegpt import SparseGPT
+from autoprune.steps.wanda import Wanda
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,9 @@ def test_recipe_and_table_list_the_same_methods() -> None:
     assert tuple(FIRST_PASSES) == ("magnitude", "wanda", "sparsegpt")
 
 
-@pytest.mark.parametrize(("name", "method"), [("magnitude", Magnitude()), ("wanda", Wanda()), ("sparsegpt", SparseGPT())])
+@pytest.mark.parametrize(
+    ("name", "method"), [("magnitude", Magnitude()), ("wanda", Wanda()), ("sparsegpt", SparseGPT())]
+)
 def test_first_pass_by_name(name: str, method: object) -> None:
     assert first_pass(name, Recipe()) == method
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from autoprune.data.windows import Windows
 from autoprune.errors import NumericsError
 from autoprune.evaluation.perplexity import perplexity, window_losses
-from autoprune.model.events import Event, Phase, Step, silent
+from autoprune.events import Event, Phase, Step, silent
 from autoprune.model.stream import Place
 
 

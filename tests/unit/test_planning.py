@@ -12,12 +12,13 @@ from end_to_end.tiny import CONTEXT, tiny_model, tiny_tokenizer, write_words
 from transformers import AutoConfig
 
 from autoprune.core.sparsity import SemiStructured, Unstructured
-from autoprune.devices import choose_device
 from autoprune.errors import OutputError, RecipeError
-from autoprune.labels import method_label, target_label
-from autoprune.methods import passes
-from autoprune.model.events import Event, Notice, silent
-from autoprune.planning import (
+from autoprune.events import Event, Notice, silent
+from autoprune.machine.devices import choose_device
+from autoprune.recipe.recipe import Recipe, recipe_from_flat
+from autoprune.run.labels import method_label, target_label
+from autoprune.run.open import context_of, held_model
+from autoprune.run.plan import (
     TOKENS_PER_PASS,
     batch_size,
     check_apart,
@@ -26,8 +27,7 @@ from autoprune.planning import (
     needs_data,
     source_name,
 )
-from autoprune.recipe import Recipe, recipe_from_flat
-from autoprune.subject import context_of, held_model
+from autoprune.steps import passes
 
 
 def recipe(**options: Any) -> Recipe:
@@ -35,18 +35,23 @@ def recipe(**options: Any) -> Recipe:
 
 
 @pytest.mark.parametrize(
-    ("asked", "context", "chosen"), [(None, 4096, 2048), (None, 512, 512), (None, None, 2048), (128, 512, 128), (512, 512, 512), (9999, None, 9999)]
+    ("asked", "context", "chosen"),
+    [(None, 4096, 2048), (None, 512, 512), (None, None, 2048), (128, 512, 128), (512, 512, 512), (9999, None, 9999)],
 )
 def test_seqlen(asked: int | None, context: int | None, chosen: int) -> None:
     assert choose_seqlen(recipe(seqlen=asked), context) == chosen
 
 
 def test_seqlen_beyond_the_context() -> None:
-    with pytest.raises(RecipeError, match="--seqlen 513 is more than the model's context of 512 tokens; give 512 or less"):
+    with pytest.raises(
+        RecipeError, match="--seqlen 513 is more than the model's context of 512 tokens; give 512 or less"
+    ):
         choose_seqlen(recipe(seqlen=513), 512)
 
 
-@pytest.mark.parametrize(("model_type", "context"), [("llama", 2048), ("gpt2", 1024), ("opt", 2048), ("gpt_neox", 2048), ("bloom", None)])
+@pytest.mark.parametrize(
+    ("model_type", "context"), [("llama", 2048), ("gpt2", 1024), ("opt", 2048), ("gpt_neox", 2048), ("bloom", None)]
+)
 def test_context(model_type: str, context: int | None) -> None:
     assert context_of(AutoConfig.for_model(model_type)) == context
 
@@ -56,7 +61,8 @@ def test_context_that_is_no_number() -> None:
 
 
 @pytest.mark.parametrize(
-    ("seqlen", "asked", "batch"), [(TOKENS_PER_PASS // 16, 0, 16), (TOKENS_PER_PASS, 0, 1), (TOKENS_PER_PASS + 1, 0, 1), (16, 3, 3), (10_000, 3, 3)]
+    ("seqlen", "asked", "batch"),
+    [(TOKENS_PER_PASS // 16, 0, 16), (TOKENS_PER_PASS, 0, 1), (TOKENS_PER_PASS + 1, 0, 1), (16, 3, 3), (10_000, 3, 3)],
 )
 def test_batch(seqlen: int, asked: int, batch: int) -> None:
     assert batch_size(recipe(batch_size=asked), seqlen) == batch
@@ -78,7 +84,12 @@ def test_labels() -> None:
     assert method_label(recipe(prune_method="sparsegpt")) == "sparsegpt"
     assert method_label(recipe(prune_barber=True)) == "wanda+barber"
     assert method_label(recipe(prune_barber=True, pruned_model="x")) == "given+barber"
-    assert [target_label(t) for t in (Unstructured(0.5), Unstructured(0.123), SemiStructured(2, 4), None)] == ["50 %", "12.3 %", "2:4", "given"]
+    assert [target_label(t) for t in (Unstructured(0.5), Unstructured(0.123), SemiStructured(2, 4), None)] == [
+        "50 %",
+        "12.3 %",
+        "2:4",
+        "given",
+    ]
 
 
 def test_name_of_a_text(tmp_path: Path) -> None:
@@ -96,7 +107,13 @@ def test_device() -> None:
 
 
 def test_a_process_of_several_takes_the_gpu_of_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}.items():
+    for name, value in {
+        "RANK": "5",
+        "WORLD_SIZE": "8",
+        "LOCAL_RANK": "1",
+        "MASTER_ADDR": "localhost",
+        "MASTER_PORT": "1",
+    }.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
@@ -115,7 +132,11 @@ def test_a_process_of_several_takes_the_gpu_of_its_number(monkeypatch: pytest.Mo
 def test_output_inside_an_input(tmp_path: Path, target: str, as_pruned: bool) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "link").symlink_to("model", target_is_directory=True)
-    given = {"model": "m", "pruned_model": str(tmp_path / "model"), "prune_barber": True} if as_pruned else {"model": str(tmp_path / "model")}
+    given = (
+        {"model": "m", "pruned_model": str(tmp_path / "model"), "prune_barber": True}
+        if as_pruned
+        else {"model": str(tmp_path / "model")}
+    )
     with pytest.raises(OutputError, match="which must stay as it is"):
         check_apart(Path(f"{tmp_path}/{target}"), recipe(**given))
 
@@ -127,7 +148,10 @@ def test_output_beside_or_around_an_input(tmp_path: Path) -> None:
 
 
 def test_plan(tmp_path: Path) -> None:
-    texts = {"calibration_data": write_words(tmp_path / "c.txt", 200, 0), "eval_data": [write_words(tmp_path / "h.txt", 200, 1)]}
+    texts = {
+        "calibration_data": write_words(tmp_path / "c.txt", 200, 0),
+        "eval_data": [write_words(tmp_path / "h.txt", 200, 1)],
+    }
     subject = held_model(tiny_model(), tiny_tokenizer())
     plan = make_plan(recipe(nsamples=3, ignore=["*.down_proj"], **texts), subject, silent, measure=True)
     assert plan.target == Unstructured(0.5)
@@ -143,8 +167,15 @@ def test_plan(tmp_path: Path) -> None:
 
 def test_dense_plan_asks_for_nothing_but_texts_to_measure(tmp_path: Path) -> None:
     text = write_words(tmp_path / "h.txt", 200, 1)
-    options = {"sparsity_ratio": 0, "ignore": ["matches nothing"], "prune_method": "unknown", "calibration_data": "gone.txt"}
-    plan = make_plan(recipe(eval_data=[text], **options), held_model(tiny_model(), tiny_tokenizer()), silent, measure=True)
+    options = {
+        "sparsity_ratio": 0,
+        "ignore": ["matches nothing"],
+        "prune_method": "unknown",
+        "calibration_data": "gone.txt",
+    }
+    plan = make_plan(
+        recipe(eval_data=[text], **options), held_model(tiny_model(), tiny_tokenizer()), silent, measure=True
+    )
     assert (plan.methods, plan.target, plan.calibration) == ((), None, None)
 
 
@@ -152,11 +183,15 @@ def test_notices(tmp_path: Path) -> None:
     def notices(model: Any, **options: Any) -> list[str]:
         seen: list[Event] = []
         texts = {"calibration_data": write_words(tmp_path / "c.txt", 3000, 0)}
-        make_plan(recipe(nsamples=1, **texts, **options), held_model(model, tiny_tokenizer()), seen.append, measure=False)
+        make_plan(
+            recipe(nsamples=1, **texts, **options), held_model(model, tiny_tokenizer()), seen.append, measure=False
+        )
         return [event.text for event in seen if isinstance(event, Notice)]
 
     assert notices(tiny_model()) == []
-    assert notices(tiny_model(), sparsity_ratio=None, sparsity_type="3:4") == ["3:4: at most 3 of every 4 weights stay non-zero (25% sparse)"]
+    assert notices(tiny_model(), sparsity_ratio=None, sparsity_type="3:4") == [
+        "3:4: at most 3 of every 4 weights stay non-zero (25% sparse)"
+    ]
     (note,) = notices(tiny_model("bloom", n_layer=2, n_head=4, max_position_embeddings=None))
     assert "names no context length; windows of 2048 tokens" in note
     assert notices(tiny_model("bloom", n_layer=2, n_head=4, max_position_embeddings=None), seqlen=64) == []

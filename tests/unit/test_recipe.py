@@ -12,8 +12,8 @@ import pytest
 
 from autoprune.core.sparsity import SemiStructured, Unstructured
 from autoprune.errors import RecipeError
-from autoprune.recipe import Recipe, groups, recipe_from_flat
-from autoprune.report.results import dump_json
+from autoprune.recipe.recipe import Recipe, groups, recipe_from_flat
+from autoprune.results.types import dump_json
 
 HALF: dict[str, Any] = {"sparsity_ratio": 0.5}
 FIELDS = [(group, field) for group in groups(Recipe) for field in dataclasses.fields(group.type)]
@@ -27,9 +27,17 @@ def refused(says: str, **options: Any) -> None:
 
 def test_defaults_are_the_papers() -> None:
     recipe = recipe_from_flat(HALF)
-    assert (recipe.calibration.nsamples, recipe.calibration.seed, recipe.calibration.calibration_data) == (128, 0, "c4")
+    assert (recipe.calibration.nsamples, recipe.calibration.seed, recipe.calibration.calibration_data) == (
+        128,
+        0,
+        "c4",
+    )
     assert recipe.evaluation.eval_data == ("wikitext2", "ptb", "c4")
-    assert (recipe.barber.threshold, recipe.barber.prune_metric, recipe.barber.retain_reconstruction) == (0.01, "WD", False)
+    assert (recipe.barber.threshold, recipe.barber.prune_metric, recipe.barber.retain_reconstruction) == (
+        0.01,
+        "WD",
+        False,
+    )
     assert (recipe.sparsegpt.column_block, recipe.sparsegpt.damping) == (128, 0.01)
 
 
@@ -93,7 +101,12 @@ def test_words_lists_and_paths() -> None:
     def evaluation(value: Any) -> tuple[str, ...]:
         return recipe_from_flat({**HALF, "eval_data": value}).evaluation.eval_data
 
-    assert evaluation("a.txt, b.txt") == evaluation(["a.txt", "b.txt"]) == evaluation((Path("a.txt"), Path("b.txt"))) == ("a.txt", "b.txt")
+    assert (
+        evaluation("a.txt, b.txt")
+        == evaluation(["a.txt", "b.txt"])
+        == evaluation((Path("a.txt"), Path("b.txt")))
+        == ("a.txt", "b.txt")
+    )
     assert recipe_from_flat({**HALF, "ignore": "*.q,k"}).pruning.ignore == ("*.q,k",), "a pattern may hold a comma"
     assert recipe_from_flat({**HALF, "ignore": ["a", "b"]}).pruning.ignore == ("a", "b")
     assert recipe_from_flat({**HALF, "threshold": 0}).barber.threshold == 0
@@ -101,7 +114,12 @@ def test_words_lists_and_paths() -> None:
 
 def test_impossible_choices() -> None:
     refused("unknown option 'treshold'", treshold=0.1)
-    refused("--prune_granularity block can't keep 2:4: only output1", sparsity_type="2:4", prune_barber=True, prune_granularity="block")
+    refused(
+        "--prune_granularity block can't keep 2:4: only output1",
+        sparsity_type="2:4",
+        prune_barber=True,
+        prune_granularity="block",
+    )
     refused("--pruned_model only has a meaning together with --prune_barber", pruned_model="x")
     refused("--delete removes what --save_model wrote", delete=True)
     refused("--eval_data is empty", eval_data=())

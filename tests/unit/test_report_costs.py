@@ -12,9 +12,9 @@ from test_report_samples import row, sample_rows
 from autoprune.report.costs import cost_grid, frontier, pareto
 from autoprune.report.frames import layers_frame, perplexity_frame, rows_frame
 from autoprune.report.html import render_html
-from autoprune.report.results import Cost, EvaluationRow, Perplexities, TaskResult, ZeroShotResult
 from autoprune.report.views import texts_of, variants_of
 from autoprune.report.zeroshot import Difference, accuracy_grid, difference_grid
+from autoprune.results.types import Cost, EvaluationRow, Perplexities, TaskResult, ZeroShotResult
 
 SECONDS = {"wanda": 2.0, "wanda+barber": 5.0}
 
@@ -57,7 +57,9 @@ def test_frontier() -> None:
 def test_one_picture_of_time_per_target() -> None:
     rows = timed(sample_rows())
     drawings = pareto(variants_of(rows), texts_of(rows)[0])
-    assert [d.title for d in drawings] == [f"Perplexity on wikitext2 (128) against time at {target}" for target in ("50 %", "2:4")]
+    assert [d.title for d in drawings] == [
+        f"Perplexity on wikitext2 (128) against time at {target}" for target in ("50 %", "2:4")
+    ]
     assert pareto(variants_of(sample_rows()), texts_of(rows)[0]) == []
     page = render_html(rows, title="x")
     parse(page)
@@ -73,7 +75,11 @@ def test_paired_differences_by_hand() -> None:
         answered(row("wanda+barber", "50 %", 8, seed=0), "11100000"),
     ]
     grid = difference_grid(variants_of(rows), "acc")
-    assert [r[:3] for r in grid.rows] == [("wanda", "50 %", "dense"), ("wanda+barber", "50 %", "dense"), ("wanda+barber", "50 %", "wanda")]
+    assert [r[:3] for r in grid.rows] == [
+        ("wanda", "50 %", "dense"),
+        ("wanda+barber", "50 %", "dense"),
+        ("wanda+barber", "50 %", "wanda"),
+    ]
     apart = [0, 0, -0.5, -1, 0, 0, 0, 0]  # wanda's mean over its seeds, minus dense
     mean = sum(apart) / 8
     error = math.sqrt(sum((a - mean) ** 2 for a in apart) / 7 / 8)
@@ -83,13 +89,19 @@ def test_paired_differences_by_hand() -> None:
 
 
 def test_difference_needs_the_same_samples() -> None:
-    rows = [answered(row("dense", "dense", 4, seed=None), "1100", "11"), answered(row("wanda", "50 %", 9), "1000", "101")]
+    rows = [
+        answered(row("dense", "dense", 4, seed=None), "1100", "11"),
+        answered(row("wanda", "50 %", 9), "1000", "101"),
+    ]
     grid = difference_grid(variants_of(rows), "acc")
     assert grid.rows[0][3:] == ("-", "-25.0 ± 25.0", "-")
 
 
 def test_accuracies_and_their_mean() -> None:
-    rows = [answered(row("dense", "dense", 4, seed=None), "1100", "1111"), answered(row("wanda", "50 %", 9), "1000", "1100")]
+    rows = [
+        answered(row("dense", "dense", 4, seed=None), "1100", "1111"),
+        answered(row("wanda", "50 %", 9), "1000", "1100"),
+    ]
     grid = accuracy_grid(variants_of(rows), "acc")
     assert grid.header == ("method", "target", "mean acc of 2", "a", "b")
     assert grid.rows[1] == ("wanda", "50 %", "37.5", "25.0 ± 25.0", "50.0 ± 28.9")
@@ -102,7 +114,11 @@ def test_accuracies_and_their_mean() -> None:
 def test_several_models_have_sections_of_their_own() -> None:
     """Neither means nor dense lines are mixed."""
     kinds = (("dense", "dense"), ("wanda", "50 %"))
-    rows = [row(method, target, value, model={"model": name}) for name, value in (("a", 4.0), ("b", 9.0)) for method, target in kinds]
+    rows = [
+        row(method, target, value, model={"model": name})
+        for name, value in (("a", 4.0), ("b", 9.0))
+        for method, target in kinds
+    ]
     found = titles(render_html(rows, title="x"))
     assert [title for title in found if "Results" in title] == ["a: Results", "b: Results"]
 

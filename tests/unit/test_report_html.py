@@ -1,4 +1,6 @@
-"""The HTML report: one well-formed file that loads nothing, says only what there is data for, and is the same every time."""
+"""The HTML report: one well-formed file that loads nothing, says only what there is data for, and is the same every
+time.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,7 @@ import pytest
 from test_report_samples import row, sample_rows, summary
 
 from autoprune.report.html import render_html
-from autoprune.report.results import EvaluationRow, PruningSummary
+from autoprune.results.types import EvaluationRow, PruningSummary
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -46,7 +48,9 @@ def test_well_formed_and_self_contained(page: str) -> None:
 
 def test_the_same_rows_give_the_same_bytes(page: str) -> None:
     """No date, no random ids."""
-    assert page == render_html(sample_rows(), title="Demo", subtitle="two seeds", command="autoprune prune --x '<a> & b'")
+    assert page == render_html(
+        sample_rows(), title="Demo", subtitle="two seeds", command="autoprune prune --x '<a> & b'"
+    )
 
 
 def test_ids_do_not_clash_and_references_resolve(page: str) -> None:
@@ -83,7 +87,14 @@ def test_all_sections_when_all_is_known() -> None:
     rows = [*sample_rows(), *(row(m, "70 %", 90, sparsity=0.7) for m in ("wanda", "wanda+barber"))]
     assert rows[1].pruning is not None
     rows[1] = replace(rows[1], pruning=replace(rows[1].pruning, warnings=("damping was raised",)))
-    expected = ["Results", "Perplexity against sparsity", "Layers", "What LLM-Barber exchanged", "Warnings", "How it was measured"]
+    expected = [
+        "Results",
+        "Perplexity against sparsity",
+        "Layers",
+        "What LLM-Barber exchanged",
+        "Warnings",
+        "How it was measured",
+    ]
     assert titles(render_html(rows, title="x")) == expected
 
 
@@ -115,7 +126,9 @@ def test_words_of_the_user_are_escaped() -> None:
 
 def test_words_are_no_mathematics() -> None:
     """Dollar signs and underscores in names stay what they are."""
-    page = render_html([row("$a_b$", "50 %", 9, source="c$x_1$"), row("dense", "dense", 4, source="c$x_1$")], title="x")
+    page = render_html(
+        [row("$a_b$", "50 %", 9, source="c$x_1$"), row("dense", "dense", 4, source="c$x_1$")], title="x"
+    )
     drawn = ["".join(t.itertext()) for t in parse(page).iter(f"{SVG}text")]
     assert "$a_b$" in drawn
     assert "perplexity on c$x_1$ (128)" in drawn
@@ -144,6 +157,8 @@ def test_wide_ranges_and_many_blocks() -> None:
 def test_losses_that_are_zero_or_odd_are_left_out_of_the_drawing() -> None:
     """A logarithmic axis has no zero; the report is made all the same."""
     before = summary(barber=True)
-    subs = tuple(replace(s, loss_before=0.0, loss_after=float("nan"), exchanged=0, compared=0) for s in before.sub_blocks)
+    subs = tuple(
+        replace(s, loss_before=0.0, loss_after=float("nan"), exchanged=0, compared=0) for s in before.sub_blocks
+    )
     page = render_html([replace(row("wanda+barber", "50 %", 9), pruning=replace(before, sub_blocks=subs))], title="x")
     assert "What LLM-Barber exchanged" in titles(page)

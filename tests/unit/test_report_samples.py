@@ -6,8 +6,8 @@ import math
 
 import pytest
 
-from autoprune.report.results import EvaluationRow, LayerOutcome, PerplexityResult, PruningSummary, SubBlockOutcome
 from autoprune.report.views import seed_of, short_name, sparsity_before, texts_of, variants_of
+from autoprune.results.types import EvaluationRow, LayerOutcome, PerplexityResult, PruningSummary, SubBlockOutcome
 
 SHAPES = {"self_attn.q_proj": 1024, "self_attn.o_proj": 1024, "mlp.down_proj": 4096}
 
@@ -20,19 +20,35 @@ def summary(*, barber: bool = False, blocks: int = 2, error: float | None = 0.2)
             moved = {"self_attn.q_proj": 32, "self_attn.o_proj": -32}.get(name, 0) if barber else 0
             notes = {"compared": weights // 2, "inverted": 100, "grown": 40, "dropped": 40 + moved} if barber else {}
             scaled = None if error is None else error * (1 + block)
-            layers.append(LayerOutcome(block, f"model.layers.{block}.{name}", weights, weights // 2 + moved, scaled, notes))
+            layers.append(
+                LayerOutcome(block, f"model.layers.{block}.{name}", weights, weights // 2 + moved, scaled, notes)
+            )
         if barber:
             sub_blocks += [SubBlockOutcome(block, sub, 2e-4, 1e-4, 1000, 100, 10) for sub in ("self_attn", "mlp")]
     return PruningSummary(tuple(layers), tuple(sub_blocks))
 
 
 def row(
-    method: str, target: str, value: float, *, seed: int | None = 0, sparsity: float = 0.5, source: str = "wikitext2", **settings: object
+    method: str,
+    target: str,
+    value: float,
+    *,
+    seed: int | None = 0,
+    sparsity: float = 0.5,
+    source: str = "wikitext2",
+    **settings: object,
 ) -> EvaluationRow:
     """One row with one text."""
     pruning = None if method == "dense" else summary(barber=method.endswith("+barber"))
     chosen = {**settings, **({} if seed is None else {"calibration": {"seed": seed, "nsamples": 8}})}
-    return EvaluationRow(method, target, 0.0 if method == "dense" else sparsity, (PerplexityResult(source, value, 128, 10, 1280),), chosen, pruning)
+    return EvaluationRow(
+        method,
+        target,
+        0.0 if method == "dense" else sparsity,
+        (PerplexityResult(source, value, 128, 10, 1280),),
+        chosen,
+        pruning,
+    )
 
 
 def sample_rows() -> list[EvaluationRow]:
@@ -50,8 +66,12 @@ def test_rows_that_differ_only_by_seed_are_one_variant() -> None:
     rows = sample_rows()
     variants = variants_of(rows[1:] + rows[:1])
     assert [(v.name, v.target, len(v.rows)) for v in variants] == [
-        ("dense", "dense", 1), ("wanda", "50 %", 2), ("wanda+barber", "50 %", 2), ("wanda", "2:4", 2), ("wanda+barber", "2:4", 2),
-    ]  # fmt: skip
+        ("dense", "dense", 1),
+        ("wanda", "50 %", 2),
+        ("wanda+barber", "50 %", 2),
+        ("wanda", "2:4", 2),
+        ("wanda+barber", "2:4", 2),
+    ]
     spread = variants[1].perplexity(texts_of(rows)[0])
     assert spread is not None
     assert (spread.mean, spread.count) == (18.5, 2)
@@ -69,13 +89,18 @@ def test_variants_are_told_apart_by_the_settings_that_differ() -> None:
 def test_settings_of_llm_barber_are_always_named() -> None:
     """Also where there is only one; a first pass has none, whatever its record says."""
     settings = {"prune_granularity": "layer", "threshold": 0.01, "prune_metric": "D", "retain_reconstruction": True}
-    names = [v.name for v in variants_of([row("sparsegpt", "50 %", 9, **settings), row("sparsegpt+barber", "50 %", 9, **settings)])]
+    names = [
+        v.name
+        for v in variants_of([row("sparsegpt", "50 %", 9, **settings), row("sparsegpt+barber", "50 %", 9, **settings)])
+    ]
     assert names == ["sparsegpt", "sparsegpt+barber (layer 0.01, metric D, update kept)"]
 
 
 def test_paths_are_shortened_unless_ambiguous() -> None:
     """A text is shown by its file name, with its window length."""
-    assert [t.label for t in texts_of([row("dense", "dense", 4, source="some/where/stories.jsonl")])] == ["stories.jsonl (128)"]
+    assert [t.label for t in texts_of([row("dense", "dense", 4, source="some/where/stories.jsonl")])] == [
+        "stories.jsonl (128)"
+    ]
     labels = [t.label for t in texts_of([row("dense", "dense", 4, source=s) for s in ("a/x.txt", "b/x.txt")])]
     assert labels == ["a/x.txt (128)", "b/x.txt (128)"]
 

@@ -14,8 +14,8 @@ from test_report_samples import row, sample_rows, summary
 from autoprune.report import numbers, tables
 from autoprune.report.grid import Grid, grid_to_latex, grid_to_markdown, grid_to_rich
 from autoprune.report.html import render_html
-from autoprune.report.results import PruningSummary
 from autoprune.report.views import barber_effect, texts_of, variants_of
+from autoprune.results.types import PruningSummary
 
 
 def column_starts(text: str) -> list[int]:
@@ -36,10 +36,18 @@ def assert_aligned(text: str) -> None:
 @pytest.mark.parametrize(
     ("value", "text"),
     [
-        (4.2412, "4.241"), (9.99996, "10.00"), (18.0, "18.00"), (123.44, "123.4"), (2403.4, "2403"), (54321.0, "54321"), (1.23e6, "1.2e+06"),
-        (float("nan"), "nan"), (float("inf"), "inf"), (0.0, "0.000"),
+        (4.2412, "4.241"),
+        (9.99996, "10.00"),
+        (18.0, "18.00"),
+        (123.44, "123.4"),
+        (2403.4, "2403"),
+        (54321.0, "54321"),
+        (1.23e6, "1.2e+06"),
+        (float("nan"), "nan"),
+        (float("inf"), "inf"),
+        (0.0, "0.000"),
     ],
-)  # fmt: skip
+)
 def test_perplexities_have_four_significant_digits(value: float, text: str) -> None:
     """Short forms for huge ones, words for what is no number."""
     assert numbers.perplexity_text(value) == text
@@ -57,8 +65,9 @@ def test_other_numbers() -> None:
 
 def test_the_log_is_exactly_this() -> None:
     """Golden: the text of ``log_<method>_<threshold>.txt``."""
-    assert tables.perplexity_log([row("wanda+barber", "50 %", 16.204)]) == (
-        "method        target  actual sparsity  wikitext2 (128)\n"
+    assert (
+        tables.perplexity_log([row("wanda+barber", "50 %", 16.204)])
+        == "method        target  actual sparsity  wikitext2 (128)\n"
         "------------  ------  ---------------  ---------------\n"
         "wanda+barber  50 %            50.00 %            16.20\n"
     )
@@ -66,8 +75,8 @@ def test_the_log_is_exactly_this() -> None:
 
 def test_the_comparison_is_exactly_this() -> None:
     """Golden: means stand below each other, and LLM-Barber's effect beside its row."""
-    assert tables.comparison_table(sample_rows()) == (
-        "method        target  sparsity  wikitext2 (128)     LLM-Barber\n"
+    assert (
+        tables.comparison_table(sample_rows()) == "method        target  sparsity  wikitext2 (128)     LLM-Barber\n"
         "------------  ------  --------  ---------------  -------------\n"
         "dense         dense     0.00 %     4.241\n"
         "wanda         50 %     50.00 %     18.50 ± 0.71\n"
@@ -78,7 +87,9 @@ def test_the_comparison_is_exactly_this() -> None:
 
 
 def test_effect_is_that_of_each_seed_on_its_own_first_pass() -> None:
-    """Seeds of different difficulty do not hide a change that is the same in all; a seed without a first pass does not count."""
+    """Seeds of different difficulty do not hide a change that is the same in all; a seed without a first pass does not
+    count.
+    """
     first = [row("wanda", "50 %", value, seed=seed) for seed, value in enumerate((10.0, 20.0))]
     after = [row("wanda+barber", "50 %", value, seed=seed) for seed, value in enumerate((9.0, 18.4, 77.0))]
     effect = barber_effect(variants_of([*first, *after])[1], variants_of([*first, *after]), texts_of(first))
@@ -91,7 +102,9 @@ def test_effect_is_that_of_each_seed_on_its_own_first_pass() -> None:
     "text",
     [
         tables.perplexity_log(sample_rows()),
-        tables.perplexity_log([row("dense", "dense", float("inf")), row("a-very-long-method", "50 %", 1e9, source="x" * 30)]),
+        tables.perplexity_log(
+            [row("dense", "dense", float("inf")), row("a-very-long-method", "50 %", 1e9, source="x" * 30)]
+        ),
         tables.layer_table(summary()),
         tables.layer_table(summary(barber=True), per_layer=True),
         tables.layer_table(summary(error=None)),
@@ -118,7 +131,17 @@ def test_missing_and_odd_values() -> None:
 def test_layers_are_counted() -> None:
     """Zeros and sparsity per block, per layer and of all; the worst layer is named."""
     text = tables.layer_table(summary())
-    assert text.splitlines()[2].split() == ["0", "3", "6,144", "3,072", "50.00", "%", "0.2000", "0.2000", "self_attn.q_proj"]
+    assert text.splitlines()[2].split() == [
+        "0",
+        "3",
+        "6,144",
+        "3,072",
+        "50.00",
+        "%",
+        "0.2000",
+        "0.2000",
+        "self_attn.q_proj",
+    ]
     assert text.splitlines()[-1].split() == ["all", "12,288", "6,144", "50.00", "%"]
     assert len(tables.layer_table(summary(), per_layer=True).splitlines()) == 2 + 6 + 1
 
@@ -148,9 +171,14 @@ def test_markdown_parses_back() -> None:
 
 
 def test_bits_per_byte_beside_perplexity() -> None:
-    """Where they are known: in a table of their own, in the lines for programs; not as if they belonged to the text."""
+    """Where they are known: in a table of their own, in the lines for programs; not as if they belonged to the
+    text.
+    """
     rows = [
-        replace(r, perplexity=(replace(r.perplexity[0], provenance={"bits_per_byte": 1.5 + i, "loss": 2.0, "documents": 7}),))
+        replace(
+            r,
+            perplexity=(replace(r.perplexity[0], provenance={"bits_per_byte": 1.5 + i, "loss": 2.0, "documents": 7}),),
+        )
         for i, r in enumerate(sample_rows()[:3])
     ]
     assert [line[2] for line in tables.bits_grid(rows).rows] == ["1.500", "2.500", "3.500"]
@@ -187,7 +215,9 @@ def test_latex_parses_back() -> None:
 
 
 def test_numbers_stand_below_each_other_on_a_terminal() -> None:
-    """Whatever stands behind them; and where there is little room, columns are left out rather than words torn apart."""
+    """Whatever stands behind them; and where there is little room, columns are left out rather than words torn
+    apart.
+    """
     console = Console(width=80, file=io.StringIO(), force_terminal=False)
     grid = Grid(("task", "acc"), (("a", "28.42 ± 1.89"), ("b", "3.10"), ("mean", "15.76 (of 2)")), words=1)
     console.print(grid_to_rich(grid))

@@ -32,7 +32,9 @@ def write(directory: Path, shards: dict[str, dict[str, Tensor]]) -> Path:
     for name, held in shards.items():
         save_file(held, directory / name)
     if set(shards) != {SINGLE}:
-        (directory / INDEX).write_text(json.dumps({"weight_map": {tensor: name for name, held in shards.items() for tensor in held}}))
+        (directory / INDEX).write_text(
+            json.dumps({"weight_map": {tensor: name for name, held in shards.items() for tensor in held}})
+        )
     return directory
 
 

@@ -10,15 +10,18 @@ import pytest
 import yaml
 from end_to_end.tiny import LAYERS, Texts, flags, run_classic, save_tiny, write_words
 
-from autoprune.core.outcome import LayerOutcome, SubBlockOutcome
-from autoprune.recipe import recipe_from_flat
-from autoprune.report.results import PruningSummary
+from autoprune.recipe.recipe import recipe_from_flat
+from autoprune.results.outcome import LayerOutcome, SubBlockOutcome
+from autoprune.results.types import PruningSummary
 from autoprune.storage.checkpoint import INDEX
 from autoprune.storage.manifest import manifest, model_card, provenance
 from autoprune.storage.writer import MANIFEST, file_sha256
 
 SUMMARY = PruningSummary(
-    (LayerOutcome(0, "model.layers.0.mlp.up_proj", 3, 1, 0.25, {"damping": 0.1}), LayerOutcome(0, "model.layers.0.mlp.down_proj", 5, 1)),
+    (
+        LayerOutcome(0, "model.layers.0.mlp.up_proj", 3, 1, 0.25, {"damping": 0.1}),
+        LayerOutcome(0, "model.layers.0.mlp.down_proj", 5, 1),
+    ),
     (SubBlockOutcome(0, "mlp", 2.0, 1.0, 10, 3, 1),),
     {"prune": 12.5},
     ("something odd",),
@@ -56,11 +59,25 @@ def test_manifest_says_what_was_done_to_every_layer() -> None:
 
 
 def test_manifest_depends_on_what_was_done_and_not_on_when_or_where_to() -> None:
-    elsewhere = {"save_model": "x", "save_ppl": "y", "overwrite": True, "quiet": True, "eval_data": ["ptb"], "batch_size": 3}
+    elsewhere = {
+        "save_model": "x",
+        "save_ppl": "y",
+        "overwrite": True,
+        "quiet": True,
+        "eval_data": ["ptb"],
+        "batch_size": 3,
+    }
     slower = PruningSummary(SUMMARY.layers, SUMMARY.sub_blocks, {"prune": 99.0}, SUMMARY.warnings)
     text = manifest(about(), SUMMARY, [], [])
     assert manifest(about(**elsewhere), slower, [], []) == text
-    for change in ({"seed": 8}, {"sparsity_ratio": 0.6}, {"prune_method": "magnitude"}, {"nsamples": 64}, {"dtype": "float32"}, {"ignore": ["*"]}):
+    for change in (
+        {"seed": 8},
+        {"sparsity_ratio": 0.6},
+        {"prune_method": "magnitude"},
+        {"nsamples": 64},
+        {"dtype": "float32"},
+        {"ignore": ["*"]},
+    ):
         assert manifest(about(**change), SUMMARY, [], []) != text
 
 
@@ -70,7 +87,11 @@ def test_card_names_the_original_only_if_the_hub_has_it() -> None:
     assert header["library_name"] == "transformers"
     assert "autoprune" in header["tags"]
     assert "base_model" not in card(local=True)[0]
-    for part in ("# llama-7b, pruned by wanda (50 %)", "25.00% of the weights in the 2 linear layers", "c4 (128 windows of 2048 tokens, seed 7)"):
+    for part in (
+        "# llama-7b, pruned by wanda (50 %)",
+        "25.00% of the weights in the 2 linear layers",
+        "c4 (128 windows of 2048 tokens, seed 7)",
+    ):
         assert part in text
     assert "| calibration | none |" in card(calibration=None)[1]
 
@@ -103,7 +124,11 @@ def test_written_manifest_is_true(written: tuple[Path, Path]) -> None:
     assert len(said["layers"]) == LAYERS - 2
     assert all(0 < layer["error"] < 1 for layer in said["layers"])
     assert {sub["name"] for sub in said["sub_blocks"]} == {"self_attn", "mlp"}
-    assert sum(layer["notes"]["grown"] for layer in said["layers"]) == sum(sub["exchanged"] for sub in said["sub_blocks"]) > 0
+    assert (
+        sum(layer["notes"]["grown"] for layer in said["layers"])
+        == sum(sub["exchanged"] for sub in said["sub_blocks"])
+        > 0
+    )
     assert said["recipe"]["calibration"]["seed"] == said["seed"] == said["calibration"]["seed"] == 3
     assert said["calibration"]["sha256"] == file_sha256(out.parent / "c.txt")
 
@@ -112,7 +137,9 @@ def test_config_is_copied_and_says_nothing_of_sparsity(written: tuple[Path, Path
     """A `sparsity_config` or `quantization_config` there would make loaders look for packages that are not needed."""
     model, out = written
     assert (out / "config.json").read_bytes() == (model / "config.json").read_bytes()
-    assert not {"sparsity_config", "quantization_config", "compression_config"} & set(json.loads((out / "config.json").read_text()))
+    assert not {"sparsity_config", "quantization_config", "compression_config"} & set(
+        json.loads((out / "config.json").read_text())
+    )
     assert (out / INDEX).is_file()
 
 
@@ -122,8 +149,12 @@ def test_card_is_a_new_one(written: tuple[Path, Path]) -> None:
     assert "the card of the original" not in text
 
 
-def test_a_result_can_be_pruned_again(written: tuple[Path, Path], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_a_result_can_be_pruned_again(
+    written: tuple[Path, Path], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     """Its own manifest and card are not copied into the next result."""
-    answer = run_classic(capsys, flags(written[1], None, prune_method="magnitude", sparsity_ratio=0.7, save_model=tmp_path / "again"))
+    answer = run_classic(
+        capsys, flags(written[1], None, prune_method="magnitude", sparsity_ratio=0.7, save_model=tmp_path / "again")
+    )
     assert answer.status == 0, answer.err
     assert json.loads((tmp_path / "again" / MANIFEST).read_text())["recipe"]["pruning"]["sparsity_ratio"] == 0.7

@@ -118,8 +118,12 @@ def new_result(out: Path) -> Workplace:
 
 @pytest.mark.parametrize("stop", range(1, 12))
 @pytest.mark.parametrize("inside", [False, True], ids=["replaced", "mounted"])
-def test_a_stop_at_any_step_leaves_no_mixture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int, inside: bool) -> None:
-    """Old result, none, or new one, but never some files of each under one manifest; and a second try completes it. The user's file stays."""
+def test_a_stop_at_any_step_leaves_no_mixture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int, inside: bool
+) -> None:
+    """Old result, none, or new one, but never some files of each under one manifest; and a second try completes it.
+    The user's file stays.
+    """
     out = result(tmp_path / "out", ["a.txt", "z.txt"])
     (out / "z.txt").write_text("old")
     (out / "a.txt").write_text("old")
@@ -146,7 +150,9 @@ def test_a_stop_at_any_step_leaves_no_mixture(tmp_path: Path, monkeypatch: pytes
     if (out / MANIFEST).is_file():
         written = json.loads((out / MANIFEST).read_text())["written"]
         assert {held[name] for name in written if name in held} <= ({"old"} if "z.txt" in written else {"new"})
-        assert inside or set(written) <= set(held), "only where a directory can't be replaced may an old result lose files first"
+        assert inside or set(written) <= set(held), (
+            "only where a directory can't be replaced may an old result lose files first"
+        )
     place.leave()
     again = Workplace(out, overwrite=True, resume=True)
     again.tidy()
@@ -161,7 +167,11 @@ def test_a_stop_at_any_step_leaves_no_mixture(tmp_path: Path, monkeypatch: pytes
 def test_the_current_directory_can_be_the_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     new_result(Path()).publish()
-    assert sorted(path.name for path in Path().iterdir()) == ["a.txt", MANIFEST] == sorted(path.name for path in tmp_path.iterdir())
+    assert (
+        sorted(path.name for path in Path().iterdir())
+        == ["a.txt", MANIFEST]
+        == sorted(path.name for path in tmp_path.iterdir())
+    )
 
 
 @pytest.mark.parametrize("need", [10**18, 10**24])
@@ -172,7 +182,11 @@ def test_room_is_asked_for_at_the_start(tmp_path: Path, need: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "error", [OSError(28, "No space left on device"), writer.SafetensorError("I/O error: No space left on device (os error 28)")]
+    "error",
+    [
+        OSError(28, "No space left on device"),
+        writer.SafetensorError("I/O error: No space left on device (os error 28)"),
+    ],
 )
 def test_full_disk_by_either_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     def full(*_: object, **__: object) -> None:
@@ -181,7 +195,9 @@ def test_full_disk_by_either_library(tmp_path: Path, monkeypatch: pytest.MonkeyP
     place = Workplace(tmp_path / "out", overwrite=False)
     place.begin(0)
     monkeypatch.setattr(writer, "save_file", full)
-    with pytest.raises(OutputError, match=r"out: the disk is full; what was there before is unchanged\. Free some space"):
+    with pytest.raises(
+        OutputError, match=r"out: the disk is full; what was there before is unchanged\. Free some space"
+    ):
         place.save("model.safetensors", ONE)
     assert place.shards() == []
     place.abandon()
@@ -206,7 +222,10 @@ def test_written_files_never_leave_the_directory(tmp_path: Path) -> None:
     (out / "ours.txt").write_text("ours")
     assert written_files(out) == [out / "ours.txt", out / MANIFEST]
     delete_result(out)
-    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.txt")) == ["out/sub/precious.txt", "precious.txt"]
+    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.txt")) == [
+        "out/sub/precious.txt",
+        "precious.txt",
+    ]
 
 
 def test_deleting_removes_the_directory_if_nothing_else_is_in_it(tmp_path: Path) -> None:
@@ -230,7 +249,14 @@ def test_targets(tmp_path: Path) -> None:
 
 
 def test_companions_are_all_but_weights_and_our_own_files(tmp_path: Path) -> None:
-    copied = ["chat_template.jinja", "config.json", "modeling_custom.py", "spiece.model", "tokenizer.json", "vocab.txt"]
+    copied = [
+        "chat_template.jinja",
+        "config.json",
+        "modeling_custom.py",
+        "spiece.model",
+        "tokenizer.json",
+        "vocab.txt",
+    ]
     left = [
         SINGLE,
         INDEX,
@@ -258,12 +284,19 @@ def source(tmp_path: Path) -> Checkpoint:
     """Two blocks and two tensors outside them."""
     (tmp_path / "source").mkdir()
     (tmp_path / "source/config.json").write_text('{"torch_dtype": "float32"}  ')
-    held = {"block.0": torch.ones(2), "block.1": torch.full((2,), 2.0), "head": torch.full((30,), 3.0), "embedding": torch.full((30,), 4.0)}
+    held = {
+        "block.0": torch.ones(2),
+        "block.1": torch.full((2,), 2.0),
+        "head": torch.full((30,), 3.0),
+        "embedding": torch.full((30,), 4.0),
+    }
     save_file(held, tmp_path / "source" / SINGLE)
     return Checkpoint.open(tmp_path / "source")
 
 
-def test_checkpoint_is_written_block_by_block(tmp_path: Path, source: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checkpoint_is_written_block_by_block(
+    tmp_path: Path, source: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(shards, "OUTSIDE_SHARD", 100)  # bytes: a tensor larger than a piece gets one of its own
     place = Workplace(tmp_path / "out", overwrite=False)
     place.begin(source.bytes)
@@ -273,7 +306,10 @@ def test_checkpoint_is_written_block_by_block(tmp_path: Path, source: Checkpoint
     made.finish()
     place.publish()
     written = Checkpoint.open(tmp_path / "out")
-    assert written.shards == {name: f"model-{i + 1:05d}-of-00004.safetensors" for i, name in enumerate(["embedding", "head", "block.0", "block.1"])}
+    assert written.shards == {
+        name: f"model-{i + 1:05d}-of-00004.safetensors"
+        for i, name in enumerate(["embedding", "head", "block.0", "block.1"])
+    }
     values = {name: float(tensor[0]) for name, tensor in written.read(written.shards).items()}
     assert values == {"block.0": 0, "block.1": 0, "head": 3, "embedding": 4}
     assert (tmp_path / "out/config.json").read_bytes() == (source.directory / "config.json").read_bytes()
@@ -286,7 +322,9 @@ def test_a_block_that_was_not_written_is_noticed(tmp_path: Path, source: Checkpo
     place.begin(source.bytes)
     made = CheckpointWriter(place, source, ["head", "embedding"], 2)
     made.write_block(0, {"block.0": torch.zeros(2)})
-    with pytest.raises(OutputError, match=r"tensor block\.1 of the original was not written; nothing was put in place"):
+    with pytest.raises(
+        OutputError, match=r"tensor block\.1 of the original was not written; nothing was put in place"
+    ):
         made.finish()
     place.abandon()
     assert not (tmp_path / "out").exists()

@@ -1,4 +1,6 @@
-"""Zero-shot accuracy is the harness's own, on the model in memory as on the directory; what is missing is said beforehand."""
+"""Zero-shot accuracy is the harness's own, on the model in memory as on the directory; what is missing is said
+beforehand.
+"""
 
 from __future__ import annotations
 
@@ -12,16 +14,16 @@ from typing import Any
 import pytest
 from end_to_end.tiny import run_classic, save_tiny, tiny_model, tiny_tokenizer, write_words
 
-from autoprune import subject
-from autoprune.api import evaluate, prune
 from autoprune.cli.main import classic
 from autoprune.errors import DataError, ModelError, RecipeError
 from autoprune.evaluation import tasks
 from autoprune.evaluation.tasks import check_tasks
-from autoprune.model.events import Event, Notice, Phase, Step
-from autoprune.recipe import ZeroShotOptions
-from autoprune.report.results import TaskResult, ZeroShotResult, row_from_json
+from autoprune.events import Event, Notice, Phase, Step
+from autoprune.recipe.recipe import ZeroShotOptions
 from autoprune.report.zeroshot import zeroshot_grid
+from autoprune.results.types import TaskResult, ZeroShotResult, row_from_json
+from autoprune.run import open as subject
+from autoprune.run.api import evaluate, prune
 
 lm_eval = pytest.importorskip("lm_eval")
 pytestmark = pytest.mark.filterwarnings("ignore")  # the harness and the datasets library warn about themselves
@@ -51,13 +53,19 @@ def write_task(folder: Path, name: str, metrics: tuple[str, ...], version: float
         return " ".join(f"w{rng.randrange(120)}" for _ in range(count))
 
     samples = [
-        {"question": words(rng.randrange(3, 9)), "choices": [words(rng.randrange(1, 4)) for _ in range(3)], "answer": rng.randrange(3)}
+        {
+            "question": words(rng.randrange(3, 9)),
+            "choices": [words(rng.randrange(1, 4)) for _ in range(3)],
+            "answer": rng.randrange(3),
+        }
         for _ in range(SAMPLES)
     ]
     data = folder / f"{name}.jsonl"
     data.write_text("".join(json.dumps(sample) + "\n" for sample in samples), encoding="utf-8")
     listed = ", ".join(f"{{metric: {metric}, aggregation: mean, higher_is_better: true}}" for metric in metrics)
-    (folder / f"{name}.yaml").write_text(TASK.format(name=name, data=data, cache=folder / "cache", metrics=listed, version=version), encoding="utf-8")
+    (folder / f"{name}.yaml").write_text(
+        TASK.format(name=name, data=data, cache=folder / "cache", metrics=listed, version=version), encoding="utf-8"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +82,12 @@ def pruned(tmp_path_factory: pytest.TempPathFactory, folder: Path) -> tuple[Path
     """A pruned checkpoint, and what was measured right after it was written."""
     place = tmp_path_factory.mktemp("zeroshot")
     dense = save_tiny(place / "dense")
-    options = {"save_model": place / "pruned", "save_zeroshot": place / "results", "tasks": "plain_words,long_words", "tasks_path": folder}
+    options = {
+        "save_model": place / "pruned",
+        "save_zeroshot": place / "results",
+        "tasks": "plain_words,long_words",
+        "tasks_path": folder,
+    }
     row = prune(dense, prune_method="magnitude", sparsity_ratio=0.5, **options).row
     assert row.zeroshot is not None
     return place, row.zeroshot
@@ -86,7 +99,12 @@ def directly(directory: Path, folder: Path, **options: Any) -> dict[str, Any]:
 
     manager = TaskManager(include_path=str(folder), include_defaults=False)
     raw = lm_eval.simple_evaluate(
-        model="hf", model_args=f"pretrained={directory}", tasks=["plain_words", "long_words"], task_manager=manager, device="cpu", **options
+        model="hf",
+        model_args=f"pretrained={directory}",
+        tasks=["plain_words", "long_words"],
+        task_manager=manager,
+        device="cpu",
+        **options,
     )
     return dict(raw["results"])
 
@@ -128,7 +146,9 @@ def test_same_accuracy_from_a_model_in_memory(folder: Path, tmp_path: Path) -> N
         "save_zeroshot": tmp_path / "results",
         "save_model": tmp_path / "m",
     }
-    row = prune(tiny_model(), tokenizer=tokenizer, prune_method="magnitude", sparsity_type="2:4", emit=said.append, **options).row
+    row = prune(
+        tiny_model(), tokenizer=tokenizer, prune_method="magnitude", sparsity_type="2:4", emit=said.append, **options
+    ).row
     assert row.zeroshot is not None
     same(row.zeroshot, directly(tmp_path / "m", folder, limit=7, num_fewshot=2))
     assert [task.num_fewshot for task in row.zeroshot.tasks] == [2, 2]
@@ -152,7 +172,9 @@ def test_bars_of_the_harness_become_events(folder: Path, tmp_path: Path, capsys:
     assert huggingface.tqdm is tqdm
 
 
-def test_named_tasks_are_measured_without_being_saved(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_named_tasks_are_measured_without_being_saved(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """From Python beside the perplexities, as a data frame too; on the command line as a table."""
     options: dict[str, Any] = {"tasks": "long_words", "tasks_path": folder}
     text = write_words(tmp_path / "words.txt", 100, 0)
@@ -160,21 +182,44 @@ def test_named_tasks_are_measured_without_being_saved(folder: Path, tmp_path: Pa
     assert len(found) == 1
     assert found.zeroshot is not None
     frame = found.zeroshot.to_pandas()
-    assert list(frame.columns) == ["task", "acc", "acc_norm", "acc stderr", "acc_norm stderr", "version", "num_fewshot", "samples"]
+    assert list(frame.columns) == [
+        "task",
+        "acc",
+        "acc_norm",
+        "acc stderr",
+        "acc_norm stderr",
+        "version",
+        "num_fewshot",
+        "samples",
+    ]
     assert list(frame.task) == ["long_words"]
     save_tiny(tmp_path / "dense")
-    flags = ["--model", str(tmp_path / "dense"), "--sparsity_ratio", "0", "--tasks", "long_words", "--tasks_path", str(folder)]
+    flags = [
+        "--model",
+        str(tmp_path / "dense"),
+        "--sparsity_ratio",
+        "0",
+        "--tasks",
+        "long_words",
+        "--tasks_path",
+        str(folder),
+    ]
     answer = run_classic(capsys, flags)
     assert answer.status == 0, answer.err
     assert "long_words" in answer.out
     assert "Perplexity" not in answer.out
 
 
-def test_model_that_does_not_fit_is_refused_before_work_begins(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_model_that_does_not_fit_is_refused_before_work_begins(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The harness needs all of it; perplexity and pruning would not."""
     monkeypatch.setattr(subject, "RESIDENT_SHARE", 0.0)
     dense, said = save_tiny(tmp_path / "dense"), list[Event]()
-    for options in ({"sparsity_ratio": 0}, {"prune_method": "magnitude", "sparsity_ratio": 0.5, "save_model": tmp_path / "out"}):
+    for options in (
+        {"sparsity_ratio": 0},
+        {"prune_method": "magnitude", "sparsity_ratio": 0.5, "save_model": tmp_path / "out"},
+    ):
         with pytest.raises(ModelError, match="does not fit into memory, and lm-evaluation-harness needs all of it"):
             prune(dense, tasks="plain_words", tasks_path=folder, emit=said.append, **options)
     assert {event.name for event in said if isinstance(event, Phase)} == {"task plain_words"}
@@ -211,7 +256,9 @@ def test_unknown_task(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The harness's own list is left out of this test, for reading it takes long."""
     listed = tasks._listed
     monkeypatch.setattr(tasks, "_listed", lambda place, stamp, *, defaults: listed(place, stamp, defaults=False))
-    with pytest.raises(DataError, match="--tasks no_such_task: lm-evaluation-harness knows no task of that name nor in --tasks_path"):
+    with pytest.raises(
+        DataError, match="--tasks no_such_task: lm-evaluation-harness knows no task of that name nor in --tasks_path"
+    ):
         check_tasks(ZeroShotOptions(tasks=("plain_words", "no_such_task"), tasks_path=str(folder)))
     with pytest.raises(DataError, match="a task of your own needs --tasks_path FOLDER"):
         check_tasks(ZeroShotOptions(tasks=("no_such_task",)))
@@ -222,11 +269,22 @@ def test_unknown_folder() -> None:
         check_tasks(ZeroShotOptions(tasks=("plain_words",), tasks_path="nowhere"))
 
 
-def test_data_that_can_not_be_had_is_said_before_work_begins(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_data_that_can_not_be_had_is_said_before_work_begins(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     write_task(tmp_path, "gone_words", ("acc",), 1.0)
     (tmp_path / "gone_words.jsonl").unlink()
     save_tiny(tmp_path / "dense")
-    flags = ["--model", str(tmp_path / "dense"), "--prune_method", "magnitude", "--sparsity_ratio", "0.5", "--save_zeroshot", str(tmp_path / "out")]
+    flags = [
+        "--model",
+        str(tmp_path / "dense"),
+        "--prune_method",
+        "magnitude",
+        "--sparsity_ratio",
+        "0.5",
+        "--save_zeroshot",
+        str(tmp_path / "out"),
+    ]
     answer = run_classic(capsys, [*flags, "--tasks", "gone_words", "--tasks_path", str(tmp_path)])
     assert answer.status == 2
     assert "error: --tasks gone_words: its data can't be had" in answer.err

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from autoprune.errors import RecipeError
-from autoprune.recipe import Recipe, groups
+from autoprune.recipe.recipe import Recipe, groups
 
 
 class Parser(argparse.ArgumentParser):
@@ -30,7 +30,8 @@ def add_flags(
     positional: str | None = None,
     optional_model: bool = False,
 ) -> None:
-    """Adds a flag for every field of the recipe's option groups (all, or the ``chosen`` ones), but for those ``without``.
+    """Adds a flag for every field of the recipe's option groups (all, or the ``chosen`` ones), but for those
+    ``without``.
 
     ``positional`` names a field that is given without a flag.
     """
@@ -46,10 +47,20 @@ def add_flags(
 def given(values: argparse.Namespace) -> dict[str, Any]:
     """The options that the user gave; fields left out keep the recipe's defaults."""
     known = {f.name for group in groups(Recipe) for f in dataclasses.fields(group.type)}
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in vars(values).items() if name in known}
+    return {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in vars(values).items()
+        if name in known
+    }
 
 
-def _add_flag(section: argparse._ArgumentGroup, field: dataclasses.Field[Any], hint: Any, positional: str | None, optional_model: bool) -> None:
+def _add_flag(
+    section: argparse._ArgumentGroup,
+    field: dataclasses.Field[Any],
+    hint: Any,
+    positional: str | None,
+    optional_model: bool,
+) -> None:
     facts = dict(field.metadata)
     settings: dict[str, Any] = {"help": _help(field, facts), "default": argparse.SUPPRESS}
     if field.name == positional:
@@ -63,7 +74,11 @@ def _add_flag(section: argparse._ArgumentGroup, field: dataclasses.Field[Any], h
     elif typing.get_origin(kind) is tuple:
         settings |= {"action": "append", "metavar": facts.get("metavar")}
     else:
-        settings |= {"type": _READERS.get(kind, kind), "metavar": facts.get("metavar"), "choices": facts.get("choices")}
+        settings |= {
+            "type": _READERS.get(kind, kind),
+            "metavar": facts.get("metavar"),
+            "choices": facts.get("choices"),
+        }
         if settings["choices"]:
             del settings["metavar"]
     section.add_argument(f"--{field.name}", required=bool(facts.get("required")) and not optional_model, **settings)

@@ -10,17 +10,34 @@ from pathlib import Path
 import autoprune
 from autoprune.cli.flags import Parser, add_flags, given
 from autoprune.errors import AutoPruneError, RecipeError
-from autoprune.launch import launched, require_alone
-from autoprune.recipe import recipe_from_flat
+from autoprune.machine.launch import launched, require_alone
+from autoprune.recipe.recipe import recipe_from_flat
 
 INTRODUCTION = "Prunes Hugging Face causal language models in one shot: magnitude, Wanda, SparseGPT and LLM-Barber."
-VERIFY = "Checks a pruned checkpoint: zeros, N:M groups, NaN, hashes, tensors that must be the dense model's. Exit status 1 if anything is wrong."
-BENCH = "Runs every cell of a grid in a process of its own; what is finished is not run again. Exit status 1 if a cell failed."
-REPRODUCE = "Runs a published table again and sets each result beside its value: pass, differs, or could not run. Exit status 1 unless all pass."
-FLAGS: dict[str, tuple[tuple[str, ...] | None, tuple[str, ...]]] = {  # groups of options, and what of them means nothing there
+VERIFY = (
+    "Checks a pruned checkpoint: zeros, N:M groups, NaN, hashes, tensors that must be the dense model's. Exit status 1"
+    " if anything is wrong."
+)
+BENCH = (
+    "Runs every cell of a grid in a process of its own; what is finished is not run again. Exit status 1 if a cell"
+    " failed."
+)
+REPRODUCE = (
+    "Runs a published table again and sets each result beside its value: pass, differs, or could not run. Exit status"
+    " 1 unless all pass."
+)
+FLAGS: dict[
+    str, tuple[tuple[str, ...] | None, tuple[str, ...]]
+] = {  # groups of options, and what of them means nothing there
     "prune": (None, ()),
-    "eval": (("model", "calibration", "evaluation", "zeroshot", "output", "run"), ("calibration_data", "nsamples", "save_model", "delete")),
-    "inspect": (("model", "calibration", "run"), ("calibration_data", "seed", "datasets_cache_dir", "protocol", "memory", "activations", "quiet")),
+    "eval": (
+        ("model", "calibration", "evaluation", "zeroshot", "output", "run"),
+        ("calibration_data", "nsamples", "save_model", "delete"),
+    ),
+    "inspect": (
+        ("model", "calibration", "run"),
+        ("calibration_data", "seed", "datasets_cache_dir", "protocol", "memory", "activations", "quiet"),
+    ),
 }
 
 
@@ -52,21 +69,39 @@ def _console(arguments: list[str]) -> int:
         command = commands.add_parser(name, help=about, description=about.capitalize() + ".", allow_abbrev=False)
         groups, without = FLAGS[name]
         add_flags(command, groups, without, positional=None if name == "prune" else "model")
-    verify = commands.add_parser("verify", help="audit a pruned checkpoint, trusting only its files", description=VERIFY, allow_abbrev=False)
+    verify = commands.add_parser(
+        "verify", help="audit a pruned checkpoint, trusting only its files", description=VERIFY, allow_abbrev=False
+    )
     verify.add_argument("directory", metavar="DIR", help="the pruned checkpoint")
-    verify.add_argument("--model", metavar="MODEL", help="the dense model; default: the one that the manifest names, if it is at hand")
-    bench = commands.add_parser("bench", help="run a grid of recipes and compare", description=BENCH, allow_abbrev=False)
+    verify.add_argument(
+        "--model", metavar="MODEL", help="the dense model; default: the one that the manifest names, if it is at hand"
+    )
+    bench = commands.add_parser(
+        "bench", help="run a grid of recipes and compare", description=BENCH, allow_abbrev=False
+    )
     bench.add_argument("grid", metavar="GRID.toml")
     bench.add_argument(
-        "--out", metavar="DIR", default="out/bench", help="where cells and reports go; a second run takes up what is there (default %(default)s)"
+        "--out",
+        metavar="DIR",
+        default="out/bench",
+        help="where cells and reports go; a second run takes up what is there (default %(default)s)",
     )
     bench.add_argument("--jobs", metavar="N", type=int, default=1, help="cells at the same time (default %(default)s)")
-    reproduce = commands.add_parser("reproduce", help="run a published table again and compare", description=REPRODUCE, allow_abbrev=False)
-    reproduce.add_argument("name", metavar="NAME", nargs="?", help="a table of published values; without it the names are listed")
-    reproduce.add_argument(
-        "--out", metavar="DIR", default="out/reproduce", help="where cells go; a second run takes up what is there (default %(default)s)"
+    reproduce = commands.add_parser(
+        "reproduce", help="run a published table again and compare", description=REPRODUCE, allow_abbrev=False
     )
-    reproduce.add_argument("--jobs", metavar="N", type=int, default=1, help="cells at the same time (default %(default)s)")
+    reproduce.add_argument(
+        "name", metavar="NAME", nargs="?", help="a table of published values; without it the names are listed"
+    )
+    reproduce.add_argument(
+        "--out",
+        metavar="DIR",
+        default="out/reproduce",
+        help="where cells go; a second run takes up what is there (default %(default)s)",
+    )
+    reproduce.add_argument(
+        "--jobs", metavar="N", type=int, default=1, help="cells at the same time (default %(default)s)"
+    )
     reproduce.add_argument("--tables", metavar="FILE.toml", help="tables of your own instead of the published ones")
     add_flags(reproduce, ("model", "calibration", "evaluation"), optional_model=True)
     chosen = parser.parse_args(arguments)
@@ -88,14 +123,17 @@ def _prune(values: dict[str, object]) -> int:
     recipe = recipe_from_flat(values)
     output = recipe.output
     if recipe.run.quiet and not (output.save_model or output.save_ppl or output.save_zeroshot):
-        raise RecipeError("--quiet shows nothing and nothing is saved; add --save_model, --save_ppl or --save_zeroshot, or leave out --quiet")
+        raise RecipeError(
+            "--quiet shows nothing and nothing is saved; add --save_model, --save_ppl or --save_zeroshot, or leave out"
+            " --quiet"
+        )
     from autoprune.cli.progress import watching
     from autoprune.cli.show import show_result
 
     here = launched()
     quiet = recipe.run.quiet or (here is not None and not here.first)
     with watching(quiet=quiet) as emit:
-        from autoprune.api import run
+        from autoprune.run.api import run
 
         result = run(recipe, emit)
     if not quiet:
@@ -107,7 +145,7 @@ def _inspect(values: dict[str, object]) -> int:
     from autoprune.cli.show import show_inspection
 
     recipe = recipe_from_flat({"sparsity_ratio": 0.5, **values})
-    from autoprune.inspection import inspect_recipe
+    from autoprune.run.inspect import inspect_recipe
 
     show_inspection(inspect_recipe(recipe))
     return 0
@@ -126,8 +164,8 @@ def _verify(directory: str, model: str | None) -> int:
 
 
 def _bench(grid: str, out: str, jobs: int) -> int:
+    from autoprune.bench.bench import benchmark
     from autoprune.cli.progress import watching
-    from autoprune.grids.bench import benchmark
 
     with watching(quiet=False) as emit:
         summary = benchmark(grid, out, jobs=jobs, emit=emit)
@@ -138,9 +176,9 @@ def _bench(grid: str, out: str, jobs: int) -> int:
 
 
 def _reproduce(chosen: argparse.Namespace, overrides: dict[str, object]) -> int:
+    from autoprune.bench.reproduce import PUBLISHED, read_tables, reproduce
     from autoprune.cli.progress import watching
     from autoprune.cli.show import show_reproduction
-    from autoprune.grids.reproduce import PUBLISHED, read_tables, reproduce
 
     tables = Path(chosen.tables) if chosen.tables else PUBLISHED
     if chosen.name is None:
@@ -148,7 +186,14 @@ def _reproduce(chosen: argparse.Namespace, overrides: dict[str, object]) -> int:
             print(f"{name}: {table['source']}")
         return 0
     with watching(quiet=False) as emit:
-        result = reproduce(chosen.name, Path(chosen.out) / chosen.name, jobs=chosen.jobs, tables=tables, overrides=overrides, emit=emit)
+        result = reproduce(
+            chosen.name,
+            Path(chosen.out) / chosen.name,
+            jobs=chosen.jobs,
+            tables=tables,
+            overrides=overrides,
+            emit=emit,
+        )
     show_reproduction(result)
     return 0 if result.passed else 1
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from autoprune.model.events import BlockResult, Emit, Event, Notice, Phase, Step, silent
+from autoprune.events import BlockResult, Emit, Event, Notice, Phase, Step, silent
 
 PLAIN_EVERY = 10.0  # seconds between lines of progress inside a block, without a terminal
 
@@ -39,7 +39,11 @@ class _TimeLeft(ProgressColumn):
         if not task.total or not task.completed or not task.elapsed:
             return Text("left -:--", style="progress.remaining")
         left = int(task.elapsed * (task.total - task.completed) / task.completed)
-        clock = f"{left // 3600}:{left // 60 % 60:02d}:{left % 60:02d}" if left >= 3600 else f"{left // 60}:{left % 60:02d}"
+        clock = (
+            f"{left // 3600}:{left // 60 % 60:02d}:{left % 60:02d}"
+            if left >= 3600
+            else f"{left // 60}:{left % 60:02d}"
+        )
         return Text(f"left {clock}", style="progress.remaining")
 
 
@@ -60,7 +64,9 @@ class _Bar:
             self._step(event)
         elif isinstance(event, BlockResult):
             done = event.block + 1
-            self._progress.update(self._task, completed=done, note=f"block {done}/{event.blocks}, {len(event.layers)} layers")
+            self._progress.update(
+                self._task, completed=done, note=f"block {done}/{event.blocks}, {len(event.layers)} layers"
+            )
         elif isinstance(event, Notice):
             self._progress.console.print(event.text, highlight=False)
 
@@ -86,11 +92,17 @@ class _Lines:
         elif isinstance(event, BlockResult):
             done, spent = event.block + 1, now - self._start
             left = spent * (event.blocks - done) / done
-            self._say(f"block {done}/{event.blocks}: {len(event.layers)} layers pruned, {spent:.0f} s, about {left:.0f} s left")
+            self._say(
+                f"block {done}/{event.blocks}: {len(event.layers)} layers pruned, {spent:.0f} s, about {left:.0f} s"
+                " left"
+            )
         elif isinstance(event, Notice):
             self._say(event.text)
         elif now - self._last > PLAIN_EVERY:
-            self._say(f"  {event.phase} {event.done}/{event.total}" + (f", block {event.block + 1}/{event.blocks}" if event.blocks > 1 else ""))
+            self._say(
+                f"  {event.phase} {event.done}/{event.total}"
+                + (f", block {event.block + 1}/{event.blocks}" if event.blocks > 1 else "")
+            )
 
     def _say(self, text: str) -> None:
         self._last = time.monotonic()

@@ -12,17 +12,20 @@ from autoprune.report.tables import print_barber, print_comparison, print_layers
 from autoprune.report.zeroshot import zeroshot_grid
 
 if TYPE_CHECKING:
-    from autoprune.api import PruneResult
+    from autoprune.bench.bench import BenchSummary
+    from autoprune.bench.reproduce import Reproduction
     from autoprune.evaluation.audit import AuditReport
-    from autoprune.grids.bench import BenchSummary
-    from autoprune.grids.reproduce import Reproduction
-    from autoprune.inspection import Inspection
+    from autoprune.run.api import PruneResult
+    from autoprune.run.inspect import Inspection
 
 WIDE = 160
 
 
 def terminal() -> Console:
-    """Where results are printed. It takes text as it is, for a path may hold brackets. A file or a pipe has no width to fit tables into."""
+    """Where results are printed.
+
+    It takes text as it is, for a path may hold brackets. A file or a pipe has no width to fit tables into.
+    """
     console = Console(markup=False)
     return console if console.is_terminal else Console(markup=False, width=WIDE)
 
@@ -45,7 +48,9 @@ def show_result(result: PruneResult) -> None:
     if result.directory:
         console.print(f"checkpoint: {result.directory}", highlight=False, soft_wrap=True)
     elif output.save_model and output.delete and result.summary:
-        console.print(f"checkpoint: deleted from {output.save_model}, as --delete asks", highlight=False, soft_wrap=True)
+        console.print(
+            f"checkpoint: deleted from {output.save_model}, as --delete asks", highlight=False, soft_wrap=True
+        )
     if output.save_ppl:
         console.print(f"perplexity: {output.save_ppl}", highlight=False, soft_wrap=True)
     if output.save_zeroshot:
@@ -55,19 +60,32 @@ def show_result(result: PruneResult) -> None:
 def show_inspection(inspection: Inspection) -> None:
     """The structure of a model, what of it can be pruned, and what that will cost."""
     console = terminal()
-    size = f"{inspection.blocks} blocks ({inspection.block_list}), {inspection.parameters:,} parameters, {inspection.dtype}"
+    size = (
+        f"{inspection.blocks} blocks ({inspection.block_list}), {inspection.parameters:,} parameters,"
+        f" {inspection.dtype}"
+    )
     console.print(f"{inspection.model}: {size}", highlight=False, soft_wrap=True)
     table = Table("layer", "shape", "shares its input with", "blocks", box=None, pad_edge=False, header_style="bold")
     for layer in inspection.layers:
         table.add_row(layer.name, f"{layer.out} x {layer.features}", layer.shared_with or "-", layer.blocks)
     console.print(table)
-    console.print(f"coverage: {inspection.coverage:.2%} of the block parameters are weights of these layers", highlight=False)
+    console.print(
+        f"coverage: {inspection.coverage:.2%} of the block parameters are weights of these layers", highlight=False
+    )
     if inspection.unreached:
         console.print("not reached: " + ", ".join(inspection.unreached), highlight=False)
     if inspection.left_alone:
         console.print("left as they are: " + ", ".join(inspection.left_alone), highlight=False)
     console.print(f"replay: {inspection.replay}", highlight=False)
-    costs = Table("method", "peak memory", "with --activations disk", "rough time here", box=None, pad_edge=False, header_style="bold")
+    costs = Table(
+        "method",
+        "peak memory",
+        "with --activations disk",
+        "rough time here",
+        box=None,
+        pad_edge=False,
+        header_style="bold",
+    )
     for cost in inspection.costs:
         costs.add_row(cost.method, f"{cost.bytes / 2**30:.2f} GiB", f"{cost.bytes_on_disk / 2**30:.2f} GiB", cost.time)
     console.print(costs)
@@ -80,13 +98,18 @@ def show_audit(report: AuditReport, hashes: bool = True) -> None:
     console = terminal()
     weights, zeros = sum(layer.weights for layer in report.layers), sum(layer.zeros for layer in report.layers)
     if weights:
-        found = f"{len(report.layers)} pruned layers, {zeros:,} of {weights:,} weights are zero ({zeros / weights:.2%})"
+        found = (
+            f"{len(report.layers)} pruned layers, {zeros:,} of {weights:,} weights are zero ({zeros / weights:.2%})"
+        )
         console.print(f"{report.directory}: {found}", highlight=False, soft_wrap=True)
     for name, digest in report.hashes.items() if hashes else ():
         console.print(f"{digest}  {name}", highlight=False, soft_wrap=True)
     for fault in report.faults:
         console.print(f"FAULT {fault.where} {fault.what}", style="red", highlight=False, soft_wrap=True)
-    console.print("sound: nothing is wrong with these files" if report.sound else f"faults: {len(report.faults)}", highlight=False)
+    console.print(
+        "sound: nothing is wrong with these files" if report.sound else f"faults: {len(report.faults)}",
+        highlight=False,
+    )
 
 
 def show_bench(summary: BenchSummary) -> None:

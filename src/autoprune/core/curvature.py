@@ -31,7 +31,10 @@ def inverse_factor(gram: Float[Tensor, "in in"], damping: float) -> Curvature:
     """
     diagonal = gram.diagonal()
     if not bool(torch.isfinite(diagonal).all()):
-        raise NumericsError("the Gram of the layer inputs is not finite; run in float32 (--dtype float32) or check the calibration data")
+        raise NumericsError(
+            "the Gram of the layer inputs is not finite; run in float32 (--dtype float32) or check the calibration"
+            " data"
+        )
     dead = diagonal == 0
     hessian = _with_diagonal(gram, dead.to(gram.dtype))
     mean = hessian.diagonal().mean()
@@ -50,7 +53,10 @@ def inverse_factor(gram: Float[Tensor, "in in"], damping: float) -> Curvature:
 
 
 def _try_factor(hessian: Float[Tensor, "in in"], shift: Float[Tensor, ""]) -> Float[Tensor, "in in"] | None:
-    """The factor, or None if rounding stands in its way. Every step lets the one before go: these are the largest tensors of a run."""
+    """The factor, or None if rounding stands in its way.
+
+    Every step lets the one before go: these are the largest tensors of a run.
+    """
     factor, failed = torch.linalg.cholesky_ex(_with_diagonal(hessian, shift))
     if int(failed):
         return None

@@ -1,4 +1,6 @@
-"""LLM-Barber's exchange: pruned weights of high score are grown, kept weights of low score are dropped (arXiv 2408.10631)."""
+"""LLM-Barber's exchange: pruned weights of high score are grown, kept weights of low score are dropped (arXiv
+2408.10631).
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int, Real
 from torch import Tensor
 
-from autoprune.core.order import as_integers, below_zero, count_true, counting, lowest_at
+from autoprune.core.order_statistics import as_integers, below_zero, count_true, counting, lowest_at
 from autoprune.core.sparsity import SemiStructured, Target
 
 
@@ -25,7 +27,11 @@ class Exchange:
 
 
 def exchange(
-    scores: Sequence[Float[Tensor, "_ _"]], keep: Sequence[Bool[Tensor, "_ _"]], granularity: str, threshold: float, target: Target | None
+    scores: Sequence[Float[Tensor, "_ _"]],
+    keep: Sequence[Bool[Tensor, "_ _"]],
+    granularity: str,
+    threshold: float,
+    target: Target | None,
 ) -> Exchange:
     """Exchanges ``floor(threshold * n)`` of the n inverted pairs in every compared set of a sub-block's layers.
 
@@ -43,16 +49,18 @@ def exchange_sets(
 ) -> tuple[Bool[Tensor, "sets size"], Bool[Tensor, "sets size"], Int[Tensor, " sets"]]:
     """Which weights are grown and which dropped in every set (row), and each set's number of inverted pairs.
 
-    With P the scores of pruned weights in descending and K those of kept weights in ascending order, n is the
-    number of leading pairs with P_i > K_i, and e = floor(threshold * n) of each side are exchanged; ties by lower index.
-    No score may be negative.
+    With P the scores of pruned weights in descending and K those of kept weights in ascending order, n is the number
+    of leading pairs with P_i > K_i, and e = floor(threshold * n) of each side are exchanged; ties by lower index. No
+    score may be negative.
     """
     order = as_integers(scores)
     exchanged, inverted = _count_exchanged(order, keep, threshold)
     return _highest_of(order, ~keep, exchanged), _lowest_of(order, keep, exchanged), inverted
 
 
-def _count_exchanged(order: Int[Tensor, "sets size"], keep: Bool[Tensor, "sets size"], threshold: float) -> tuple[Tensor, Tensor]:
+def _count_exchanged(
+    order: Int[Tensor, "sets size"], keep: Bool[Tensor, "sets size"], threshold: float
+) -> tuple[Tensor, Tensor]:
     inverted = count_inverted(order, keep)
     return (inverted.double() * threshold).floor().to(inverted.dtype), inverted
 
@@ -66,16 +74,22 @@ def count_inverted(scores: Real[Tensor, "sets size"], keep: Bool[Tensor, "sets s
     kept = count_true(keep)
     cut = lowest_at(scores, (scores.shape[-1] + 1 - kept).clamp(max=scores.shape[-1]))
     above, tied = scores > cut, scores == cut
-    room = kept - count_true(above) - count_true(tied & keep)  # places among the highest that pruned weights tied at the cut take
+    room = (
+        kept - count_true(above) - count_true(tied & keep)
+    )  # places among the highest that pruned weights tied at the cut take
     return (count_true(above & ~keep) + room.clamp(min=0)) * (kept > 0)
 
 
-def _highest_of(order: Int[Tensor, "sets size"], among: Bool[Tensor, "sets size"], counts: Int[Tensor, " sets"]) -> Bool[Tensor, "sets size"]:
+def _highest_of(
+    order: Int[Tensor, "sets size"], among: Bool[Tensor, "sets size"], counts: Int[Tensor, " sets"]
+) -> Bool[Tensor, "sets size"]:
     """The ``counts`` highest of every set among some."""
     return _highest(below_zero(order, ~among), counts)
 
 
-def _lowest_of(order: Int[Tensor, "sets size"], among: Bool[Tensor, "sets size"], counts: Int[Tensor, " sets"]) -> Bool[Tensor, "sets size"]:
+def _lowest_of(
+    order: Int[Tensor, "sets size"], among: Bool[Tensor, "sets size"], counts: Int[Tensor, " sets"]
+) -> Bool[Tensor, "sets size"]:
     """The ``counts`` lowest of every set among some: the highest when counted from the other end."""
     return _highest(below_zero(torch.iinfo(order.dtype).max - order, ~among), counts)
 
@@ -94,7 +108,9 @@ def _highest(scores: Int[Tensor, "sets size"], counts: Int[Tensor, " sets"]) -> 
 
 def _exchange_together(scores: Sequence[Tensor], keep: Sequence[Tensor], threshold: float) -> Exchange:
     flat_keep = torch.cat([k.flatten() for k in keep]).unsqueeze(0)
-    grown, dropped, inverted = exchange_sets(torch.cat([s.flatten() for s in scores]).unsqueeze(0), flat_keep, threshold)
+    grown, dropped, inverted = exchange_sets(
+        torch.cat([s.flatten() for s in scores]).unsqueeze(0), flat_keep, threshold
+    )
     sizes = [k.numel() for k in keep]
     grown_parts, dropped_parts = grown[0].split(sizes), dropped[0].split(sizes)
     new = tuple((k | g.view_as(k)) & ~d.view_as(k) for k, g, d in zip(keep, grown_parts, dropped_parts, strict=True))
@@ -109,7 +125,9 @@ def _exchange_together(scores: Sequence[Tensor], keep: Sequence[Tensor], thresho
     )
 
 
-def _exchange_layer(scores: Tensor, keep: Tensor, granularity: str, threshold: float, target: Target | None) -> tuple[Tensor, int, int, int, int]:
+def _exchange_layer(
+    scores: Tensor, keep: Tensor, granularity: str, threshold: float, target: Target | None
+) -> tuple[Tensor, int, int, int, int]:
     shape = {"layer": (1, -1), "output1": keep.shape, "input1": keep.shape}[granularity]
     by_column = granularity == "input1"
     sets = scores.T.contiguous() if by_column else scores.reshape(shape)

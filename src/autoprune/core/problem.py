@@ -25,8 +25,8 @@ class Scope(Enum):
 class LayerProblem:
     """One layer to prune.
 
-    ``weight`` is the current value ``[out, in]`` in the model's dtype; ``dense`` and ``keep`` are given to methods that
-    rebuild an already pruned model: the dense value and the present keep pattern. Methods compute in float32.
+    ``weight`` is the current value ``[out, in]`` in the model's dtype; ``dense`` and ``keep`` are given to methods
+    that rebuild an already pruned model: the dense value and the present keep pattern. Methods compute in float32.
     """
 
     name: str
@@ -39,7 +39,9 @@ class LayerProblem:
 
 @dataclass(frozen=True)
 class LayerSolution:
-    """The keep pattern, and the new weights ``[out, in]``; ``weight`` is None when survivors have their dense value."""
+    """The keep pattern, and the new weights ``[out, in]``; ``weight`` is None when survivors have their dense
+    value.
+    """
 
     name: str
     keep: Bool[Tensor, "out in"]

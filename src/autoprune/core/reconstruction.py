@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from autoprune.core.curvature import Curvature
-from autoprune.core.order import zeroed
+from autoprune.core.order_statistics import zeroed
 from autoprune.core.selection import drop_count, keep_highest, keep_n_m
 from autoprune.core.sparsity import SemiStructured, Target
 
@@ -43,11 +43,16 @@ def _aligned(column_block: int, target: Target) -> int:
 
 
 def _sweep_block(
-    columns: Float[Tensor, "width out"], keep: Bool[Tensor, "width out"], upper: Float[Tensor, "width width"], target: Target, rows: Sequence[int]
+    columns: Float[Tensor, "width out"],
+    keep: Bool[Tensor, "width out"],
+    upper: Float[Tensor, "width width"],
+    target: Target,
+    rows: Sequence[int],
 ) -> Float[Tensor, "width out"]:
     """Settles one column block in place, weights and pattern; returns the scaled error of every column.
 
-    The update is lazy twice: inside ``INNER`` columns it goes column by column, from there to the rest of the block in one product.
+    The update is lazy twice: inside ``INNER`` columns it goes column by column, from there to the rest of the block in
+    one product.
     """
     errors = torch.empty_like(columns)
     if not isinstance(target, SemiStructured):
@@ -83,7 +88,12 @@ def _scores(columns: Float[Tensor, "width out"], upper: Float[Tensor, "width wid
     return (columns.square() / upper.diagonal().square().unsqueeze(1)).T.contiguous()
 
 
-def _keep_per_layer(scores: Float[Tensor, "out width"], ratio: float, rows: Sequence[int]) -> Bool[Tensor, "out width"]:
+def _keep_per_layer(
+    scores: Float[Tensor, "out width"], ratio: float, rows: Sequence[int]
+) -> Bool[Tensor, "out width"]:
     """The lowest ``ratio`` of each layer's rows x columns goes."""
-    parts = [keep_highest(part.reshape(1, -1), drop_count(ratio, part.numel())).view_as(part) for part in scores.split(list(rows))]
+    parts = [
+        keep_highest(part.reshape(1, -1), drop_count(ratio, part.numel())).view_as(part)
+        for part in scores.split(list(rows))
+    ]
     return torch.cat(parts)

@@ -1,4 +1,6 @@
-"""From scores to the keep pattern: exactly ``floor(ratio * n)`` weights go, lowest score first, ties by lower index."""
+"""From scores to the keep pattern: exactly ``floor(ratio * n)`` weights go, lowest score first, ties by lower
+index.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from autoprune.core.order import count_true, counting, kth_lowest
+from autoprune.core.order_statistics import count_true, counting, kth_lowest
 from autoprune.core.sparsity import SemiStructured, Target
 
 SMALL_GROUP = 16
@@ -17,7 +19,9 @@ SMALL_GROUP = 16
 
 def drop_count(ratio: float, size: int) -> int:
     """How many of ``size`` weights compared together become zero: ``floor(ratio * size)``."""
-    return math.floor(Fraction(repr(float(ratio))) * size)  # 0.29 means 29/100: as a binary fraction it is a little less
+    return math.floor(
+        Fraction(repr(float(ratio))) * size
+    )  # 0.29 means 29/100: as a binary fraction it is a little less
 
 
 def keep_highest(scores: Float[Tensor, "sets size"], drop: int) -> Bool[Tensor, "sets size"]:
@@ -58,7 +62,9 @@ def keep_n_m(scores: Float[Tensor, "out in"], pattern: SemiStructured) -> Bool[T
         return keep_highest(scores.reshape(-1, m), m - pattern.n).view_as(scores)
     members = scores.unflatten(1, (-1, m)).unbind(-1)
     # To begin with, as if all later members were lower.
-    ranks = [torch.full(mine.shape, m - 1 - i, dtype=torch.int8, device=scores.device) for i, mine in enumerate(members)]
+    ranks = [
+        torch.full(mine.shape, m - 1 - i, dtype=torch.int8, device=scores.device) for i, mine in enumerate(members)
+    ]
     for i, mine in enumerate(members):
         for j in range(i + 1, m):
             lower = (mine <= members[j]).view(torch.int8)  # an equal score with a lower index counts as lower

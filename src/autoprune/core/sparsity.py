@@ -47,7 +47,8 @@ def parse_target(sparsity_type: str, ratio: float | None) -> Target | None:
     if sparsity_type == "unstructured":
         if ratio is None:
             raise RecipeError(
-                "--sparsity_ratio is needed with --sparsity_type unstructured: 0.5 zeroes half of the weights, 0 only evaluates the dense model"
+                "--sparsity_ratio is needed with --sparsity_type unstructured: 0.5 zeroes half of the weights, 0 only"
+                " evaluates the dense model"
             )
         return Unstructured(float(ratio)) if ratio > 0 else None
     target = _parse_n_m(sparsity_type)
@@ -55,8 +56,8 @@ def parse_target(sparsity_type: str, ratio: float | None) -> Target | None:
         return None
     if ratio is not None and not math.isclose(ratio, target.ratio, abs_tol=1e-6):
         raise RecipeError(
-            f"--sparsity_type {sparsity_type} makes {target.ratio:g} of the weights zero, but --sparsity_ratio says {ratio:g}; "
-            "drop --sparsity_ratio or make them agree"
+            f"--sparsity_type {sparsity_type} makes {target.ratio:g} of the weights zero, but --sparsity_ratio says"
+            f" {ratio:g}; drop --sparsity_ratio or make them agree"
         )
     return target
 
@@ -68,7 +69,9 @@ def check_ratio(ratio: float | None) -> None:
     if isinstance(ratio, bool) or not isinstance(ratio, (int, float)) or math.isnan(ratio):
         raise RecipeError(f"--sparsity_ratio {ratio!r} is not a number; give a fraction such as 0.5")
     if not 0 <= ratio < 1:
-        raise RecipeError(f"--sparsity_ratio {ratio:g} is outside [0, 1); give the fraction of weights to zero, such as 0.5")
+        raise RecipeError(
+            f"--sparsity_ratio {ratio:g} is outside [0, 1); give the fraction of weights to zero, such as 0.5"
+        )
 
 
 def _parse_n_m(text: str) -> SemiStructured:
@@ -77,9 +80,14 @@ def _parse_n_m(text: str) -> SemiStructured:
         raise RecipeError(f"--sparsity_type {text!r} is neither `unstructured` nor N:M; write for example 2:4")
     n, m = int(match[1]), int(match[2])
     if n > m:
-        raise RecipeError(f"--sparsity_type {text}: N must not be greater than M (at most {n} non-zero among {m} says nothing)")
+        raise RecipeError(
+            f"--sparsity_type {text}: N must not be greater than M (at most {n} non-zero among {m} says nothing)"
+        )
     if n in (0, m):
-        raise RecipeError(f"--sparsity_type {text} would {'zero every weight' if n == 0 else 'prune nothing'}; choose 0 < N < M, such as 2:4")
+        raise RecipeError(
+            f"--sparsity_type {text} would {'zero every weight' if n == 0 else 'prune nothing'}; choose 0 < N < M,"
+            " such as 2:4"
+        )
     return SemiStructured(n, m)
 
 

@@ -53,7 +53,9 @@ class InputGram:
 
 @dataclass
 class GradientEnergy:
-    """Sum over samples of the squared weight gradient, ``sum_j (dL_j/dW)^2``, in float32 (LLM-Barber, arXiv 2408.10631)."""
+    """Sum over samples of the squared weight gradient, ``sum_j (dL_j/dW)^2``, in float32 (LLM-Barber, arXiv
+    2408.10631).
+    """
 
     squares: Float[Tensor, "out in"]
     samples: int = 0

@@ -1,7 +1,7 @@
 """Documents of datasets on the hub, or in a local mirror that is laid out like the hub.
 
-``AUTOPRUNE_DATASETS_MIRROR=DIR`` makes ``DIR/owner/name`` stand for the hub dataset ``owner/name``: the files lie in it
-under the names that they have on the hub. Nothing is fetched then.
+``AUTOPRUNE_DATASETS_MIRROR=DIR`` makes ``DIR/owner/name`` stand for the hub dataset ``owner/name``: the files lie in
+it under the names that they have on the hub. Nothing is fetched then.
 """
 
 from __future__ import annotations
@@ -25,7 +25,10 @@ HUB_TIMEOUT_SECONDS = 10.0
 
 @dataclass(frozen=True)
 class HubSet:
-    """Where a dataset lies on the hub. ``data_files`` narrows it to one file per purpose, ``first`` to its first documents."""
+    """Where a dataset lies on the hub.
+
+    ``data_files`` narrows it to one file per purpose, ``first`` to its first documents.
+    """
 
     repo: str
     config: str | None = None
@@ -73,8 +76,8 @@ def read_hub(source: Source, purpose: Purpose, cache_dir: str | None) -> tuple[S
     split = next((name for name in SPLITS[purpose] if name in splits), None)
     if split is None:
         raise DataError(
-            f"{source.label}: {purpose} needs the split {' or '.join(SPLITS[purpose])}, but {wanted.repo} has {', '.join(splits)}; "
-            f"{_alternative(source)}"
+            f"{source.label}: {purpose} needs the split {' or '.join(SPLITS[purpose])}, but {wanted.repo} has"
+            f" {', '.join(splits)}; {_alternative(source)}"
         )
     dataset = splits[split]
     column = _text_column(source, wanted, dataset)
@@ -97,17 +100,26 @@ def _in_mirror(source: Source, wanted: HubSet, mirror: Path) -> _Place:
     where = f"{MIRROR_VARIABLE}={mirror}"
     folder = mirror / wanted.repo
     if not folder.is_dir():
-        raise DataError(f"{source.label}: {where} has no folder {wanted.repo}; copy the dataset there in the hub's layout, or unset the variable")
+        raise DataError(
+            f"{source.label}: {where} has no folder {wanted.repo}; copy the dataset there in the hub's layout, or"
+            " unset the variable"
+        )
     if wanted.config is None or (folder / "README.md").is_file():
         return _Place(str(folder), name=wanted.config)
-    # Without the dataset card `datasets` knows no configurations: it would ignore the name and mix the files of all of them.
+    # Without the dataset card `datasets` knows no configurations: it would ignore the name and mix the files of all of
+    # them.
     if not (folder / wanted.config).is_dir():
-        raise DataError(f"{source.label}: {where} has neither {wanted.repo}/README.md nor the folder {wanted.repo}/{wanted.config}; add one of them")
+        raise DataError(
+            f"{source.label}: {where} has neither {wanted.repo}/README.md nor the folder"
+            f" {wanted.repo}/{wanted.config}; add one of them"
+        )
     return _Place(str(folder), data_dir=wanted.config)
 
 
 def _on_hub(source: Source, wanted: HubSet, purpose: Purpose) -> _Place:
-    """Asks the hub once, with a timeout, for the dataset; `datasets` by itself retries for half a minute per dataset."""
+    """Asks the hub once, with a timeout, for the dataset; `datasets` by itself retries for half a minute per
+    dataset.
+    """
     import datasets
     from huggingface_hub import HfApi
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
@@ -115,13 +127,17 @@ def _on_hub(source: Source, wanted: HubSet, purpose: Purpose) -> _Place:
     if datasets.config.HF_HUB_OFFLINE:
         return _in_cache(wanted, purpose, "offline mode is set by HF_HUB_OFFLINE or HF_DATASETS_OFFLINE")
     try:
-        HfApi(endpoint=datasets.config.HF_ENDPOINT).dataset_info(wanted.repo, revision=wanted.revision, timeout=HUB_TIMEOUT_SECONDS)
+        HfApi(endpoint=datasets.config.HF_ENDPOINT).dataset_info(
+            wanted.repo, revision=wanted.revision, timeout=HUB_TIMEOUT_SECONDS
+        )
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:
         raise DataError(
             f"{source.label}: neither an existing file nor a hub dataset that you may read ({type(error).__name__}); "
             f"check the name, log in if it is private or gated, or {_alternative(source)}"
         ) from error
-    except Exception as error:  # the HTTP library under huggingface_hub differs between its versions, and so do its errors
+    except (
+        Exception
+    ) as error:  # the HTTP library under huggingface_hub differs between its versions, and so do its errors
         return _in_cache(wanted, purpose, _short(error))
     return _Place(wanted.repo, name=wanted.config, revision=wanted.revision)
 
@@ -131,7 +147,8 @@ def _in_cache(wanted: HubSet, purpose: Purpose, unreachable: str) -> _Place:
     from huggingface_hub import try_to_load_from_cache
 
     if wanted.data_files:
-        # Without the hub, `datasets` doesn't find in its cache what it once loaded with data_files; the downloaded file is still there.
+        # Without the hub, `datasets` doesn't find in its cache what it once loaded with data_files; the downloaded
+        # file is still there.
         (file,) = wanted.data_files[purpose].values()
         found = try_to_load_from_cache(wanted.repo, file, repo_type="dataset", revision=wanted.revision)
         if isinstance(found, str):
@@ -153,10 +170,13 @@ def _load(source: Source, wanted: HubSet, place: _Place, purpose: Purpose, cache
                 data_files=wanted.data_files[purpose] if wanted.data_files else None,
                 revision=place.revision,
                 cache_dir=cache_dir,
-                # One shard of a split is asked for on purpose, and the card promises them all: the default check may refuse it.
+                # One shard of a split is asked for on purpose, and the card promises them all: the default check may
+                # refuse it.
                 verification_mode="no_checks" if wanted.data_files else None,
             )
-    except Exception as error:  # files, network and parsers fail with errors of many libraries; all mean the same to the user
+    except (
+        Exception
+    ) as error:  # files, network and parsers fail with errors of many libraries; all mean the same to the user
         raise DataError(_load_message(source, wanted, place, error)) from error
     return dict(loaded)
 
@@ -164,7 +184,9 @@ def _load(source: Source, wanted: HubSet, place: _Place, purpose: Purpose, cache
 def _load_message(source: Source, wanted: HubSet, place: _Place, error: Exception) -> str:
     """What went wrong, and what to do instead."""
     if place.unreachable is not None:
-        local = "it is not in the datasets cache" + (", nor is there a local file of this name" if source.kind == "hub" else "")
+        local = "it is not in the datasets cache" + (
+            ", nor is there a local file of this name" if source.kind == "hub" else ""
+        )
         problem = f"dataset {wanted.repo} could not be fetched ({place.unreachable}) and {local}"
     elif place.path != wanted.repo:
         problem = f"the copy of {wanted.repo} in {MIRROR_VARIABLE} could not be read ({_short(error)})"
@@ -176,12 +198,19 @@ def _load_message(source: Source, wanted: HubSet, place: _Place, error: Exceptio
 
 
 def _alternative(source: Source) -> str:
-    return f"use a local file instead ({source.flag} FILE.txt), or set {MIRROR_VARIABLE}=DIR to a copy in the hub's layout"
+    return (
+        f"use a local file instead ({source.flag} FILE.txt), or set {MIRROR_VARIABLE}=DIR to a copy in the hub's"
+        " layout"
+    )
 
 
 def _short(error: Exception) -> str:
     message = " ".join(str(error).split())
-    return f"{type(error).__name__}: {message[:300]}{'...' if len(message) > 300 else ''}" if message else type(error).__name__
+    return (
+        f"{type(error).__name__}: {message[:300]}{'...' if len(message) > 300 else ''}"
+        if message
+        else type(error).__name__
+    )
 
 
 @contextmanager
@@ -199,13 +228,15 @@ def _offline(offline: bool) -> Iterator[None]:
 
 def _text_column(source: Source, wanted: HubSet, dataset: Any) -> str:
     """The column that holds the documents, without rows that hold none."""
-    kinds = {name: str(getattr(feature, "dtype", type(feature).__name__)) for name, feature in dataset.features.items()}
+    kinds = {
+        name: str(getattr(feature, "dtype", type(feature).__name__)) for name, feature in dataset.features.items()
+    }
     column = text_field({name: kind in ("string", "large_string") for name, kind in kinds.items()})
     if column is None:
         columns = ", ".join(f"{name} ({kind})" for name, kind in kinds.items())
         raise DataError(
-            f"{source.label}: {wanted.repo} has no string column `text` and no single other string column; its columns are {columns}; "
-            f"write the texts to a file ({source.flag} FILE.jsonl)"
+            f"{source.label}: {wanted.repo} has no string column `text` and no single other string column; its columns"
+            f" are {columns}; write the texts to a file ({source.flag} FILE.jsonl)"
         )
     if missing := dataset.data.column(column).null_count:
         raise DataError(
@@ -216,7 +247,9 @@ def _text_column(source: Source, wanted: HubSet, dataset: Any) -> str:
 
 
 def _commit(dataset: Any) -> str | None:
-    """The commit that was read, which `datasets` keeps as the name of the folder in its cache; None if it isn't there."""
+    """The commit that was read, which `datasets` keeps as the name of the folder in its cache; None if it isn't
+    there.
+    """
     folders = {Path(entry["filename"]).parent.name for entry in dataset.cache_files}
     name = folders.pop() if len(folders) == 1 else ""
     return name if len(name) == 40 and set(name) <= set("0123456789abcdef") else None

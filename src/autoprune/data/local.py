@@ -29,7 +29,9 @@ def read_local(source: Source) -> tuple[list[str], dict[str, Any]]:
         # The name alone: a path would carry the layout of the user's machine into every result.
         return documents, {"file": source.file.name, "sha256": file_sha256(source.file)}
     except OSError as error:
-        raise DataError(f"{source.label}: can't be read ({error.strerror or error}); check the file and its permissions") from error
+        raise DataError(
+            f"{source.label}: can't be read ({error.strerror or error}); check the file and its permissions"
+        ) from error
 
 
 def file_sha256(path: Path) -> str:
@@ -44,7 +46,8 @@ def file_sha256(path: Path) -> str:
 def text_field(is_text: Mapping[str, bool]) -> str | None:
     """Which field holds the documents: ``text``, else the only field of strings; None when that doesn't decide it."""
     if "text" in is_text:
-        # A `text` of another type means that the data is not what it seems; taking an id column instead would be worse.
+        # A `text` of another type means that the data is not what it seems; taking an id column instead would be
+        # worse.
         return "text" if is_text["text"] else None
     strings = [name for name, text in is_text.items() if text]
     return strings[0] if len(strings) == 1 else None
@@ -56,7 +59,9 @@ def _read_txt(source: Source) -> list[str]:
     try:
         return [raw.decode("utf-8").removeprefix("\ufeff")]
     except UnicodeDecodeError as error:
-        raise DataError(f"{source.label}: not UTF-8 at byte offset {error.start} ({error.reason}); convert it with iconv") from error
+        raise DataError(
+            f"{source.label}: not UTF-8 at byte offset {error.start} ({error.reason}); convert it with iconv"
+        ) from error
 
 
 def _read_jsonl(source: Source) -> list[str]:
@@ -74,20 +79,29 @@ def _read_jsonl(source: Source) -> list[str]:
                 )
         value = record.get(field)
         if not isinstance(value, str):
-            raise DataError(f"{source.label}: line {number} has no string in field `{field}` (it has {_kinds(record)}); mend or remove it")
+            raise DataError(
+                f"{source.label}: line {number} has no string in field `{field}` (it has {_kinds(record)}); mend or"
+                " remove it"
+            )
         documents.append(_encodable(source, number, value))
     return documents
 
 
 def _lines(source: Source) -> Iterator[tuple[int, bytes]]:
-    """Numbered lines (from 1) that aren't blank. Split at line feeds only: JSON strings may hold other line separators."""
+    """Numbered lines (from 1) that aren't blank.
+
+    Split at line feeds only: JSON strings may hold other line separators.
+    """
     zipped = source.file.name.lower().endswith(".gz")
     try:
         opened: IO[bytes]
         with gzip.open(source.file) if zipped else source.file.open("rb") as opened:  # type: ignore[assignment]
             yield from ((number, raw) for number, raw in enumerate(opened, start=1) if raw.strip())
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise DataError(f"{source.label}: damaged or not gzip ({error}); download it again, or drop .gz from its name if it is plain") from error
+        raise DataError(
+            f"{source.label}: damaged or not gzip ({error}); download it again, or drop .gz from its name if it is"
+            " plain"
+        ) from error
 
 
 def _record(source: Source, number: int, raw: bytes) -> dict[str, Any]:
@@ -95,7 +109,9 @@ def _record(source: Source, number: int, raw: bytes) -> dict[str, Any]:
     try:
         record = json.loads(raw.decode("utf-8").removeprefix("\ufeff" if number == 1 else ""))
     except UnicodeDecodeError as error:
-        raise DataError(f"{source.label}: line {number} is not UTF-8 at byte {error.start} of the line; save the file as UTF-8") from error
+        raise DataError(
+            f"{source.label}: line {number} is not UTF-8 at byte {error.start} of the line; save the file as UTF-8"
+        ) from error
     except ValueError as error:  # JSONDecodeError, or a number of absurd length
         where = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
         raise DataError(f"{source.label}: line {number} is not JSON ({where}); {_ONE_OBJECT}") from error
@@ -109,7 +125,10 @@ def _encodable(source: Source, number: int, text: str) -> str:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise DataError(f"{source.label}: line {number} holds a lone surrogate (character {error.start} of the text); mend or remove it") from error
+        raise DataError(
+            f"{source.label}: line {number} holds a lone surrogate (character {error.start} of the text); mend or"
+            " remove it"
+        ) from error
     return text
 
 
@@ -123,7 +142,11 @@ def _read_parquet(source: Source) -> list[str]:
     from pyarrow import parquet, types
 
     def is_text(kind: Any) -> bool:
-        return bool(types.is_string(kind) or types.is_large_string(kind) or (types.is_dictionary(kind) and types.is_string(kind.value_type)))
+        return bool(
+            types.is_string(kind)
+            or types.is_large_string(kind)
+            or (types.is_dictionary(kind) and types.is_string(kind.value_type))
+        )
 
     try:
         schema = parquet.read_schema(source.file)
@@ -131,14 +154,19 @@ def _read_parquet(source: Source) -> list[str]:
         if column is None:
             columns = ", ".join(f"{field.name} ({field.type})" for field in schema)
             raise DataError(
-                f"{source.label}: no string column `text` and no single other string column; its columns are {columns}; "
-                "rename the column that holds the text to `text`"
+                f"{source.label}: no string column `text` and no single other string column; its columns are"
+                f" {columns}; rename the column that holds the text to `text`"
             )
-        # From an open file and not from its path: a path would make pyarrow read `key=value` folders above it as columns.
+        # From an open file and not from its path: a path would make pyarrow read `key=value` folders above it as
+        # columns.
         with source.file.open("rb") as file:
             values = parquet.read_table(file, columns=[column])[column].to_pylist()
     except pyarrow.ArrowException as error:
-        raise DataError(f"{source.label}: not a readable parquet file ({error}); download or write it again") from error
+        raise DataError(
+            f"{source.label}: not a readable parquet file ({error}); download or write it again"
+        ) from error
     if None in values:
-        raise DataError(f"{source.label}: column `{column}` holds no text in row {values.index(None)}; remove such rows")
+        raise DataError(
+            f"{source.label}: column `{column}` holds no text in row {values.index(None)}; remove such rows"
+        )
     return values

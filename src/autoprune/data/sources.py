@@ -1,4 +1,6 @@
-"""What the user's word means: a named set, a hub dataset or a local file. Touches the disk only to see what is there."""
+"""What the user's word means: a named set, a hub dataset or a local file. Touches the disk only to see what is
+there.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,8 @@ SUFFIXES = {
     ".parquet": "parquet",
     ".safetensors": "tokens",
 }
-# Kinds that are one running text: their documents are joined and tokenised once. In all others a sample stays inside one document.
+# Kinds that are one running text: their documents are joined and tokenised once. In all others a sample stays inside
+# one document.
 ONE_TEXT = ("txt", "wikitext2", "ptb")
 _HUB_WORD = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[\w.-]+)(:(?P<config>[\w.+-]+))?")
 
@@ -29,7 +32,8 @@ class Source:
     """One place that texts or token ids come from.
 
     ``kind`` is c4, wikitext2, ptb, hub, txt, jsonl, parquet or tokens; ``name`` is the user's own word and ``flag``
-    where it was said, both for messages. Local kinds have a ``path``, kind hub has a ``repo`` and perhaps a ``config``.
+    where it was said, both for messages. Local kinds have a ``path``, kind hub has a ``repo`` and perhaps a
+    ``config``.
     """
 
     kind: str
@@ -57,12 +61,15 @@ DEMO = Path(__file__).resolve().parent.parent / "demo"  # the texts that the pro
 def parse_source(word: str, flag: str) -> Source:
     """Decides what a word means; reads nothing yet.
 
-    Raises: DataError naming word, flag and remedy for a missing file, a directory, an unknown suffix or an unknown name.
+    Raises: DataError naming word, flag and remedy for a missing file, a directory, an unknown suffix or an unknown
+    name.
     """
     if word in NAMED:
         return Source(word, word, flag)
     if word == "demo":
-        return Source("txt", word, flag, path=DEMO / ("calibration.txt" if flag == "--calibration_data" else "heldout.txt"))
+        return Source(
+            "txt", word, flag, path=DEMO / ("calibration.txt" if flag == "--calibration_data" else "heldout.txt")
+        )
     if not word.strip():
         raise DataError(f"{flag} is empty; give {_choices()}")
     path = Path(word).expanduser()
@@ -71,10 +78,15 @@ def parse_source(word: str, flag: str) -> Source:
         raise DataError(f"{flag} {word} is a directory; name one file inside it ({', '.join(SUFFIXES)})")
     if path.exists():
         if kind is None:
-            raise DataError(f"{flag} {word}: can't tell the format from this name; rename it to one of {', '.join(SUFFIXES)}")
+            raise DataError(
+                f"{flag} {word}: can't tell the format from this name; rename it to one of {', '.join(SUFFIXES)}"
+            )
         return Source(kind, word, flag, path=path)
     if kind is not None:
-        raise DataError(f"{flag} {word}: no such file; check the path, which is looked up from the directory you started the program in")
+        raise DataError(
+            f"{flag} {word}: no such file; check the path, which is looked up from the directory you started the"
+            " program in"
+        )
     if match := _HUB_WORD.fullmatch(word):
         return Source("hub", word, flag, repo=match["repo"], config=match["config"])
     close = difflib.get_close_matches(word.lower(), NAMED, n=1)

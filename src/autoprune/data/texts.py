@@ -11,7 +11,17 @@ from autoprune.data.local import read_local
 from autoprune.data.sources import NAMED, ONE_TEXT, SUFFIXES, Source, parse_source
 from autoprune.errors import DataError
 
-__all__ = ["MIRROR_VARIABLE", "NAMED", "ONE_TEXT", "SUFFIXES", "Corpus", "Purpose", "Source", "parse_source", "read_corpus"]
+__all__ = [
+    "MIRROR_VARIABLE",
+    "NAMED",
+    "ONE_TEXT",
+    "SUFFIXES",
+    "Corpus",
+    "Purpose",
+    "Source",
+    "parse_source",
+    "read_corpus",
+]
 
 # How documents become one text: (calibration, evaluation). The papers' programs join so, and perplexity depends on it.
 _JOINERS: dict[str, dict[str, str]] = {
@@ -39,8 +49,11 @@ class Corpus:
         return self.joiner.join(self.documents)
 
 
-def read_corpus(source: Source, purpose: Literal["calibration", "evaluation"], datasets_cache_dir: str | None = None) -> Corpus:
-    """The documents of a source: the training split for calibration, the test split for evaluation; a local file as it is.
+def read_corpus(
+    source: Source, purpose: Literal["calibration", "evaluation"], datasets_cache_dir: str | None = None
+) -> Corpus:
+    """The documents of a source: the training split for calibration, the test split for evaluation; a local file as it
+    is.
 
     Raises: DataError for anything that can't be fetched or read, and for texts of white space only.
     """

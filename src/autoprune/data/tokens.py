@@ -20,7 +20,9 @@ TENSOR = "input_ids"
 
 @dataclass(frozen=True)
 class TokenisedText:
-    """One text and its ``ids [tokens]``; ``bos_token_added`` tells whether the tokenizer put its start token before them."""
+    """One text and its ``ids [tokens]``; ``bos_token_added`` tells whether the tokenizer put its start token before
+    them.
+    """
 
     text: str
     ids: Int64[Tensor, " tokens"]
@@ -49,7 +51,12 @@ def tokenise(tokenizer: PreTrainedTokenizerBase, text: str) -> TokenisedText:
 
 def token_counts(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[int]:
     """Tokens of each text. Many texts in one call are tokenised in parallel."""
-    return [len(ids) for ids in tokenizer(texts, verbose=False, return_attention_mask=False, return_token_type_ids=False)["input_ids"]]
+    return [
+        len(ids)
+        for ids in tokenizer(texts, verbose=False, return_attention_mask=False, return_token_type_ids=False)[
+            "input_ids"
+        ]
+    ]
 
 
 def read_token_file(source: Source, seqlen: int) -> Int64[Tensor, "samples seqlen"]:
@@ -64,16 +71,29 @@ def read_token_file(source: Source, seqlen: int) -> Int64[Tensor, "samples seqle
             names = sorted(file.keys())
             if TENSOR not in names:
                 held = ", ".join(names) or "none"
-                raise DataError(f"{source.label}: no tensor `{TENSOR}`, only {held}; save int64 ids [samples, seqlen] under that name")
+                raise DataError(
+                    f"{source.label}: no tensor `{TENSOR}`, only {held}; save int64 ids [samples, seqlen] under that"
+                    " name"
+                )
             ids: Tensor = file.get_tensor(TENSOR)
     except (SafetensorError, OSError) as error:
-        raise DataError(f"{source.label}: not a readable safetensors file ({error}); write or download it again") from error
+        raise DataError(
+            f"{source.label}: not a readable safetensors file ({error}); write or download it again"
+        ) from error
     if ids.dtype != torch.int64:
-        raise DataError(f"{source.label}: `{TENSOR}` is {str(ids.dtype).removeprefix('torch.')}, not int64; convert it with .to(torch.int64)")
+        raise DataError(
+            f"{source.label}: `{TENSOR}` is {str(ids.dtype).removeprefix('torch.')}, not int64; convert it with"
+            " .to(torch.int64)"
+        )
     if ids.dim() != 2 or 0 in ids.shape:
-        raise DataError(f"{source.label}: `{TENSOR}` has shape {list(ids.shape)}; it must be [samples, seqlen] with at least one of each")
+        raise DataError(
+            f"{source.label}: `{TENSOR}` has shape {list(ids.shape)}; it must be [samples, seqlen] with at least one"
+            " of each"
+        )
     if ids.shape[1] != seqlen:
-        remedy = f"set --seqlen {ids.shape[1]}" + (f" or save the rows cut to {seqlen}" if ids.shape[1] > seqlen else " or save longer rows")
+        remedy = f"set --seqlen {ids.shape[1]}" + (
+            f" or save the rows cut to {seqlen}" if ids.shape[1] > seqlen else " or save longer rows"
+        )
         raise DataError(f"{source.label}: its rows are {ids.shape[1]} tokens long, but seqlen is {seqlen}; {remedy}")
     return ids
 
@@ -84,8 +104,12 @@ def check_ids(ids: Int64[Tensor, "samples seqlen"], vocab_size: int, source: Sou
     if not outside.any():
         return
     row, column = (int(i) for i in outside.nonzero()[0])
-    whose = "save the token file with this model's tokenizer" if source.kind == "tokens" else "use the tokenizer that belongs to this model"
+    whose = (
+        "save the token file with this model's tokenizer"
+        if source.kind == "tokens"
+        else "use the tokenizer that belongs to this model"
+    )
     raise DataError(
-        f"{source.label}: token id {int(ids[row, column])} at window {row}, position {column} is outside the model's vocabulary of {vocab_size} "
-        f"(ids 0 to {vocab_size - 1}); {whose}"
+        f"{source.label}: token id {int(ids[row, column])} at window {row}, position {column} is outside the model's"
+        f" vocabulary of {vocab_size} (ids 0 to {vocab_size - 1}); {whose}"
     )

@@ -1,4 +1,6 @@
-"""Documents -> token windows ``[samples, seqlen]``, for calibration and for perplexity, as the papers' programs cut them."""
+"""Documents -> token windows ``[samples, seqlen]``, for calibration and for perplexity, as the papers' programs cut
+them.
+"""
 
 from __future__ import annotations
 
@@ -69,7 +71,10 @@ def calibration_windows(
     if source.kind == "tokens":
         rows = read_token_file(source, seqlen)
         if len(rows) < nsamples:
-            raise DataError(f"{source.label}: holds {len(rows)} rows, but {nsamples} are wanted; set --nsamples {len(rows)} or save more rows")
+            raise DataError(
+                f"{source.label}: holds {len(rows)} rows, but {nsamples} are wanted; set --nsamples {len(rows)} or"
+                " save more rows"
+            )
         return _from_rows(source, rows, rows[:nsamples], "calibration", vocab_size)
     corpus = read_corpus(source, "calibration", datasets_cache_dir)
     tokenizer, rng = load_tokenizer(), random.Random(seed)
@@ -84,7 +89,14 @@ def calibration_windows(
         starts = [pool.draw(rng) for _ in range(nsamples)]
         drawn = [pool.ids(document)[start : start + seqlen] for document, start in starts]
         bos = pool.bos_token_added
-    facts = {**corpus.provenance, "tokens": tokens, "seed": seed, "bos_token_added": bos, "distinct_windows": len(set(starts)), "utf8_bytes": None}
+    facts = {
+        **corpus.provenance,
+        "tokens": tokens,
+        "seed": seed,
+        "bos_token_added": bos,
+        "distinct_windows": len(set(starts)),
+        "utf8_bytes": None,
+    }
     return _windows(source, torch.stack(drawn), facts, vocab_size)
 
 
@@ -141,14 +153,18 @@ def _starts(source: Source, tokens: int, nsamples: int, seqlen: int, rng: random
 class _Documents:
     """Documents that are tokenised when they are drawn, not before."""
 
-    def __init__(self, source: Source, documents: Sequence[str], tokenizer: PreTrainedTokenizerBase, seqlen: int) -> None:
+    def __init__(
+        self, source: Source, documents: Sequence[str], tokenizer: PreTrainedTokenizerBase, seqlen: int
+    ) -> None:
         self.source, self.documents, self.tokenizer, self.seqlen = source, documents, tokenizer, seqlen
         self.lengths: dict[int, int] = {}
         self.bos_token_added = False
         self._long: dict[int, Tensor] = {}
 
     def draw(self, rng: random.Random) -> tuple[int, int]:
-        """Document and start of a window: documents uniformly until one has more than ``seqlen`` tokens, then the start."""
+        """Document and start of a window: documents uniformly until one has more than ``seqlen`` tokens, then the
+        start.
+        """
         fruitless = 0
         while True:
             index = rng.randint(0, len(self.documents) - 1)
@@ -183,12 +199,14 @@ class _Documents:
             if max(self.lengths.values()) > self.seqlen:
                 return
             part = unseen[at : at + _SWEEP]
-            self.lengths.update(zip(part, token_counts(self.tokenizer, [self.documents[i] for i in part]), strict=True))
+            self.lengths.update(
+                zip(part, token_counts(self.tokenizer, [self.documents[i] for i in part]), strict=True)
+            )
         if (longest := max(self.lengths.values())) <= self.seqlen:
             raise DataError(
-                f"{self.source.label}: the longest of its {len(self.documents)} documents has {longest} tokens, but a window of {self.seqlen} "
-                f"needs one of at least {self.seqlen + 1}; set --seqlen to less than {longest}, "
-                f"or join the documents in one file ({self.source.flag} FILE.txt)"
+                f"{self.source.label}: the longest of its {len(self.documents)} documents has {longest} tokens, but a"
+                f" window of {self.seqlen} needs one of at least {self.seqlen + 1}; set --seqlen to less than"
+                f" {longest}, or join the documents in one file ({self.source.flag} FILE.txt)"
             )
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from autoprune.core.selection import count_violations
 from autoprune.core.sparsity import SemiStructured, Target, parse_target
 from autoprune.errors import ModelError, OutputError, RecipeError
-from autoprune.model.events import Emit, Notice, Phase, Step, silent
+from autoprune.events import Emit, Notice, Phase, Step, silent
 from autoprune.storage.checkpoint import Checkpoint
 from autoprune.storage.locate import locate
 from autoprune.storage.placing import MANIFEST
@@ -35,7 +35,9 @@ class Fault:
 
 @dataclass(frozen=True)
 class LayerAudit:
-    """One pruned layer as it stands on disk; ``violations`` counts groups with more than N non-zeros, None if unstructured."""
+    """One pruned layer as it stands on disk; ``violations`` counts groups with more than N non-zeros, None if
+    unstructured.
+    """
 
     name: str
     weights: int
@@ -70,7 +72,9 @@ class AuditReport:
         return not self.faults
 
 
-def audit(directory: Path, dense: Path | None = None, emit: Emit = silent, *, trust_remote_code: bool = False) -> AuditReport:
+def audit(
+    directory: Path, dense: Path | None = None, emit: Emit = silent, *, trust_remote_code: bool = False
+) -> AuditReport:
     """Reads every tensor of a result directory, and compares with the dense model's files where they are given.
 
     Raises: OutputError if there is no manifest to say what was promised; ModelError if the dense model can't be read.
@@ -80,13 +84,26 @@ def audit(directory: Path, dense: Path | None = None, emit: Emit = silent, *, tr
     faults, hashes = _check_files(directory, promise)
     try:
         checkpoint = Checkpoint.open(directory)
-        store = CheckpointStore(build_skeleton(checkpoint, "auto", torch.device("cpu"), trust_remote_code=trust_remote_code), resident=False)
+        store = CheckpointStore(
+            build_skeleton(checkpoint, "auto", torch.device("cpu"), trust_remote_code=trust_remote_code),
+            resident=False,
+        )
         layers = tuple(_audit_layers(store, promise, faults, emit))
     except ModelError as error:  # what can't be loaded can't be looked into any further
         known = any(fault.what == MISSING for fault in faults)
-        return AuditReport(directory, (), (*faults, *(() if known else (Fault(directory.name, f"can't be loaded: {error}"),))), hashes)
-    parameters = {block.full_name(layer): f"{block.name}.{layer.parameter_name}" for block in store.anatomy.blocks for layer in block.layers}
-    faults += [Fault(name, "is in the manifest, but the model has no such layer") for name in promise.zeros if name not in parameters]
+        return AuditReport(
+            directory, (), (*faults, *(() if known else (Fault(directory.name, f"can't be loaded: {error}"),))), hashes
+        )
+    parameters = {
+        block.full_name(layer): f"{block.name}.{layer.parameter_name}"
+        for block in store.anatomy.blocks
+        for layer in block.layers
+    }
+    faults += [
+        Fault(name, "is in the manifest, but the model has no such layer")
+        for name in promise.zeros
+        if name not in parameters
+    ]
     pruned = {parameters[name] for name in promise.zeros if name in parameters}
     emit(Phase("comparing" if original else "reading", total=len(checkpoint.shards)))
     for done, name in enumerate(sorted(checkpoint.shards)):
@@ -97,7 +114,10 @@ def audit(directory: Path, dense: Path | None = None, emit: Emit = silent, *, tr
             _compare(name, tensor, original, faults)
         emit(Step(0, 1, "reading", done + 1, len(checkpoint.shards)))
     if original is not None:
-        faults += [Fault(name, "of the dense model is absent") for name in sorted(set(original.shards) - set(checkpoint.shards))]
+        faults += [
+            Fault(name, "of the dense model is absent")
+            for name in sorted(set(original.shards) - set(checkpoint.shards))
+        ]
     return AuditReport(directory, layers, tuple(faults), hashes)
 
 
@@ -111,7 +131,12 @@ def find_dense(directory: Path, model: str | None, emit: Emit = silent) -> Path 
     promise = read_promise(directory)
     if not promise.in_memory and (promise.model == "demo" or Path(promise.model).is_dir()):
         return locate(promise.model)
-    emit(Notice(f"the dense model {promise.model!r} is not at hand, so unpruned tensors are only checked by their files' hashes; --model names it"))
+    emit(
+        Notice(
+            f"the dense model {promise.model!r} is not at hand, so unpruned tensors are only checked by their files'"
+            " hashes; --model names it"
+        )
+    )
     return None
 
 
@@ -128,7 +153,10 @@ def read_promise(directory: Path) -> Promise:
             raw["model"].get("fingerprint") == "in memory",
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecipeError) as error:
-        reason = f"no readable {MANIFEST}, so nothing says what this directory should hold ({type(error).__name__}: {error})"
+        reason = (
+            f"no readable {MANIFEST}, so nothing says what this directory should hold ({type(error).__name__}:"
+            f" {error})"
+        )
         raise OutputError(f"{directory}: {reason}; give a directory that --save_model wrote") from error
 
 
@@ -144,8 +172,14 @@ def _check_files(directory: Path, promise: Promise) -> tuple[list[Fault], dict[s
     hashes = {name: file_sha256(directory / name) for name in promise.shards if (directory / name).is_file()}
     for name, digest in hashes.items():
         if digest != promise.shards[name]:
-            faults.append(Fault(name, "has another SHA-256 than the manifest says: it was changed after it was written"))
-    faults += [Fault(path.name, "is not in the manifest") for path in sorted(directory.glob("*.safetensors")) if path.name not in promise.shards]
+            faults.append(
+                Fault(name, "has another SHA-256 than the manifest says: it was changed after it was written")
+            )
+    faults += [
+        Fault(path.name, "is not in the manifest")
+        for path in sorted(directory.glob("*.safetensors"))
+        if path.name not in promise.shards
+    ]
     return faults, hashes
 
 

@@ -1,4 +1,6 @@
-"""The progress bars of lm-evaluation-harness and datasets, told as events: one bar on a terminal, silence where it is wanted."""
+"""The progress bars of lm-evaluation-harness and datasets, told as events: one bar on a terminal, silence where it is
+wanted.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from autoprune.model.events import Emit, Step
+from autoprune.events import Emit, Step
 
 
 @contextmanager
@@ -32,7 +34,11 @@ def bars_told(emit: Emit) -> Iterator[None]:
                 emit(Step(0, 1, self.desc.rstrip(": ").lower() or "zero-shot", int(self.n), int(self.total)))
             return True
 
-    users = [m for name, m in list(sys.modules.items()) if name.partition(".")[0] == "lm_eval" and vars(m).get("tqdm") is tqdm]
+    users = [
+        m
+        for name, m in list(sys.modules.items())
+        if name.partition(".")[0] == "lm_eval" and vars(m).get("tqdm") is tqdm
+    ]
     hidden = are_progress_bars_disabled()
     disable_progress_bars()
     for module in users:

@@ -1,4 +1,6 @@
-"""Perplexity by the papers' protocol: non-overlapping windows, mean token loss of each, mean over windows, exponential."""
+"""Perplexity by the papers' protocol: non-overlapping windows, mean token loss of each, mean over windows,
+exponential.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +15,11 @@ from torch.nn import functional
 
 from autoprune.data.windows import Windows
 from autoprune.errors import NumericsError
-from autoprune.model.activations import replaced_forward
-from autoprune.model.events import Emit, Phase, Step
+from autoprune.events import Emit, Phase, Step
+from autoprune.model.calls import replaced_forward
 from autoprune.model.pipeline import Store, prepare_inputs
 from autoprune.model.stream import Place
-from autoprune.report.results import PerplexityResult
+from autoprune.results.types import PerplexityResult
 
 
 class EvaluationStore(Store, Protocol):
@@ -30,7 +32,9 @@ class EvaluationStore(Store, Protocol):
         ...
 
 
-def perplexity(store: EvaluationStore, windows: Windows, source: str, *, batch: int, place: Place, emit: Emit) -> PerplexityResult:
+def perplexity(
+    store: EvaluationStore, windows: Windows, source: str, *, batch: int, place: Place, emit: Emit
+) -> PerplexityResult:
     """Perplexity of the model on token windows ``[samples, seqlen]``.
 
     The model predicts ``seqlen - 1`` tokens of each window. A model larger than memory is run block by block
@@ -46,25 +50,39 @@ def perplexity(store: EvaluationStore, windows: Windows, source: str, *, batch: 
         emit(Step(0, 1, f"perplexity {source}", len(losses), -(-count // batch)))
     mean = float(torch.cat(losses).double().mean())
     if not math.isfinite(mean):
-        raise NumericsError(f"the loss on {source} is {mean}: the model's activations overflow or its weights are damaged; try --dtype float32")
-    return PerplexityResult(source, math.exp(min(mean, 700.0)), seqlen, count, count * seqlen, _with_bits_per_byte(windows, mean))
+        raise NumericsError(
+            f"the loss on {source} is {mean}: the model's activations overflow or its weights are damaged; try --dtype"
+            " float32"
+        )
+    return PerplexityResult(
+        source, math.exp(min(mean, 700.0)), seqlen, count, count * seqlen, _with_bits_per_byte(windows, mean)
+    )
 
 
 @torch.no_grad()
-def window_losses(logits: Float[Tensor, "samples tokens vocab"], ids: Int[Tensor, "samples tokens"]) -> Float[Tensor, " samples"]:
+def window_losses(
+    logits: Float[Tensor, "samples tokens vocab"], ids: Int[Tensor, "samples tokens"]
+) -> Float[Tensor, " samples"]:
     """Mean loss in nats over the predicted tokens of each window."""
-    losses = [functional.cross_entropy(line[:-1].float(), target[1:]) for line, target in zip(logits, ids, strict=True)]
+    losses = [
+        functional.cross_entropy(line[:-1].float(), target[1:]) for line, target in zip(logits, ids, strict=True)
+    ]
     return torch.stack(losses)
 
 
 def _with_bits_per_byte(windows: Windows, mean: float) -> dict[str, Any]:
     size = windows.provenance.get("utf8_bytes")
     predicted = windows.ids.shape[0] * (windows.ids.shape[1] - 1)
-    return windows.provenance | {"loss": mean, "bits_per_byte": mean * predicted / math.log(2) / size if size else None}
+    return windows.provenance | {
+        "loss": mean,
+        "bits_per_byte": mean * predicted / math.log(2) / size if size else None,
+    }
 
 
 @torch.no_grad()
-def _resident_logits(store: EvaluationStore, ids: Tensor, batch: int, place: Place, emit: Emit) -> Iterator[tuple[Tensor, Tensor]]:
+def _resident_logits(
+    store: EvaluationStore, ids: Tensor, batch: int, place: Place, emit: Emit
+) -> Iterator[tuple[Tensor, Tensor]]:
     for i in range(len(store.anatomy.blocks)):
         store.load(i)
     for part in ids.split(batch):
@@ -72,7 +90,9 @@ def _resident_logits(store: EvaluationStore, ids: Tensor, batch: int, place: Pla
 
 
 @torch.no_grad()
-def _streamed_logits(store: EvaluationStore, ids: Tensor, batch: int, place: Place, emit: Emit) -> Iterator[tuple[Tensor, Tensor]]:
+def _streamed_logits(
+    store: EvaluationStore, ids: Tensor, batch: int, place: Place, emit: Emit
+) -> Iterator[tuple[Tensor, Tensor]]:
     inputs, stream = prepare_inputs(store, ids, batch, place)
     blocks = store.anatomy.blocks
     for block in blocks:

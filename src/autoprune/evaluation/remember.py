@@ -1,4 +1,6 @@
-"""Perplexities that need not be measured again: of dense models, where a cache is named, and of a run that was stopped."""
+"""Perplexities that need not be measured again: of dense models, where a cache is named, and of a run that was
+stopped.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +12,16 @@ from pathlib import Path
 from autoprune.data.cache import cached_json
 from autoprune.data.windows import Windows
 from autoprune.errors import OutputError
-from autoprune.model.events import Emit, Notice, silent
-from autoprune.report.results import PerplexityResult, dump_json, to_jsonable
+from autoprune.events import Emit, Notice, silent
+from autoprune.results.types import PerplexityResult, dump_json, to_jsonable
 
 
-def remembered(model: Mapping[str, object], windows: Windows, source: str, make: Callable[[], PerplexityResult]) -> PerplexityResult:
-    """The perplexity of this very model (fingerprint of its weights, precision, device, versions) on these very windows."""
+def remembered(
+    model: Mapping[str, object], windows: Windows, source: str, make: Callable[[], PerplexityResult]
+) -> PerplexityResult:
+    """The perplexity of this very model (fingerprint of its weights, precision, device, versions) on these very
+    windows.
+    """
     kept = cached_json("dense", {**model, "windows": windows.fingerprint}, lambda: dict(to_jsonable(make())))
     return dataclasses.replace(PerplexityResult(**kept), source=source)
 
@@ -31,7 +37,9 @@ class Notes:
         self._path, self._emit = path, emit
         self._kept: list[dict[str, object]] = _read(path) if path and resume else []
 
-    def measured(self, model: Mapping[str, object], windows: Windows, source: str, make: Callable[[], PerplexityResult]) -> PerplexityResult:
+    def measured(
+        self, model: Mapping[str, object], windows: Windows, source: str, make: Callable[[], PerplexityResult]
+    ) -> PerplexityResult:
         """The perplexity of this very model on these very windows: noted before, or made and noted now.
 
         An empty ``model`` is one that can't be told from others: nothing is noted of it.
@@ -62,7 +70,9 @@ class Notes:
             draft.write_text(dump_json(self._kept), encoding="utf-8")
             draft.replace(self._path)
         except OSError as error:
-            raise OutputError(f"{self._path.parent}: can't write there ({error}); free some space or choose another place") from error
+            raise OutputError(
+                f"{self._path.parent}: can't write there ({error}); free some space or choose another place"
+            ) from error
 
 
 def _read(path: Path) -> list[dict[str, object]]:

@@ -13,9 +13,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from autoprune.errors import AutoPruneError, DataError, RecipeError
 from autoprune.evaluation.bars import bars_told
-from autoprune.model.events import Emit, Notice, Phase, silent
-from autoprune.recipe import ZeroShotOptions
-from autoprune.report.results import TaskResult, ZeroShotResult
+from autoprune.events import Emit, Notice, Phase, silent
+from autoprune.recipe.recipe import ZeroShotOptions
+from autoprune.results.types import TaskResult, ZeroShotResult
 
 
 def check_tasks(options: ZeroShotOptions, emit: Emit = silent) -> None:
@@ -24,11 +24,18 @@ def check_tasks(options: ZeroShotOptions, emit: Emit = silent) -> None:
     Raises: RecipeError if the harness is not installed; DataError naming a task, folder or data set that can't be had.
     """
     if options.tasks_path and not Path(options.tasks_path).is_dir():
-        raise DataError(f"--tasks_path {options.tasks_path}: there is no such directory; give the folder that holds the tasks' YAML files")
+        raise DataError(
+            f"--tasks_path {options.tasks_path}: there is no such directory; give the folder that holds the tasks'"
+            " YAML files"
+        )
     _harness()
     manager = _task_manager(options)
     if missing := [task for task in options.tasks if task not in manager.all_tasks]:
-        where = f" nor in --tasks_path {options.tasks_path}" if options.tasks_path else "; a task of your own needs --tasks_path FOLDER"
+        where = (
+            f" nor in --tasks_path {options.tasks_path}"
+            if options.tasks_path
+            else "; a task of your own needs --tasks_path FOLDER"
+        )
         raise DataError(f"--tasks {missing[0]}: lm-evaluation-harness knows no task of that name{where}")
     if hasattr(manager, "load"):  # older harnesses load when they evaluate
         for task in options.tasks:
@@ -40,7 +47,9 @@ def check_tasks(options: ZeroShotOptions, emit: Emit = silent) -> None:
                 raise _no_data(task, error) from error
 
 
-def zeroshot(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, options: ZeroShotOptions, *, batch: int, emit: Emit) -> ZeroShotResult:
+def zeroshot(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, options: ZeroShotOptions, *, batch: int, emit: Emit
+) -> ZeroShotResult:
     """Accuracy of a model in memory on every task; samples and prompts are the harness's own.
 
     Raises: DataError if a task's data can't be fetched.
@@ -49,7 +58,9 @@ def zeroshot(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, options
     from lm_eval.models.huggingface import HFLM
 
     emit(Phase(f"zero-shot: {', '.join(options.tasks)}"))
-    held = HFLM(pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=batch)  # a copy, because it may get a padding token
+    held = HFLM(
+        pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=batch
+    )  # a copy, because it may get a padding token
     try:
         with bars_told(emit):
             raw = lm_eval.simple_evaluate(
@@ -63,14 +74,21 @@ def zeroshot(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, options
     except OSError as error:  # ConnectionError is one
         raise _no_data(", ".join(options.tasks), error) from error
     if options.limit:
-        emit(Notice(f"only the first {options.limit} samples of every task were used (--limit): fit for a trial, not for a paper"))
+        emit(
+            Notice(
+                f"only the first {options.limit} samples of every task were used (--limit): fit for a trial, not for a"
+                " paper"
+            )
+        )
     asked = {"num_fewshot": options.num_fewshot, "limit": options.limit, "batch_size": batch}
     settings = {"harness": raw["lm_eval_version"], **asked, "max_length": held.max_length}
     return ZeroShotResult(tuple(_task(raw, name) for name in _shown(raw, options.tasks)), settings)
 
 
 def _shown(raw: dict[str, Any], tasks: Iterable[str]) -> list[str]:
-    """The tasks in the order they were asked for; one that stands for several without a mean of its own gives way to them."""
+    """The tasks in the order they were asked for; one that stands for several without a mean of its own gives way to
+    them.
+    """
     asked = list(dict.fromkeys(tasks))
     members = raw.get("group_subtasks", {})
     covered = {member for name in asked if _metrics(raw, name) for member in members.get(name, ())}
@@ -94,7 +112,9 @@ def _task(raw: dict[str, Any], name: str) -> TaskResult:
 
 
 def _metrics(raw: dict[str, Any], name: str) -> dict[str, str]:
-    """Our name of every metric of a task -> the harness's: ``acc`` -> ``acc,none``; a filter that does something is named."""
+    """Our name of every metric of a task -> the harness's: ``acc`` -> ``acc,none``; a filter that does something is
+    named.
+    """
     numbers = raw["results"].get(name, {})
     keys = [key for key in numbers if "," in key and "_stderr," not in key and _number(numbers, key) is not None]
     return {key.removesuffix(",none"): key for key in keys}
@@ -125,20 +145,28 @@ def _correct(samples: list[dict[str, Any]], metrics: dict[str, str]) -> dict[str
 def _no_data(task: str, error: Exception) -> AutoPruneError:
     """What to say when a task can't be loaded."""
     reason = (str(error).splitlines() or [type(error).__name__])[0]
-    return DataError(f"--tasks {task}: its data can't be had ({reason}); without a network give tasks of your own by --tasks_path FOLDER")
+    return DataError(
+        f"--tasks {task}: its data can't be had ({reason}); without a network give tasks of your own by --tasks_path"
+        " FOLDER"
+    )
 
 
 def _harness() -> Any:
     try:
         import lm_eval
     except ImportError as error:
-        raise RecipeError("zero-shot evaluation needs lm-evaluation-harness, which is not installed: pip install lm-eval") from error
+        raise RecipeError(
+            "zero-shot evaluation needs lm-evaluation-harness, which is not installed: pip install lm-eval"
+        ) from error
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     return lm_eval
 
 
 def _task_manager(options: ZeroShotOptions) -> Any:
-    """The harness's list of tasks. Reading its own takes seconds: done once, and not at all if all tasks are the user's."""
+    """The harness's list of tasks.
+
+    Reading its own takes seconds: done once, and not at all if all tasks are the user's.
+    """
     if not options.tasks_path:
         return _listed(None, (), defaults=True)
     files = sorted(path for path in Path(options.tasks_path).rglob("*") if path.suffix in (".yaml", ".py"))

@@ -11,7 +11,7 @@ from torch import nn
 from autoprune.core.sparsity import SemiStructured, Target
 from autoprune.errors import ModelError, RecipeError
 from autoprune.model.experts import fused_experts, routers
-from autoprune.model.linear import Expert, Layer, is_linear
+from autoprune.model.layers import Expert, Layer, is_linear
 
 COVERAGE_FLOOR = 0.9  # below it, a "pruned" model would be mostly dense
 
@@ -44,7 +44,9 @@ class Anatomy:
     model: nn.Module
     name: str  # of the module list, e.g. model.layers
     blocks: tuple[Block, ...]
-    aside: tuple[tuple[str, int], ...] = ()  # parts beside the language model, such as an image encoder: name, parameters
+    aside: tuple[
+        tuple[str, int], ...
+    ] = ()  # parts beside the language model, such as an image encoder: name, parameters
 
     @property
     def coverage(self) -> float:
@@ -53,7 +55,9 @@ class Anatomy:
 
     @property
     def has_experts(self) -> bool:
-        """Whether some layers are experts, which see tokens of several samples mixed: LLM-Barber is quickest with one sample at a time then."""
+        """Whether some layers are experts, which see tokens of several samples mixed: LLM-Barber is quickest with one
+        sample at a time then.
+        """
         return any(isinstance(layer, Expert) for block in self.blocks for layer in block.layers)
 
 
@@ -67,23 +71,32 @@ def examine(model: nn.Module) -> Anatomy:
     _check_own_weights(model, name, modules)
     blocks = tuple(_examine_block(i, f"{name}.{i}", module) for i, module in enumerate(modules))
     if not any(block.layers for block in blocks):
-        raise ModelError(f"{type(model).__name__}: no linear layers were found in its blocks ({name}); autoprune can't prune this model")
+        raise ModelError(
+            f"{type(model).__name__}: no linear layers were found in its blocks ({name}); autoprune can't prune this"
+            " model"
+        )
     head = getattr(model, "get_output_embeddings", lambda: None)()
     return Anatomy(model, name, blocks, tuple(_beside(model, decoder, head)))
 
 
 def check_coverage(anatomy: Anatomy, allow_partial: bool) -> None:
-    """Raises: ModelError with the list of what was not reached, when that is more than a tenth of the block parameters."""
+    """Raises: ModelError with the list of what was not reached, when that is more than a tenth of the block
+    parameters.
+    """
     if anatomy.coverage >= COVERAGE_FLOOR or allow_partial:
         return
     missed: dict[str, int] = {}
     for block in anatomy.blocks:
         for name, count in block.unreached:
             missed[name] = missed.get(name, 0) + count
-    listing = "\n".join(f"  {anatomy.name}.*.{name}: {count:,} parameters" for name, count in sorted(missed.items(), key=lambda item: -item[1])[:20])
+    listing = "\n".join(
+        f"  {anatomy.name}.*.{name}: {count:,} parameters"
+        for name, count in sorted(missed.items(), key=lambda item: -item[1])[:20]
+    )
     raise ModelError(
-        f"only {anatomy.coverage:.1%} of the block parameters of {type(anatomy.model).__name__} can be reached (at least "
-        f"{COVERAGE_FLOOR:.0%} is wanted); not reached:\n{listing}\n--allow_partial prunes the rest nevertheless"
+        f"only {anatomy.coverage:.1%} of the block parameters of {type(anatomy.model).__name__} can be reached (at"
+        f" least {COVERAGE_FLOOR:.0%} is wanted); not reached:\n{listing}\n--allow_partial prunes the rest"
+        " nevertheless"
     )
 
 
@@ -95,9 +108,12 @@ def select_layers(anatomy: Anatomy, ignore: Sequence[str], target: Target | None
     named = [(block, layer, block.full_name(layer)) for block in anatomy.blocks for layer in block.layers]
     for pattern in ignore:
         if not any(_matches(name, pattern) for _, _, name in named):
-            raise RecipeError(f"--ignore {pattern!r} matches no layer; layers are called {_some(name for _, _, name in named)}")
+            raise RecipeError(
+                f"--ignore {pattern!r} matches no layer; layers are called {_some(name for _, _, name in named)}"
+            )
     chosen = {block.index: () for block in anatomy.blocks} | {
-        block.index: tuple(la for la in block.layers if not any(_matches(block.full_name(la), p) for p in ignore)) for block in anatomy.blocks
+        block.index: tuple(la for la in block.layers if not any(_matches(block.full_name(la), p) for p in ignore))
+        for block in anatomy.blocks
     }
     if not any(chosen.values()):
         raise RecipeError(f"--ignore {' '.join(ignore)} leaves no layer to prune")
@@ -111,8 +127,9 @@ def _check_divisible(anatomy: Anatomy, chosen: dict[int, tuple[Layer, ...]], tar
     if bad:
         name, width = bad[0]
         raise RecipeError(
-            f"{name} has {width} input features, which is not divisible by {target.m}, so {target} has no meaning there "
-            f"({len(bad)} such layers); leave them dense with --ignore '*.{name.rsplit('.', 1)[1]}', or choose another pattern"
+            f"{name} has {width} input features, which is not divisible by {target.m}, so {target} has no meaning"
+            f" there ({len(bad)} such layers); leave them dense with --ignore '*.{name.rsplit('.', 1)[1]}', or choose"
+            " another pattern"
         )
 
 
@@ -129,7 +146,10 @@ def _block_list(model: nn.Module, decoder: nn.Module) -> tuple[str, nn.ModuleLis
     inside = {id(module) for module in decoder.modules()}
     lists = [(name, module) for name, module in model.named_modules() if _is_list(module) and id(module) in inside]
     if not lists:
-        raise ModelError(f"{type(model).__name__} has no list of blocks (torch.nn.ModuleList), so autoprune can't see where its layers are")
+        raise ModelError(
+            f"{type(model).__name__} has no list of blocks (torch.nn.ModuleList), so autoprune can't see where its"
+            " layers are"
+        )
     return max(lists, key=lambda item: sum(p.numel() for p in item[1].parameters()))
 
 
@@ -138,13 +158,17 @@ def _is_list(module: nn.Module) -> bool:
 
 
 def _decoder(model: nn.Module) -> nn.Module:
-    """The language model inside a multimodal one, as transformers names it; the model itself if what is named so has no blocks."""
+    """The language model inside a multimodal one, as transformers names it; the model itself if what is named so has
+    no blocks.
+    """
     find = getattr(model, "get_decoder", None)
     decoder = find() if callable(find) else None
     return decoder if isinstance(decoder, nn.Module) and any(map(_is_list, decoder.modules())) else model
 
 
-def _beside(module: nn.Module, decoder: nn.Module, head: nn.Module | None, prefix: str = "") -> Iterator[tuple[str, int]]:
+def _beside(
+    module: nn.Module, decoder: nn.Module, head: nn.Module | None, prefix: str = ""
+) -> Iterator[tuple[str, int]]:
     """Names and sizes of the parts that are neither in the decoder nor its head."""
     for name, child in module.named_children() if module is not decoder else ():
         inside = list(child.modules())
@@ -157,8 +181,16 @@ def _beside(module: nn.Module, decoder: nn.Module, head: nn.Module | None, prefi
 def _check_own_weights(model: nn.Module, name: str, modules: nn.ModuleList) -> None:
     """Raises: ModelError if two blocks share a parameter, or are to share it as soon as weights are loaded."""
     owners: dict[int, str] = {}
-    inside = (f"{name}.{i}.{parameter_name}" for i, module in enumerate(modules) for parameter_name, _ in module.named_parameters())
-    pairs = {tuple(sorted(pair)) for pair in getattr(model, "all_tied_weights_keys", {}).items() if all(n.startswith(f"{name}.") for n in pair)}
+    inside = (
+        f"{name}.{i}.{parameter_name}"
+        for i, module in enumerate(modules)
+        for parameter_name, _ in module.named_parameters()
+    )
+    pairs = {
+        tuple(sorted(pair))
+        for pair in getattr(model, "all_tied_weights_keys", {}).items()
+        if all(n.startswith(f"{name}.") for n in pair)
+    }
     for full_name in inside:
         first = owners.setdefault(id(model.get_parameter(full_name)), full_name)
         if first != full_name:
@@ -166,8 +198,9 @@ def _check_own_weights(model: nn.Module, name: str, modules: nn.ModuleList) -> N
     if pairs:
         one, other = min(pairs)
         raise ModelError(
-            f"{type(model).__name__}: {one} and {other} are one and the same weights ({len(pairs)} such pairs); autoprune prunes "
-            "every block by itself and would prune them more than once, each time for another input. It can't prune this model"
+            f"{type(model).__name__}: {one} and {other} are one and the same weights ({len(pairs)} such pairs);"
+            " autoprune prunes every block by itself and would prune them more than once, each time for another"
+            " input. It can't prune this model"
         )
 
 

@@ -1,4 +1,6 @@
-"""Mixtures of experts, found by what transformers says of them: fused parameters, their orientation, and their routers."""
+"""Mixtures of experts, found by what transformers says of them: fused parameters, their orientation, and their
+routers.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,7 @@ from collections.abc import Iterator
 
 from torch import Tensor, nn
 
-from autoprune.model.linear import Expert, is_linear, join
+from autoprune.model.layers import Expert, is_linear, join
 
 
 def fused_experts(owner: str, module: nn.Module) -> list[Expert]:
@@ -15,7 +17,11 @@ def fused_experts(owner: str, module: nn.Module) -> list[Expert]:
 
     A fused parameter has three dimensions, the first of which is a number of experts that the module states.
     """
-    counts = {value for key, value in vars(module).items() if "expert" in key and isinstance(value, int) and not isinstance(value, bool)}
+    counts = {
+        value
+        for key, value in vars(module).items()
+        if "expert" in key and isinstance(value, int) and not isinstance(value, bool)
+    }
     fused = {name: p for name, p in module.named_parameters(recurse=False) if p.dim() == 3 and p.shape[0] in counts}
     transposed = _is_transposed(module, list(fused.values()))
     return [
@@ -27,7 +33,8 @@ def fused_experts(owner: str, module: nn.Module) -> list[Expert]:
 
 
 def _is_transposed(module: nn.Module, fused: list[Tensor]) -> bool:
-    """Whether the parameters are ``[experts, in, out]``; what is found here is checked again when the weights are used.
+    """Whether the parameters are ``[experts, in, out]``; what is found here is checked again when the weights are
+    used.
 
     Most modules of transformers say so. Else the first map must take what the last one gives: the hidden width.
     """
@@ -48,7 +55,9 @@ def routers(block: nn.Module) -> set[int]:
         for child in parent.children():
             if count := _experts_in(child):
                 inside = {id(module) for module in child.modules()}
-                found |= {id(m) for m in parent.modules() if is_linear(m) and id(m) not in inside and _width(m) == count}
+                found |= {
+                    id(m) for m in parent.modules() if is_linear(m) and id(m) not in inside and _width(m) == count
+                }
     return found
 
 

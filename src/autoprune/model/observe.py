@@ -12,7 +12,7 @@ from torch import Tensor
 
 from autoprune.core.statistics import InputGram, InputNorm
 from autoprune.errors import NumericsError
-from autoprune.model.linear import Expert, Layer
+from autoprune.model.layers import Expert, Layer
 from autoprune.model.watch import Use, Watch
 
 ERROR_TOKENS = 256  # tokens, evenly spaced over the calibration data, on which layer errors are measured
@@ -60,10 +60,17 @@ class InputGroup:
 
     @classmethod
     def empty(
-        cls, layers: list[Layer], statistic: type[InputNorm] | type[InputGram] | None, x: Float[Tensor, "*tokens in"], tokens: int, before: int = 0
+        cls,
+        layers: list[Layer],
+        statistic: type[InputNorm] | type[InputGram] | None,
+        x: Float[Tensor, "*tokens in"],
+        tokens: int,
+        before: int = 0,
     ) -> InputGroup:
         """Nothing seen yet of layers that are fed by tensors like ``x``, out of ``tokens`` tokens in all."""
-        return cls(layers, InputSample.spread(tokens, before), statistic.empty(x.shape[-1], x.device) if statistic else None)
+        return cls(
+            layers, InputSample.spread(tokens, before), statistic.empty(x.shape[-1], x.device) if statistic else None
+        )
 
     def update(self, x: Float[Tensor, "*tokens in"]) -> None:
         """Adds a batch of tokens."""
@@ -86,7 +93,13 @@ class InputObserver:
     first to receive it speaks for the group, so that shared statistics are computed once.
     """
 
-    def __init__(self, layers: Sequence[Layer], statistic: type[InputNorm] | type[InputGram] | None, tokens: int, before: int = 0) -> None:
+    def __init__(
+        self,
+        layers: Sequence[Layer],
+        statistic: type[InputNorm] | type[InputGram] | None,
+        tokens: int,
+        before: int = 0,
+    ) -> None:
         self._statistic = statistic
         self._tokens, self._before = tokens, before
         self._leader: dict[str, InputGroup] = {}
@@ -101,7 +114,9 @@ class InputObserver:
 
     def __exit__(self, *error: Any) -> None:
         self._watch.__exit__(*error)
-        del self._watch  # it refers to this observer: together they would keep statistics and weights until Python looks for such circles
+        # it refers to this observer: together they would keep statistics and weights until Python looks for such
+        # circles
+        del self._watch
         self.next_pass()
 
     def next_pass(self) -> None:
@@ -132,7 +147,8 @@ class InputObserver:
 
 
 def settle_experts(groups: Sequence[InputGroup], layers: Sequence[Layer]) -> list[InputGroup]:
-    """The groups of all layers, in the order of the layers; experts that saw too few tokens borrow what all of them saw.
+    """The groups of all layers, in the order of the layers; experts that saw too few tokens borrow what all of them
+    saw.
 
     An expert's statistic over fewer than ``FEW_TOKENS`` tokens says little, and over none nothing: it gets the sum
     over all experts of its fused parameter, which is the statistic of all tokens that were routed to any of them.
@@ -142,7 +158,9 @@ def settle_experts(groups: Sequence[InputGroup], layers: Sequence[Layer]) -> lis
     for layer in layers:
         group = by_layer.get(layer.name)
         if isinstance(layer, Expert) and (group is None or group.tokens < FEW_TOKENS):
-            peers = [by_layer[la.name] for la in layers if la.parameter_name == layer.parameter_name and la.name in by_layer]
+            peers = [
+                by_layer[la.name] for la in layers if la.parameter_name == layer.parameter_name and la.name in by_layer
+            ]
             group = _borrowed(layer, group.tokens if group else 0, peers) if peers else None
         if group is not None:
             settled.setdefault(id(group), group)
@@ -167,7 +185,11 @@ def check_finite(groups: Sequence[InputGroup], block: str) -> None:
     """Raises: NumericsError naming the first layer whose inputs hold NaN or infinity."""
     for group in groups:
         values = group.statistic
-        numbers = _sums(values) if values is not None else torch.cat(group.sample.parts if group.sample else [torch.zeros(1)])
+        numbers = (
+            _sums(values)
+            if values is not None
+            else torch.cat(group.sample.parts if group.sample else [torch.zeros(1)])
+        )
         if not bool(torch.isfinite(numbers).all()):
             raise NumericsError(
                 f"the inputs of {block}.{group.layers[0].name} hold NaN or infinity (or their squares overflow); "

@@ -12,14 +12,14 @@ from torch import Tensor
 
 from autoprune.core.problem import LayerSolution, Method, Scope
 from autoprune.core.sparsity import Target
-from autoprune.model.activations import PROBE_TOKENS, Calls, capture, probe_mirror
+from autoprune.events import BlockResult, Emit
+from autoprune.machine.ranks import ALONE, Ranks
 from autoprune.model.anatomy import Anatomy, Block
-from autoprune.model.events import BlockResult, Emit
+from autoprune.model.calls import PROBE_TOKENS, Calls, capture, probe_mirror
 from autoprune.model.experts import eager_experts
 from autoprune.model.gradients import prune_by_gradients
-from autoprune.model.linear import Layer
+from autoprune.model.layers import Layer
 from autoprune.model.precision import compute_word, replaying, tensor_cores
-from autoprune.model.ranks import ALONE, Ranks
 from autoprune.model.sharing import share
 from autoprune.model.stages import advance, prune_by_inputs, prune_in_sequence
 from autoprune.model.stream import Place, Stream
@@ -92,7 +92,9 @@ class Pass:
         return replace(common, calls=self.calls) if self.calls else common
 
 
-def prepare_inputs(store: Store, ids: Int[Tensor, "samples tokens"], batch: int, place: Place, ranks: Ranks = ALONE) -> tuple[Inputs, Stream]:
+def prepare_inputs(
+    store: Store, ids: Int[Tensor, "samples tokens"], batch: int, place: Place, ranks: Ranks = ALONE
+) -> tuple[Inputs, Stream]:
     """One hollow forward pass over all samples of this rank: block 0's inputs, and how every block is called."""
     modules = [block.module for block in store.anatomy.blocks]
     store.load(0)
@@ -111,7 +113,13 @@ def prepare_inputs(store: Store, ids: Int[Tensor, "samples tokens"], batch: int,
 
 
 def prune_blocks(
-    store: Store, passes: Sequence[Pass], chosen: Mapping[int, tuple[Layer, ...]], target: Target | None, inputs: Inputs, emit: Emit, start: int = 0
+    store: Store,
+    passes: Sequence[Pass],
+    chosen: Mapping[int, tuple[Layer, ...]],
+    target: Target | None,
+    inputs: Inputs,
+    emit: Emit,
+    start: int = 0,
 ) -> Iterator[BlockResult]:
     """Prunes block after block, from block ``start`` on, and yields what became of each.
 
@@ -139,7 +147,12 @@ def prune_blocks(
 
 
 def replay_finished(
-    store: Store, passes: Sequence[Pass], inputs: Inputs, emit: Emit, finished: int, stored: Callable[[int, int], dict[str, Tensor]]
+    store: Store,
+    passes: Sequence[Pass],
+    inputs: Inputs,
+    emit: Emit,
+    finished: int,
+    stored: Callable[[int, int], dict[str, Tensor]],
 ) -> None:
     """Runs every pass's hidden states through the first ``finished`` blocks as that pass left them.
 

@@ -21,7 +21,8 @@ def compute_word(method: Method) -> str:
 
 @contextlib.contextmanager
 def computing_in(block: nn.Module, dtype: torch.dtype, leave: Collection[str] = ()) -> Iterator[None]:
-    """While it lasts, the block's parameters, but those that the caller replaces, are in ``dtype`` and gather no gradients.
+    """While it lasts, the block's parameters, but those that the caller replaces, are in ``dtype`` and gather no
+    gradients.
 
     Afterwards they are what they were, bit for bit.
     """
@@ -55,7 +56,10 @@ def narrowed(block: nn.Module, own: torch.dtype, compute: torch.dtype) -> Iterat
 def replaying(method: Method, block: nn.Module, own: torch.dtype) -> Iterator[torch.dtype]:
     """What a block that this method has finished runs in when it is run again, so that it gives the same bits."""
     word = compute_word(method)
-    with tensor_cores(word), narrowed(block, own, COMPUTE_DTYPES[word] if method.scope is Scope.SUB_BLOCK else own) as dtype:
+    with (
+        tensor_cores(word),
+        narrowed(block, own, COMPUTE_DTYPES[word] if method.scope is Scope.SUB_BLOCK else own) as dtype,
+    ):
         yield dtype
 
 

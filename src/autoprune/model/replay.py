@@ -11,15 +11,18 @@ from jaxtyping import Int
 from torch import Tensor
 
 from autoprune.errors import ModelError
-from autoprune.model.activations import hidden_of, replaced_forward
-from autoprune.model.events import Emit, Phase, Step, silent
+from autoprune.events import Emit, Phase, Step, silent
+from autoprune.model.calls import hidden_of, replaced_forward
 from autoprune.model.pipeline import Store, prepare_inputs
 from autoprune.model.stream import Place
 
 
 @dataclass(frozen=True)
 class Replay:
-    """What the check found. ``block`` is the first one that differs (None: none does), ``difference`` the largest one seen."""
+    """What the check found.
+
+    ``block`` is the first one that differs (None: none does), ``difference`` the largest one seen.
+    """
 
     block: str | None
     difference: float
@@ -32,7 +35,8 @@ class Replay:
 
 @torch.no_grad()
 def replay_check(store: Store, ids: Int[Tensor, "samples tokens"], emit: Emit = silent) -> Replay:
-    """Runs the model's own forward pass on one short batch, then block after block on it and on another one, as the loop does.
+    """Runs the model's own forward pass on one short batch, then block after block on it and on another one, as the
+    loop does.
 
     The other batch runs last in every block: what a block leaves behind for a later one is then that batch's, and
     the later one gives another result than in the model's own pass. To see that, a block has to be run at two times,
@@ -92,8 +96,9 @@ def require_replay(store: Store, ids: Int[Tensor, "samples tokens"], emit: Emit 
     found = replay_check(store, ids, emit)
     if not found.exact:
         raise ModelError(
-            f"{found.block}: run alone, the block does not give what it gives inside {type(store.anatomy.model).__name__} "
-            f"(largest difference {found.difference:g}), so statistics taken from it would be wrong; this model passes more "
-            "between its blocks than hidden states. It can't be pruned; please report it"
+            f"{found.block}: run alone, the block does not give what it gives inside"
+            f" {type(store.anatomy.model).__name__} (largest difference {found.difference:g}), so statistics taken"
+            " from it would be wrong; this model passes more between its blocks than hidden states. It can't be"
+            " pruned; please report it"
         )
     return found

@@ -1,4 +1,6 @@
-"""What ranks tell each other about a block: statistics are brought together, solving is shared out, solutions are handed round."""
+"""What ranks tell each other about a block: statistics are brought together, solving is shared out, solutions are
+handed round.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +15,14 @@ from torch import Tensor
 
 from autoprune.core.problem import LayerSolution
 from autoprune.core.statistics import GradientEnergy, InputNorm
-from autoprune.model.linear import Layer
+from autoprune.machine.ranks import Ranks
+from autoprune.model.layers import Layer
 from autoprune.model.observe import InputGroup, InputSample
-from autoprune.model.ranks import Ranks
 
 
 @dataclass
 class KeptNorm(InputNorm):
-    """Keeps what every update adds, so that all ranks' sums can be added in the order in which one process adds them."""
+    """Keeps what every update adds, so that all ranks' sums are added in the order in which one process adds them."""
 
     updates: list[Float[Tensor, " in"]] = field(default_factory=list)
 
@@ -33,7 +35,9 @@ class KeptNorm(InputNorm):
 
 
 def share(batches: int, ranks: Ranks) -> range:
-    """This rank's micro-batches: whole ones, as one process would run them, and neighbours, so that their order can be kept."""
+    """This rank's micro-batches: whole ones, as one process would run them, and neighbours, so that their order can be
+    kept.
+    """
     return range(batches * ranks.rank // ranks.count, batches * (ranks.rank + 1) // ranks.count)
 
 
@@ -69,7 +73,13 @@ def _told(group: InputGroup) -> _Told:
     sample = group.sample
     assert sample is not None
     updates = group.statistic.updates if isinstance(group.statistic, KeptNorm) else []
-    return _Told(tuple(layer.name for layer in group.layers), sample.seen, sum(map(len, sample.parts)), len(updates), sample.stride)
+    return _Told(
+        tuple(layer.name for layer in group.layers),
+        sample.seen,
+        sum(map(len, sample.parts)),
+        len(updates),
+        sample.stride,
+    )
 
 
 def _united(told: Sequence[Sequence[_Told]]) -> list[list[str]]:
@@ -89,16 +99,26 @@ def _united(told: Sequence[Sequence[_Told]]) -> list[list[str]]:
     return united
 
 
-def _merged(ranks: Ranks, layers: list[Layer], groups: Sequence[InputGroup], told: Sequence[Sequence[_Told]], statistic: Any) -> InputGroup:
+def _merged(
+    ranks: Ranks, layers: list[Layer], groups: Sequence[InputGroup], told: Sequence[Sequence[_Told]], statistic: Any
+) -> InputGroup:
     leader = layers[0]
     of_rank = [next((group for group in groups if leader.name in group.names), None) for groups in told]
     mine = next((group for group in groups if leader in group.layers), None)
     device, width = leader.matrix.device, leader.shape[1]
-    sample = _rows(ranks, mine.sample.parts if mine and mine.sample else [], [group.rows if group else 0 for group in of_rank], width, device)
+    sample = _rows(
+        ranks,
+        mine.sample.parts if mine and mine.sample else [],
+        [group.rows if group else 0 for group in of_rank],
+        width,
+        device,
+    )
     seen, stride = sum(group.seen for group in of_rank if group), next(group.stride for group in of_rank if group)
     total: Any = None
     if statistic is InputNorm:
-        updates = [part[None] for part in mine.statistic.updates] if mine and isinstance(mine.statistic, KeptNorm) else []
+        updates = (
+            [part[None] for part in mine.statistic.updates] if mine and isinstance(mine.statistic, KeptNorm) else []
+        )
         total = InputNorm.empty(width, device)
         for row in _rows(ranks, updates, [group.updates if group else 0 for group in of_rank], width, device):
             total.squares += row
@@ -124,7 +144,11 @@ def _sum_up(ranks: Ranks, statistic: Any) -> None:
 
 
 def merge_gradients(
-    ranks: Ranks, layers: Sequence[Layer], energies: Mapping[str, GradientEnergy], samples: Mapping[str, InputSample], loss: Tensor
+    ranks: Ranks,
+    layers: Sequence[Layer],
+    energies: Mapping[str, GradientEnergy],
+    samples: Mapping[str, InputSample],
+    loss: Tensor,
 ) -> None:
     """Makes each layer's energy and sample, and the loss, those of all ranks, in place."""
     if ranks.count == 1:
@@ -137,8 +161,11 @@ def merge_gradients(
         sample.seen = sum(rank[i][0] for rank in told)
 
 
-def solved(ranks: Ranks, units: Sequence[Sequence[Layer]], solve: Callable[[int], list[LayerSolution]]) -> Iterator[list[LayerSolution]]:
-    """The solutions of all units, in their order; a unit is what has to be solved together, ``solve(i)`` solves unit i.
+def solved(
+    ranks: Ranks, units: Sequence[Sequence[Layer]], solve: Callable[[int], list[LayerSolution]]
+) -> Iterator[list[LayerSolution]]:
+    """The solutions of all units, in their order; a unit is what has to be solved together, ``solve(i)`` solves unit
+    i.
 
     Alone, each is solved when it is asked for. Several ranks solve a part of them each, and hand them round.
     """
@@ -148,11 +175,15 @@ def solved(ranks: Ranks, units: Sequence[Sequence[Layer]], solve: Callable[[int]
     owners = shared_out(ranks, [sum(layer.count * layer.shape[1] for layer in unit) for unit in units])
     mine = {i: solve(i) for i, owner in enumerate(owners) if owner == ranks.rank}
     heads: dict[int, list[_Head]] = {}
-    for part in ranks.gathered({i: [_without_tensors(solution) for solution in solutions] for i, solutions in mine.items()}):
+    for part in ranks.gathered(
+        {i: [_without_tensors(solution) for solution in solutions] for i, solutions in mine.items()}
+    ):
         heads |= part
     for i, owner in enumerate(owners):
         given: Sequence[LayerSolution | None] = mine.pop(i, [None] * len(heads[i]))
-        yield [_handed(ranks, owner, layer, head, own) for layer, head, own in zip(units[i], heads[i], given, strict=True)]
+        yield [
+            _handed(ranks, owner, layer, head, own) for layer, head, own in zip(units[i], heads[i], given, strict=True)
+        ]
 
 
 def shared_out(ranks: Ranks, costs: Sequence[int]) -> list[int]:

@@ -9,9 +9,9 @@ import torch
 
 from autoprune.core.problem import LayerSolution, Method
 from autoprune.errors import NumericsError
-from autoprune.model.events import Notice, Step
-from autoprune.model.heap import kept_for_reuse
-from autoprune.model.linear import Layer
+from autoprune.events import Notice, Step
+from autoprune.machine.allocator import kept_for_reuse
+from autoprune.model.layers import Layer
 from autoprune.model.observe import InputGroup, InputObserver, check_finite, settle_experts
 from autoprune.model.sharing import merge_groups, observed_as, solved
 from autoprune.model.stream import Stream
@@ -21,12 +21,18 @@ from autoprune.model.work import Inputs, Work
 
 def prune_by_inputs(work: Work, method: Method, stream: Stream | None) -> None:
     """Observes all input groups of the block with its own weights, then solves and assigns every group."""
-    groups = _observe_inputs(work, method, stream) if stream is not None else [InputGroup([layer], None) for layer in work.layers]
+    groups = (
+        _observe_inputs(work, method, stream)
+        if stream is not None
+        else [InputGroup([layer], None) for layer in work.layers]
+    )
 
     def solve(index: int) -> list[LayerSolution]:
         return method.solve([work.problem(layer, groups[index].statistic) for layer in groups[index].layers])
 
-    for group, solutions in zip(groups, solved(work.inputs.ranks, [group.layers for group in groups], solve), strict=True):
+    for group, solutions in zip(
+        groups, solved(work.inputs.ranks, [group.layers for group in groups], solve), strict=True
+    ):
         _assign(work, group, solutions)
 
 
@@ -34,8 +40,8 @@ def prune_by_inputs(work: Work, method: Method, stream: Stream | None) -> None:
 def prune_in_sequence(work: Work, method: Method, stream: Stream, inputs: Inputs) -> None:
     """Input group by input group, each behind the pruned ones before it in the block; advances the stream on the way.
 
-    All samples go through the block together, once, in the one micro-batch of ``inputs``: when a group's input arrives it
-    is observed, and the group is pruned before its product is taken.
+    All samples go through the block together, once, in the one micro-batch of ``inputs``: when a group's input arrives
+    it is observed, and the group is pruned before its product is taken.
     """
     waiting = {layer.name: layers for layers in _input_groups(work) for layer in layers}
     pruned: list[Layer] = []
@@ -63,7 +69,8 @@ def prune_in_sequence(work: Work, method: Method, stream: Stream, inputs: Inputs
 def advance(work: Work, stream: Stream, dtype: torch.dtype | None = None) -> None:
     """The block's outputs with its present weights become the next block's inputs.
 
-    ``dtype`` is what it runs in, if not the stream's, which stays as it is: the next block is to find the precision that it would have found.
+    ``dtype`` is what it runs in, if not the stream's, which stays as it is: the next block is to find the precision
+    that it would have found.
     """
     for i in work.batches("advance"):
         given = stream[i]
@@ -99,7 +106,8 @@ def _require_seen(work: Work, seen: Sequence[Layer]) -> None:
     names = {layer.name for layer in seen}
     if unseen := [work.block.full_name(layer) for layer in work.layers if layer.name not in names]:
         raise NumericsError(
-            f"{unseen[0]} saw no input while its block ran, so it can't be pruned by its inputs; leave it dense with --ignore {unseen[0]!r}"
+            f"{unseen[0]} saw no input while its block ran, so it can't be pruned by its inputs; leave it dense with"
+            f" --ignore {unseen[0]!r}"
         )
 
 
@@ -109,5 +117,8 @@ def _assign(work: Work, group: InputGroup, solutions: Sequence[LayerSolution]) -
         error = group.sample.relative_error(work.dense[layer.name], layer.matrix) if group.sample else None
         work.record(layer, replace(solution, notes=group.notes | solution.notes), error)
         if solution.notes.get("attempts", 1) > 1:
-            how = f"damping {solution.notes['damping']:g}, {solution.notes['precision']}, attempt {solution.notes['attempts']}"
+            how = (
+                f"damping {solution.notes['damping']:g}, {solution.notes['precision']}, attempt"
+                f" {solution.notes['attempts']}"
+            )
             work.emit(Notice(f"{solution.name}: the Hessian could only be factorised with {how}"))

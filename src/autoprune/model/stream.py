@@ -24,7 +24,8 @@ class Place:
 
 
 class Stream:
-    """One tensor ``[samples, tokens, width]`` in micro-batches; micro-batch i is read with ``[i]`` and replaced with ``[i] = …``.
+    """One tensor ``[samples, tokens, width]`` in micro-batches; micro-batch i is read with ``[i]`` and replaced with
+    ``[i] = …``.
 
     Each comes back in the precision in which it was given: some models run on float32 between bfloat16 blocks.
     """
@@ -76,10 +77,14 @@ def _allocate(shape: tuple[int, ...], dtype: torch.dtype, place: Place) -> Tenso
     try:
         return _in_a_file(shape, dtype, folder, size)
     except OSError as error:
-        elsewhere = "give a --save_model on another disk" if place.folder else "name another folder for temporary files (TMPDIR)"
+        elsewhere = (
+            "give a --save_model on another disk"
+            if place.folder
+            else "name another folder for temporary files (TMPDIR)"
+        )
         raise OutputError(
-            f"--activations disk: {size / 2**20:,.0f} MiB of hidden states can't be put into {folder} ({error}); free some space there, {elsewhere}, "
-            "or use --activations cpu"
+            f"--activations disk: {size / 2**20:,.0f} MiB of hidden states can't be put into {folder} ({error}); free"
+            f" some space there, {elsewhere}, or use --activations cpu"
         ) from error
 
 

@@ -1,4 +1,5 @@
-"""Sees every product in which a layer's weight takes part: through the layer's module, a slice of a fused parameter, or bare.
+"""Sees every product in which a layer's weight takes part: through the layer's module, a slice of a fused parameter,
+or bare.
 
 Forward hooks would miss experts, which are slices, and weights that a block multiplies without calling their
 module (Mamba's ``dt_proj``).
@@ -14,7 +15,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from autoprune.errors import ModelError
-from autoprune.model.linear import Expert, Layer
+from autoprune.model.layers import Expert, Layer
 
 # Products and the names of their two factors, with their places among the arguments.
 FACTORS = {
@@ -29,7 +30,9 @@ FACTORS = {
 
 @dataclass(frozen=True)
 class Use:
-    """A layer's part in one product: its input ``[…, in]``, and what takes its ``[…, out]`` out of the product's result."""
+    """A layer's part in one product: its input ``[…, in]``, and what takes its ``[…, out]`` out of the product's
+    result.
+    """
 
     layer: Layer
     x: Tensor
@@ -37,11 +40,14 @@ class Use:
 
 
 Coming = Callable[[list[Use]], None]  # the layers' uses, before their product is taken
-Seen = Callable[[list[Use], Tensor], Tensor]  # the layers' uses and the product -> what the block shall get in its place
+Seen = Callable[
+    [list[Use], Tensor], Tensor
+]  # the layers' uses and the product -> what the block shall get in its place
 
 
 class Watch(TorchFunctionMode):
-    """While it lasts (use it as a context manager), ``coming`` and ``seen`` are told of the products of these layers' present weights.
+    """While it lasts (use it as a context manager), ``coming`` and ``seen`` are told of the products of these layers'
+    present weights.
 
     Between the two a weight may be overwritten in place; the product is taken of what it is then.
     """
@@ -62,7 +68,9 @@ class Watch(TorchFunctionMode):
         super().__enter__()
         return self
 
-    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         kwargs = kwargs or {}
         factors = FACTORS.get(getattr(func, "__name__", ""))
         uses: list[Use] = []
@@ -76,13 +84,23 @@ class Watch(TorchFunctionMode):
         return self._seen(uses, result) if uses and self._seen else result
 
     def _uses(self, left: Tensor, right: Tensor) -> list[Use]:
-        """The layers in ``left @ right``: usually ``x @ W^T``, sometimes ``W @ x^T``, or a batch of experts at once."""
+        """The layers in ``left @ right``: usually ``x @ W^T``, sometimes ``W @ x^T``, or a batch of experts at
+        once.
+        """
         if right.dim() == 2 and (layer := self._find(right.mT)):
             return [Use(layer, left, lambda y: y)]
         if left.dim() == 2 and (layer := self._find(left)):
             return [Use(layer, right.mT, lambda y: y.mT)]
-        if right.dim() == left.dim() == 3 and len(right) == len(left) and right.untyped_storage().data_ptr() in self._fused:
-            return [use for i, (x, weight) in enumerate(zip(left, right, strict=True)) if (use := self._routed(i, x, weight))]
+        if (
+            right.dim() == left.dim() == 3
+            and len(right) == len(left)
+            and right.untyped_storage().data_ptr() in self._fused
+        ):
+            return [
+                use
+                for i, (x, weight) in enumerate(zip(left, right, strict=True))
+                if (use := self._routed(i, x, weight))
+            ]
         return []
 
     def _routed(self, index: int, x: Tensor, weight: Tensor) -> Use | None:
@@ -92,13 +110,17 @@ class Watch(TorchFunctionMode):
         return Use(layer, x[rows], lambda y: y[index][rows]) if layer else None
 
     def _find(self, matrix: Tensor) -> Layer | None:
-        """The layer whose weight is this very ``[out, in]`` view. Raises: ModelError if it is used the wrong way round."""
+        """The layer whose weight is this very ``[out, in]`` view.
+
+        Raises: ModelError if it is used the wrong way round.
+        """
         for layer, known in self._by_address.get(matrix.data_ptr(), ()):
             if matrix.shape == known.shape and matrix.stride() == known.stride():
                 return layer
             if isinstance(layer, Expert) and matrix.shape == known.T.shape and matrix.stride() == known.T.stride():
                 raise ModelError(
-                    f"{layer.parameter_name}: its experts are used as {tuple(matrix.shape)} (out, in), but were taken for {tuple(known.shape)}; "
-                    f"leave them dense with --ignore '*.{layer.attribute}' and --allow_partial, and please report the model"
+                    f"{layer.parameter_name}: its experts are used as {tuple(matrix.shape)} (out, in), but were taken"
+                    f" for {tuple(known.shape)}; leave them dense with --ignore '*.{layer.attribute}' and"
+                    " --allow_partial, and please report the model"
                 )
         return None

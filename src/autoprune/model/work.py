@@ -9,22 +9,24 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from autoprune.core.order import count_zeros, zeroed
-from autoprune.core.outcome import LayerOutcome, SubBlockOutcome
+from autoprune.core.order_statistics import count_zeros, zeroed
 from autoprune.core.problem import LayerProblem, LayerSolution
 from autoprune.core.sparsity import Target
 from autoprune.errors import NumericsError
-from autoprune.model.activations import BlockCall, Calls, Mirror
+from autoprune.events import Emit, Step
+from autoprune.machine.ranks import ALONE, Ranks
 from autoprune.model.anatomy import Block
-from autoprune.model.events import Emit, Step
-from autoprune.model.linear import Layer, hold_originals
-from autoprune.model.ranks import ALONE, Ranks
+from autoprune.model.calls import BlockCall, Calls, Mirror
+from autoprune.model.layers import Layer, hold_originals
 from autoprune.model.stream import Place, Stream
+from autoprune.results.outcome import LayerOutcome, SubBlockOutcome
 
 
 @dataclass(frozen=True)
 class Probe:
-    """A few tokens on which any block can be run, to see in which order its parts run and which of them share an input."""
+    """A few tokens on which any block can be run, to see in which order its parts run and which of them share an
+    input.
+    """
 
     hidden: Float[Tensor, "1 tokens width"]
     calls: tuple[BlockCall, ...]
@@ -83,7 +85,9 @@ class Work:
         """Holds the block's weights as they are now: what "dense" means from here on."""
         self.storage_dtype, self.in_place = storage_dtype, in_place
         self.originals = hold_originals(self.layers, in_place)  # by parameter name
-        self.dense: dict[str, Tensor] = {layer.name: layer.of(self.originals[layer.parameter_name]) for layer in self.layers}
+        self.dense: dict[str, Tensor] = {
+            layer.name: layer.of(self.originals[layer.parameter_name]) for layer in self.layers
+        }
 
     def batches(self, phase: str) -> Iterator[int]:
         """Indices of the micro-batches; each one is reported when it is done."""
@@ -101,7 +105,9 @@ class Work:
             self.target,
             statistic,  # type: ignore[arg-type]
             self.dense[layer.name] if before else None,
-            before.keep & (layer.matrix != 0) if before else None,  # a dense weight may be zero by itself: then nothing survives there
+            (
+                before.keep & (layer.matrix != 0) if before else None
+            ),  # a dense weight may be zero by itself: then nothing survives there
         )
 
     def assign(self, layer: Layer, solution: LayerSolution) -> None:
@@ -115,12 +121,19 @@ class Work:
             stored = solution.weight.to(self.storage_dtype or dtype)
             solution, value = replace(solution, weight=stored), stored.to(dtype)  # held like this until it is written
             if not bool(torch.isfinite(value).all()):
-                raise NumericsError(f"{solution.name}: the method produced weights that are not finite; try --dtype float32 or a larger --damping")
+                raise NumericsError(
+                    f"{solution.name}: the method produced weights that are not finite; try --dtype float32 or a"
+                    " larger --damping"
+                )
         layer.assign(zeroed(value, solution.keep), in_place=self.in_place)
         self.solutions[layer.name] = solution
 
     def record(self, layer: Layer, solution: LayerSolution, error: float | None) -> None:
         """Notes what became of the layer; zeros are counted in the weights, not in the pattern."""
         zeros = count_zeros(layer.matrix)
-        notes = {**self.outcomes[layer.name].notes, **solution.notes} if layer.name in self.outcomes else solution.notes
-        self.outcomes[layer.name] = LayerOutcome(self.block.index, self.block.full_name(layer), layer.count, zeros, error, notes)
+        notes = (
+            {**self.outcomes[layer.name].notes, **solution.notes} if layer.name in self.outcomes else solution.notes
+        )
+        self.outcomes[layer.name] = LayerOutcome(
+            self.block.index, self.block.full_name(layer), layer.count, zeros, error, notes
+        )

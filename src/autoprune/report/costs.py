@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 from autoprune.report import numbers
 from autoprune.report.grid import Grid
-from autoprune.report.plots import LOG_FROM, WIDTH, family_colours, legend_columns, legend_height, marker_of, plain_ticks
+from autoprune.report.plots import (
+    LOG_FROM,
+    WIDTH,
+    family_colours,
+    legend_columns,
+    legend_height,
+    marker_of,
+    plain_ticks,
+)
 from autoprune.report.svg import MUTED, PAPER, Drawing, canvas, finish
 from autoprune.report.views import Spread, Text, Variant, is_dense, prune_seconds, spread
 
@@ -20,7 +28,9 @@ Point = tuple[Variant, Spread, Spread]  # variant, seconds, perplexity
 
 
 def cost_grid(variants: Sequence[Variant]) -> Grid:
-    """Seconds of the pruning and of the whole run, and peak memory; a column is left out where nothing was measured."""
+    """Seconds of the pruning and of the whole run, and peak memory; a column is left out where nothing was
+    measured.
+    """
     seconds = [seconds_of(v) for v in variants]
     whole = [spread([row.cost.seconds for row in v.rows if row.cost]) for v in variants]
     memory = [_most([row.cost.peak_bytes for row in v.rows if row.cost]) for v in variants]
@@ -32,20 +42,37 @@ def cost_grid(variants: Sequence[Variant]) -> Grid:
         ("on the device, MiB", [_mebibytes(m) for m in device]),
     ]
     columns = [(head, cells) for head, cells in columns if any(cell != "-" for cell in cells)]
-    lines = [(v.name, v.target, *(cells[i] for _, cells in columns)) for i, v in enumerate(variants)] if columns else []
+    lines = (
+        [(v.name, v.target, *(cells[i] for _, cells in columns)) for i, v in enumerate(variants)] if columns else []
+    )
     breaks = frozenset(i for i in range(len(lines) - 1) if variants[i].target != variants[i + 1].target)
-    return Grid(("method", "target", *(head for head, _ in columns)), tuple(lines), breaks=breaks, title="What it took")
+    return Grid(
+        ("method", "target", *(head for head, _ in columns)), tuple(lines), breaks=breaks, title="What it took"
+    )
 
 
 def pareto(variants: Sequence[Variant], text: Text) -> list[Drawing]:
-    """Perplexity against the seconds that pruning took, one drawing per target; a line joins what nothing beats in both."""
+    """Perplexity against the seconds that pruning took, one drawing per target; a line joins what nothing beats in
+    both.
+    """
     known: list[Point] = []
     for variant in variants:
         seconds, value = seconds_of(variant), variant.perplexity(text)
-        if not is_dense(variant.rows[0]) and seconds and value and math.isfinite(value.mean) and value.mean > 0 and seconds.mean > 0:
+        if (
+            not is_dense(variant.rows[0])
+            and seconds
+            and value
+            and math.isfinite(value.mean)
+            and value.mean > 0
+            and seconds.mean > 0
+        ):
             known.append((variant, seconds, value))
-    dense = next((s.mean for v in variants if is_dense(v.rows[0]) and (s := v.perplexity(text)) and math.isfinite(s.mean)), None)
-    targets = {target: [p for p in known if p[0].target == target] for target in dict.fromkeys(p[0].target for p in known)}
+    dense = next(
+        (s.mean for v in variants if is_dense(v.rows[0]) and (s := v.perplexity(text)) and math.isfinite(s.mean)), None
+    )
+    targets = {
+        target: [p for p in known if p[0].target == target] for target in dict.fromkeys(p[0].target for p in known)
+    }
     colours = family_colours(variants)
     return [_pareto(points, text, target, dense, colours) for target, points in targets.items() if len(points) > 1]
 
@@ -91,9 +118,23 @@ def _pareto(points: Sequence[Point], text: Text, target: str, dense: float | Non
 def _dot(axes: Axes, point: Point, colours: dict[str, str], marker: str) -> None:
     variant, seconds, value = point
     colour = colours[variant.family]
-    look: dict[str, Any] = {"marker": marker, "markersize": 8, "markeredgewidth": 1.8, "markerfacecolor": colour if variant.rebuilt else PAPER}
+    look: dict[str, Any] = {
+        "marker": marker,
+        "markersize": 8,
+        "markeredgewidth": 1.8,
+        "markerfacecolor": colour if variant.rebuilt else PAPER,
+    }
     axes.errorbar(
-        seconds.mean, value.mean, xerr=seconds.sd, yerr=value.sd, color=colour, linestyle="none", linewidth=1.2, label=variant.title, zorder=3, **look
+        seconds.mean,
+        value.mean,
+        xerr=seconds.sd,
+        yerr=value.sd,
+        color=colour,
+        linestyle="none",
+        linewidth=1.2,
+        label=variant.title,
+        zorder=3,
+        **look,
     )
 
 
@@ -109,4 +150,10 @@ def _seconds_text(seconds: Spread | None) -> str:
 
 
 def _mebibytes(size: int) -> str:
-    return f"{numbers.perplexity_text(size / MEBIBYTE)}" if 0 < size < 10 * MEBIBYTE else f"{size / MEBIBYTE:,.0f}" if size else "-"
+    return (
+        f"{numbers.perplexity_text(size / MEBIBYTE)}"
+        if 0 < size < 10 * MEBIBYTE
+        else f"{size / MEBIBYTE:,.0f}"
+        if size
+        else "-"
+    )

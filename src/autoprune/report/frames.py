@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from autoprune.report.results import EvaluationRow, PerplexityResult, PruningSummary, ZeroShotResult
 from autoprune.report.views import prune_seconds, seed_of, settings_of, short_name, texts_of, variants_of
+from autoprune.results.types import EvaluationRow, PerplexityResult, PruningSummary, ZeroShotResult
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -57,15 +57,25 @@ def rows_frame(rows: Sequence[EvaluationRow]) -> DataFrame:
 
 
 def flat_rows(rows: Sequence[EvaluationRow]) -> list[dict[str, Any]]:
-    """One line a row: what it was, each text's perplexity, headed as in the tables, each task's accuracies and standard errors, what it took."""
+    """One line a row: what it was, each text's perplexity, headed as in the tables, each task's accuracies and
+    standard errors, what it took.
+    """
     labels = {(text.source, text.seqlen): text.label for text in texts_of(rows)}
     extras = {id(row): variant.extra for variant in variants_of(rows) for row in variant.rows}
     lines = []
     for row in rows:
-        line: dict[str, Any] = {"model": settings_of(row).get("model"), "method": row.method, "settings": extras[id(row)]}
+        line: dict[str, Any] = {
+            "model": settings_of(row).get("model"),
+            "method": row.method,
+            "settings": extras[id(row)],
+        }
         line |= {"target": row.target, "seed": seed_of(row), "sparsity": row.sparsity}
         line |= {labels[p.source, p.seqlen]: p.perplexity for p in row.perplexity}
-        line |= {f"{labels[p.source, p.seqlen]} bits per byte": bits for p in row.perplexity if (bits := p.bits_per_byte) is not None}
+        line |= {
+            f"{labels[p.source, p.seqlen]} bits per byte": bits
+            for p in row.perplexity
+            if (bits := p.bits_per_byte) is not None
+        }
         for task in row.zeroshot.tasks if row.zeroshot else ():
             line |= {f"{task.task} {metric}": value for metric, value in task.metrics.items()}
             line |= {f"{task.task} {metric} stderr": error for metric, error in task.errors.items()}
@@ -80,7 +90,15 @@ def layers_frame(summary: PruningSummary) -> DataFrame:
     from pandas import DataFrame
 
     lines = [
-        {"block": la.block, "layer": short_name(la), "weights": la.weights, "zeros": la.zeros, "sparsity": la.sparsity, "error": la.error, **la.notes}
+        {
+            "block": la.block,
+            "layer": short_name(la),
+            "weights": la.weights,
+            "zeros": la.zeros,
+            "sparsity": la.sparsity,
+            "error": la.error,
+            **la.notes,
+        }
         for la in summary.layers
     ]
     return DataFrame(lines)

@@ -17,12 +17,16 @@ LATEX_SPECIALS = {
     **{char: "\\" + char for char in "&%$#_{}"},
     "±": r"$\pm$", "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}",
 }  # fmt: skip
-TAIL = re.compile(r"(\S*\d\S*)( (?!%|pp\b).+)")  # a word with a digit in it, then neither percent nor percentage points
+TAIL = re.compile(
+    r"(\S*\d\S*)( (?!%|pp\b).+)"
+)  # a word with a digit in it, then neither percent nor percentage points
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Cells of text under headers; ``words`` counts the leading columns that are words and stand left, numbers stand right."""
+    """Cells of text under headers; ``words`` counts the leading columns that are words and stand left, numbers stand
+    right.
+    """
 
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
@@ -33,13 +37,21 @@ class Grid:
 
     @property
     def spreads(self) -> dict[int, int]:
-        """For columns of numbers with something behind them, such as ``mean ± sd``: the width of the longest such tail."""
-        tails = {j: max((len(parts(row[j])[1]) for row in self.rows), default=0) for j in range(self.words, len(self.header))}
+        """For columns of numbers with something behind them, such as ``mean ± sd``: the width of the longest such
+        tail.
+        """
+        tails = {
+            j: max((len(parts(row[j])[1]) for row in self.rows), default=0)
+            for j in range(self.words, len(self.header))
+        }
         return {j: tail for j, tail in tails.items() if tail}
 
 
 def parts(cell: str) -> tuple[str, str]:
-    """A number with its unit, and what stands behind it: ``("28.4", " ± 1.9")``, ``("42.1", " (of 4)")``, ``("50.00 %", "")``."""
+    """A number with its unit, and what stands behind it:
+
+    ``("28.4", " ± 1.9")``, ``("42.1", " (of 4)")``, ``("50.00 %", "")``.
+    """
     match = TAIL.fullmatch(cell)
     return (match[1], match[2]) if match else (cell, "")
 
@@ -55,7 +67,10 @@ def to_text(grid: Grid) -> str:
 
 def grid_to_markdown(grid: Grid) -> str:
     """A GitHub table; padded, so that its source can be read too."""
-    rows = [[_stressed(cell.replace("|", r"\|"), (i, j) in grid.strong, "**", "**") for j, cell in enumerate(row)] for i, row in enumerate(grid.rows)]
+    rows = [
+        [_stressed(cell.replace("|", r"\|"), (i, j) in grid.strong, "**", "**") for j, cell in enumerate(row)]
+        for i, row in enumerate(grid.rows)
+    ]
     lines = [[cell.replace("|", r"\|") for cell in grid.header], *rows]
     widths = [max(3, *(len(line[i]) for line in lines)) for i in range(len(grid.header))]
     rule = ["-" * w if i < grid.words else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
@@ -73,9 +88,17 @@ def grid_to_csv(grid: Grid) -> str:
 def grid_to_latex(grid: Grid) -> str:
     """A ``tabular`` with the rules of the booktabs package."""
     columns = "".join("l" if i < grid.words else "r" for i in range(len(grid.header)))
-    lines = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", " & ".join(map(_latex, grid.header)) + r" \\", r"\midrule"]
+    lines = [
+        rf"\begin{{tabular}}{{{columns}}}",
+        r"\toprule",
+        " & ".join(map(_latex, grid.header)) + r" \\",
+        r"\midrule",
+    ]
     for i, row in enumerate(grid.rows):
-        lines.append(" & ".join(_stressed(_latex(cell), (i, j) in grid.strong, r"\textbf{", "}") for j, cell in enumerate(row)) + r" \\")
+        lines.append(
+            " & ".join(_stressed(_latex(cell), (i, j) in grid.strong, r"\textbf{", "}") for j, cell in enumerate(row))
+            + r" \\"
+        )
         if i in grid.breaks and i + 1 < len(grid.rows):
             lines.append(r"\midrule")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
@@ -87,7 +110,9 @@ def grid_to_rich(grid: Grid) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=grid.title or None, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", header_style="bold")
+    table = Table(
+        title=grid.title or None, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", header_style="bold"
+    )
     rows = [list(row) for row in grid.rows]
     for i, head in enumerate(grid.header):
         tail = grid.spreads.get(i, 0)
@@ -98,12 +123,17 @@ def grid_to_rich(grid: Grid) -> Table:
                 row[i] = cell
         table.add_column(Text(head), justify="left" if i < grid.words or tail else "right", overflow="fold")
     for i, row in enumerate(rows):
-        table.add_row(*(Text(cell, style="bold green" if (i, j) in grid.strong else "") for j, cell in enumerate(row)), end_section=i in grid.breaks)
+        table.add_row(
+            *(Text(cell, style="bold green" if (i, j) in grid.strong else "") for j, cell in enumerate(row)),
+            end_section=i in grid.breaks,
+        )
     return table
 
 
 def _padded(line: Sequence[str], widths: Sequence[int], words: int) -> list[str]:
-    return [cell.ljust(w) if i < words else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))]
+    return [
+        cell.ljust(w) if i < words else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))
+    ]
 
 
 def _with_tail(cell: str, tail: int) -> str:

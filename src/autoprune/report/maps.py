@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from autoprune.report.plots import WIDTH, plain_ticks
-from autoprune.report.results import PruningSummary
 from autoprune.report.svg import LINES, MUTED, PAPER, SERIES, Drawing, canvas, finish
 from autoprune.report.views import Variant, short_name, sparsity_before
+from autoprune.results.types import PruningSummary
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -30,7 +30,13 @@ def sparsity_map(variant: Variant) -> Drawing | None:
     cells = {(short_name(la), la.block): 100 * la.sparsity for la in variant.summary.layers} if variant.summary else {}
     if not cells or max(cells.values()) - min(cells.values()) < 0.5:
         return None
-    return _map(cells, f"Sparsity in %, {variant.title}, {variant.target}", max(cells.values()), "{:.0f}", lowest=min(cells.values()))
+    return _map(
+        cells,
+        f"Sparsity in %, {variant.title}, {variant.target}",
+        max(cells.values()),
+        "{:.0f}",
+        lowest=min(cells.values()),
+    )
 
 
 def movement_map(variant: Variant) -> Drawing | None:
@@ -52,7 +58,11 @@ def loss_dumbbells(summary: PruningSummary) -> Drawing | None:
 
 def exchange_dumbbells(summary: PruningSummary) -> Drawing | None:
     """Share of pairs that were inverted (ring) and that were exchanged (dot)."""
-    pairs = [(s.block, s.name, 100 * s.inverted / s.compared, 100 * s.exchanged / s.compared) for s in summary.sub_blocks if s.compared]
+    pairs = [
+        (s.block, s.name, 100 * s.inverted / s.compared, 100 * s.exchanged / s.compared)
+        for s in summary.sub_blocks
+        if s.compared
+    ]
     return _dumbbells(pairs, "Pairs of a pruned and a kept weight", ("inverted", "exchanged"), "% of pairs, log scale")
 
 
@@ -71,7 +81,9 @@ def _map(cells: Cells, title: str, highest: float, form: str, lowest: float = 0.
         for (colour, opacity), places in shades.items():
             axes.add_patch(_tiles(places, colour, opacity, gap=0.06 if labelled else 0.0))
         axes.set(xlim=(-0.5, len(blocks) - 0.5), ylim=(len(names) - 0.5, -0.5), xlabel="block")
-        axes.set_yticks(range(len(names)), [name.rpartition(".")[2] if _unique_tails(names) else name for name in names])
+        axes.set_yticks(
+            range(len(names)), [name.rpartition(".")[2] if _unique_tails(names) else name for name in names]
+        )
         step = math.ceil(len(blocks) / 12)
         axes.set_xticks(range(0, len(blocks), step), [str(b) for b in blocks[::step]])
         axes.tick_params(length=0)
@@ -105,20 +117,29 @@ def _key(figure: Figure, lowest: float, highest: float, form: str) -> None:
 
     values = [lowest + (highest - lowest) * i / 4 for i in range(5)]
     shades = [_shade(v, lowest, highest) for v in values]
-    handles = [Patch(facecolor=c, alpha=a, linewidth=0, label=form.format(v)) for v, (c, a) in zip(values, shades, strict=True)]
+    handles = [
+        Patch(facecolor=c, alpha=a, linewidth=0, label=form.format(v))
+        for v, (c, a) in zip(values, shades, strict=True)
+    ]
     figure.legend(handles=handles, loc="outside lower center", ncols=5, handlelength=1.4, columnspacing=1.4)
 
 
 def _shade(value: float, lowest: float, highest: float) -> tuple[str, float]:
-    """Colour and opacity of a value; where both signs occur, distance from zero counts. Half opaque at most: numbers stand on it."""
+    """Colour and opacity of a value; where both signs occur, distance from zero counts. Half opaque at most: numbers
+    stand on it.
+    """
     base = max(lowest, 0.0)
     reach = (abs(value) - base) / (highest - base) if highest > base else 1.0
     steps = math.floor(20 * min(max(reach, 0.0), 1.0)) if math.isfinite(reach) else 20
     return SERIES[0] if value < 0 else SERIES[1], round(0.05 + 0.0225 * steps, 4)
 
 
-def _dumbbells(pairs: Sequence[tuple[int, str, float, float]], title: str, words: tuple[str, str], ylabel: str) -> Drawing | None:
-    """Two values per block and sub-block on a log axis, joined by a line; zero and what is not finite can't be drawn."""
+def _dumbbells(
+    pairs: Sequence[tuple[int, str, float, float]], title: str, words: tuple[str, str], ylabel: str
+) -> Drawing | None:
+    """Two values per block and sub-block on a log axis, joined by a line; zero and what is not finite can't be
+    drawn.
+    """
     from matplotlib.ticker import MaxNLocator
 
     drawable = [(block, name, _positive(first), _positive(second)) for block, name, first, second in pairs]

@@ -30,7 +30,9 @@ def family_colours(variants: Sequence[Variant]) -> dict[str, str]:
 def perplexity_bars(variants: Sequence[Variant], text: Text) -> list[Drawing]:
     """Perplexity per method, one drawing per target, all on the same axis; the dense model is a dashed line."""
     pruned = [v for v in variants if not is_dense(v.rows[0]) and v.perplexity(text)]
-    dense = next((s.mean for v in variants if is_dense(v.rows[0]) and (s := v.perplexity(text)) and math.isfinite(s.mean)), None)
+    dense = next(
+        (s.mean for v in variants if is_dense(v.rows[0]) and (s := v.perplexity(text)) and math.isfinite(s.mean)), None
+    )
     values = [s.mean for v in pruned if (s := v.perplexity(text)) and math.isfinite(s.mean)]
     known = values + ([dense] if dense is not None else [])
     if not known or not pruned:
@@ -45,7 +47,11 @@ def perplexity_bars(variants: Sequence[Variant], text: Text) -> list[Drawing]:
         labels = [_bar_label(group, i) for i in range(len(group))]
         with canvas(WIDTH, 66 + 30 * len(group) + 6 * sum("\n" in label for label in labels)) as figure:
             axes = figure.add_subplot()
-            axes.set(xlim=limits, xscale="log" if log else "linear", xlabel=f"perplexity on {text.label}" + (", log scale" if log else ""))
+            axes.set(
+                xlim=limits,
+                xscale="log" if log else "linear",
+                xlabel=f"perplexity on {text.label}" + (", log scale" if log else ""),
+            )
             _bars(axes, group, text, colours, dense if log and dense is not None else limits[0])
             axes.set_yticks(range(len(group)), labels)
             _dense_line(axes, dense)
@@ -82,7 +88,11 @@ def perplexity_curves(variants: Sequence[Variant], text: Text) -> list[Drawing]:
 
 def marker_of(variant: Variant, variants: Sequence[Variant]) -> str:
     """A shape that tells variants of one first pass apart, which share a colour: the first of each is round."""
-    rivals = list(dict.fromkeys((v.method, v.extra) for v in variants if (v.family, v.rebuilt) == (variant.family, variant.rebuilt)))
+    rivals = list(
+        dict.fromkeys(
+            (v.method, v.extra) for v in variants if (v.family, v.rebuilt) == (variant.family, variant.rebuilt)
+        )
+    )
     return MARKERS[rivals.index((variant.method, variant.extra)) % len(MARKERS)]
 
 
@@ -102,7 +112,14 @@ def _bars(axes: Axes, group: Sequence[Variant], text: Text, colours: dict[str, s
         assert spread is not None
         finite = math.isfinite(spread.mean)
         end = spread.mean if finite else start
-        axes.barh(i, end - start, left=start, height=0.68, color=colours[variant.family], alpha=1.0 if variant.rebuilt else FAINT)
+        axes.barh(
+            i,
+            end - start,
+            left=start,
+            height=0.68,
+            color=colours[variant.family],
+            alpha=1.0 if variant.rebuilt else FAINT,
+        )
         if finite and spread.sd:
             axes.errorbar(end, i, xerr=spread.sd, color=INK, linewidth=1.2, capsize=3)
         reach = max(end, end + (spread.sd or 0.0)) if finite else start
@@ -113,7 +130,9 @@ def _bars(axes: Axes, group: Sequence[Variant], text: Text, colours: dict[str, s
 
 
 def _bar_label(group: Sequence[Variant], i: int) -> str:
-    """A rebuilt variant right below its first pass needs only name what was added; settings stand on a line of their own."""
+    """A rebuilt variant right below its first pass needs only name what was added; settings stand on a line of their
+    own.
+    """
     variant, above = group[i], group[i - 1] if i else None
     if above is None or not variant.rebuilt or above.family != variant.family:
         return variant.title.replace(" (", "\n(")
@@ -138,9 +157,18 @@ def _curve(axes: Axes, line: Sequence[tuple[float, Any]], variant: Variant, colo
     face = colour if variant.rebuilt else PAPER
     style = "-" if variant.rebuilt else (0, (1, 1))
     axes.errorbar(
-        xs, means, yerr=sds if any(sds) else None, color=colour, linestyle=style, linewidth=1.8, marker=marker, markersize=6, markerfacecolor=face,
-        capsize=3, label=variant.title,
-    )  # fmt: skip
+        xs,
+        means,
+        yerr=sds if any(sds) else None,
+        color=colour,
+        linestyle=style,
+        linewidth=1.8,
+        marker=marker,
+        markersize=6,
+        markerfacecolor=face,
+        capsize=3,
+        label=variant.title,
+    )
 
 
 def plain_ticks(axes: Axes, log: bool, vertical: bool = False) -> None:
@@ -151,7 +179,9 @@ def plain_ticks(axes: Axes, log: bool, vertical: bool = False) -> None:
     low, high = axes.get_ylim() if vertical else axes.get_xlim()
     wide = log and high / low > 300
     axis.set_major_locator(LogLocator(subs=(1.0,) if wide else (1.0, 2.0, 5.0), numticks=6) if log else MaxNLocator(5))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.6g}" if 1e-4 <= value < 1e6 or value == 0 else f"{value:.0e}"))
+    axis.set_major_formatter(
+        FuncFormatter(lambda value, _: f"{value:.6g}" if 1e-4 <= value < 1e6 or value == 0 else f"{value:.0e}")
+    )
     axis.set_minor_formatter(NullFormatter())
     if log:
         axis.minorticks_off()

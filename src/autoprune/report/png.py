@@ -60,5 +60,7 @@ def _in_light(colour: Any) -> Any:
     if is_color_like(colour):
         name = NAMES.get(to_hex(colour))
         return LIGHT[name] if name else None
-    several = [_in_light(one) for one in colour] if isinstance(colour, (list, tuple)) or hasattr(colour, "shape") else []
+    several = (
+        [_in_light(one) for one in colour] if isinstance(colour, (list, tuple)) or hasattr(colour, "shape") else []
+    )
     return several if several and None not in several else None

@@ -8,12 +8,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from autoprune.errors import OutputError
-from autoprune.recipe import CACHES, Recipe
-from autoprune.report.results import EvaluationRow, dump_json, first_difference
+from autoprune.recipe.recipe import CACHES, Recipe
 from autoprune.report.tables import perplexity_log
 from autoprune.report.zeroshot import zeroshot_table
+from autoprune.results.types import EvaluationRow, dump_json, first_difference
 
-MEASURED_BY = {"evaluation": "perplexity", "zeroshot": "zeroshot"}  # by group of options: what of a row it says how to measure
+MEASURED_BY = {
+    "evaluation": "perplexity",
+    "zeroshot": "zeroshot",
+}  # by group of options: what of a row it says how to measure
 
 
 def check_report_directory(directory: Path, flag: str) -> None:
@@ -26,7 +29,9 @@ def check_report_directory(directory: Path, flag: str) -> None:
 
 
 def check_earlier(recipe: Recipe, stem: str, labels: tuple[str, str]) -> None:
-    """Raises: OutputError if a table of that name is there already and is of another run, unless it may be overwritten."""
+    """Raises: OutputError if a table of that name is there already and is of another run, unless it may be
+    overwritten.
+    """
     for flag, directory, name in _places(recipe, stem):
         record, table = directory / f"{name}.json", directory / f"{name}.txt"
         if recipe.output.overwrite or not (record.exists() or table.exists()):
@@ -37,8 +42,14 @@ def check_earlier(recipe: Recipe, stem: str, labels: tuple[str, str]) -> None:
             unmeasured = [group for group, kind in MEASURED_BY.items() if not before[kind]]
             was = {"method": before["method"], "target": before["target"], **_settings(before["settings"], unmeasured)}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise OutputError(f"--{flag} {directory}: {name} there is no table that autoprune can read ({error}); {remedy}") from error
-        now = {"method": labels[0], "target": labels[1], **_settings(json.loads(dump_json(recipe.to_dict())), unmeasured)}
+            raise OutputError(
+                f"--{flag} {directory}: {name} there is no table that autoprune can read ({error}); {remedy}"
+            ) from error
+        now = {
+            "method": labels[0],
+            "target": labels[1],
+            **_settings(json.loads(dump_json(recipe.to_dict())), unmeasured),
+        }
         if difference := first_difference(was, now):
             raise OutputError(f"--{flag} {directory}: {table.name} there is of another run: {difference}; {remedy}")
 
@@ -47,11 +58,17 @@ def _settings(groups: Mapping[str, Mapping[str, object]], unmeasured: Sequence[s
     """What a table depends on: neither where things lie, nor how the run behaves, nor what it has no figures of."""
     without = {"output", "run", *unmeasured}
     chosen = {group: options for group, options in groups.items() if group not in without}
-    return {group: {name: value for name, value in options.items() if (group, name) not in CACHES} for group, options in chosen.items()}
+    return {
+        group: {name: value for name, value in options.items() if (group, name) not in CACHES}
+        for group, options in chosen.items()
+    }
 
 
 def save_row(recipe: Recipe, row: EvaluationRow, stem: str) -> None:
-    """Writes what the recipe asks for, as far as it has been measured. Raises: OutputError, with the figures, if it can't be written."""
+    """Writes what the recipe asks for, as far as it has been measured.
+
+    Raises: OutputError, with the figures, if it can't be written.
+    """
     for flag, directory, name in _places(recipe, stem):
         if flag == "save_ppl":
             _save(flag, directory / name, perplexity_log([row]), row)
@@ -73,9 +90,14 @@ def _places(recipe: Recipe, stem: str) -> list[tuple[str, Path, str]]:
 def _save(flag: str, stem: Path, text: str, row: EvaluationRow) -> None:
     try:
         stem.parent.mkdir(parents=True, exist_ok=True)
-        for ending, content in ((".json", dump_json(row)), (".txt", text)):  # each whole or not there, and the one that a later run reads first
+        for ending, content in (
+            (".json", dump_json(row)),
+            (".txt", text),
+        ):  # each whole or not there, and the one that a later run reads first
             draft = stem.with_name(f"{stem.name}{ending}.writing")
             draft.write_text(content, encoding="utf-8")
             draft.replace(stem.with_name(stem.name + ending))
     except OSError as error:
-        raise OutputError(f"--{flag} {stem.parent}: can't write there ({error}); what should have been written:\n{text.rstrip()}") from error
+        raise OutputError(
+            f"--{flag} {stem.parent}: can't write there ({error}); what should have been written:\n{text.rstrip()}"
+        ) from error

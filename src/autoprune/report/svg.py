@@ -1,7 +1,7 @@
 """Matplotlib figures as inline SVG that takes the page's colours, so that it follows light and dark mode.
 
-Drawings use stand-in colours. In the SVG they are replaced by CSS variables, whose values the page takes from the palettes here; in a
-PNG (``png.py``) by the colours of the light palette.
+Drawings use stand-in colours. In the SVG they are replaced by CSS variables, whose values the page takes from the
+palettes here; in a PNG (``png.py``) by the colours of the light palette.
 """
 
 from __future__ import annotations
@@ -17,22 +17,47 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Series after Okabe and Ito, darkened or lightened until they stand out from the paper; readable with any colour vision.
+# Series after Okabe and Ito, darkened or lightened until they stand out from the paper; readable with any colour
+# vision.
 LIGHT = {
-    "paper": "#ffffff", "desk": "#f4f5f7", "ink": "#1c2127", "muted": "#5c6670", "lines": "#dde1e6", "accent": "#0a62a0",
-    "series0": "#cc7a00", "series1": "#0072b2", "series2": "#00875f", "series3": "#a8478a",
-    "series4": "#1f8fc4", "series5": "#c24a00", "series6": "#6b6b6b", "series7": "#8a7d00",
-}  # fmt: skip
+    "paper": "#ffffff",
+    "desk": "#f4f5f7",
+    "ink": "#1c2127",
+    "muted": "#5c6670",
+    "lines": "#dde1e6",
+    "accent": "#0a62a0",
+    "series0": "#cc7a00",
+    "series1": "#0072b2",
+    "series2": "#00875f",
+    "series3": "#a8478a",
+    "series4": "#1f8fc4",
+    "series5": "#c24a00",
+    "series6": "#6b6b6b",
+    "series7": "#8a7d00",
+}
 DARK = {
-    "paper": "#1a1e24", "desk": "#12151a", "ink": "#e8ebee", "muted": "#a2acb6", "lines": "#343b44", "accent": "#7cc0f4",
-    "series0": "#f0a93a", "series1": "#56b4e9", "series2": "#2fc298", "series3": "#dd8fc2",
-    "series4": "#8fd0f5", "series5": "#f5804a", "series6": "#b5b5b5", "series7": "#e6da55",
-}  # fmt: skip
+    "paper": "#1a1e24",
+    "desk": "#12151a",
+    "ink": "#e8ebee",
+    "muted": "#a2acb6",
+    "lines": "#343b44",
+    "accent": "#7cc0f4",
+    "series0": "#f0a93a",
+    "series1": "#56b4e9",
+    "series2": "#2fc298",
+    "series3": "#dd8fc2",
+    "series4": "#8fd0f5",
+    "series5": "#f5804a",
+    "series6": "#b5b5b5",
+    "series7": "#e6da55",
+}
 PRINT = LIGHT | {"desk": "#ffffff", "ink": "#000000", "muted": "#444444", "lines": "#cccccc", "accent": "#0a4a7a"}
 
 INK, MUTED, LINES, PAPER = "#010101", "#010102", "#010103", "#010104"
 SERIES = tuple(f"#0102{i:02x}" for i in range(8))
-NAMES: dict[str, str] = {INK: "ink", MUTED: "muted", LINES: "lines", PAPER: "paper"} | {colour: f"series{i}" for i, colour in enumerate(SERIES)}
+NAMES: dict[str, str] = {INK: "ink", MUTED: "muted", LINES: "lines", PAPER: "paper"} | {
+    colour: f"series{i}" for i, colour in enumerate(SERIES)
+}
 
 UNITS_PER_INCH = 72  # matplotlib's SVG unit is the point; the page shows one unit as one pixel
 STYLE = {
@@ -116,5 +141,8 @@ def _cleaned(svg: str, title: str) -> str:
     view = re.search(r'viewBox="[^"]*"', opening)
     assert view is not None
     width = float(view[0].split()[2])
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" role="img" aria-labelledby="title" style="max-width: {width:.0f}px" {view[0]}>'
+    head = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" role="img" aria-labelledby="title" style="max-width: {width:.0f}px"'
+        f" {view[0]}>"
+    )
     return f'{head}<title id="title">{escape(title)}</title>' + svg[len(opening) :].strip()

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from autoprune.report import numbers
 from autoprune.report.frames import flat_rows
 from autoprune.report.grid import Grid, grid_to_csv, grid_to_rich, to_text
-from autoprune.report.results import EvaluationRow, LayerOutcome, PruningSummary, SubBlockOutcome
 from autoprune.report.views import (
     Text,
     Variant,
@@ -22,6 +21,7 @@ from autoprune.report.views import (
     texts_of,
     variants_of,
 )
+from autoprune.results.types import EvaluationRow, LayerOutcome, PruningSummary, SubBlockOutcome
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -37,7 +37,9 @@ def perplexity_log(rows: Sequence[EvaluationRow]) -> str:
     lines = []
     for row in rows:
         seed = (_word(seed_of(row)),) if seeds else ()
-        lines.append((row.method, row.target, *seed, numbers.percent_text(row.sparsity), *(_cell(row, text) for text in texts)))
+        lines.append(
+            (row.method, row.target, *seed, numbers.percent_text(row.sparsity), *(_cell(row, text) for text in texts))
+        )
     return to_text(Grid(header, tuple(lines)))
 
 
@@ -75,7 +77,9 @@ def print_layers(summary: PruningSummary, console: Console, *, per_layer: bool =
 
 
 def print_barber(summary: PruningSummary, console: Console, *, per_layer: bool = False) -> None:
-    """LLM-Barber's table on a terminal, without its last columns where they would not fit; nothing where it did not run."""
+    """LLM-Barber's table on a terminal, without its last columns where they would not fit; nothing where it did not
+    run.
+    """
     grid = barber_grid(summary, per_layer=per_layer, movement=console.width >= WIDE_ENOUGH)
     if grid.rows:
         console.print(grid_to_rich(grid))
@@ -93,7 +97,9 @@ def comparison_grid(rows: Sequence[EvaluationRow]) -> Grid:
         last = ("" if effect is None else numbers.change_text(effect.mean, effect.sd),) if shown else ()
         lines.append((variant.name, variant.target, numbers.percent_text(variant.sparsity), *cells, *last))
     breaks = frozenset(i for i in range(len(variants) - 1) if variants[i].target != variants[i + 1].target)
-    return Grid(header, tuple(lines), strong=_best(variants, texts), breaks=breaks, title="Perplexity, lower is better")
+    return Grid(
+        header, tuple(lines), strong=_best(variants, texts), breaks=breaks, title="Perplexity, lower is better"
+    )
 
 
 def bits_grid(rows: Sequence[EvaluationRow]) -> Grid:
@@ -103,9 +109,20 @@ def bits_grid(rows: Sequence[EvaluationRow]) -> Grid:
     lines = []
     for variant in variants if texts else ():
         found = [variant.bits_per_byte(text) for text in texts]
-        lines.append((variant.name, variant.target, *("-" if s is None else numbers.perplexity_text(s.mean, s.sd) for s in found)))
+        lines.append(
+            (
+                variant.name,
+                variant.target,
+                *("-" if s is None else numbers.perplexity_text(s.mean, s.sd) for s in found),
+            )
+        )
     breaks = frozenset(i for i in range(len(lines) - 1) if variants[i].target != variants[i + 1].target)
-    return Grid(("method", "target", *(text.label for text in texts)), tuple(lines), breaks=breaks, title="Bits per byte, lower is better")
+    return Grid(
+        ("method", "target", *(text.label for text in texts)),
+        tuple(lines),
+        breaks=breaks,
+        title="Bits per byte, lower is better",
+    )
 
 
 def layer_grid(summary: PruningSummary, *, per_layer: bool = False) -> Grid:
@@ -124,7 +141,16 @@ def layer_grid(summary: PruningSummary, *, per_layer: bool = False) -> Grid:
 def barber_grid(summary: PruningSummary, *, per_layer: bool = False, movement: bool = True) -> Grid:
     """LLM-Barber's table as cells; ``movement`` adds between which layers sparsity moved, if it did."""
     if per_layer:
-        header: tuple[str, ...] = ("block", "layer", "inverted pairs", "grown", "dropped", "sparsity before", "sparsity after", "moved")
+        header: tuple[str, ...] = (
+            "block",
+            "layer",
+            "inverted pairs",
+            "grown",
+            "dropped",
+            "sparsity before",
+            "sparsity after",
+            "moved",
+        )
         rows = tuple(_barber_layer_line(la) for la in summary.layers if sparsity_before(la) is not None)
         return Grid(header, rows, title="What LLM-Barber exchanged, by layer")
     moved = movement and sparsity_moved(summary)
@@ -139,7 +165,11 @@ def _best(variants: Sequence[Variant], texts: Sequence[Text]) -> frozenset[tuple
     best = set()
     for target in {v.target for v in variants}:
         for j, text in enumerate(texts):
-            found = {i: s.mean for i, v in enumerate(variants) if v.target == target and (s := v.perplexity(text)) and math.isfinite(s.mean)}
+            found = {
+                i: s.mean
+                for i, v in enumerate(variants)
+                if v.target == target and (s := v.perplexity(text)) and math.isfinite(s.mean)
+            }
             if len(found) > 1:
                 best.add((min(found, key=found.__getitem__), 3 + j))
     return frozenset(best)
@@ -149,29 +179,59 @@ def _block_line(block: int, layers: Sequence[LayerOutcome]) -> tuple[str, ...]:
     errors = [(la.error, short_name(la)) for la in layers if la.error is not None]
     mean = numbers.error_text(sum(e for e, _ in errors) / len(errors) if errors else None)
     worst = max(errors) if errors else None
-    return str(block), str(len(layers)), *_counts(layers), mean, f"{numbers.error_text(worst[0])} {worst[1]}" if worst else "-"
+    return (
+        str(block),
+        str(len(layers)),
+        *_counts(layers),
+        mean,
+        f"{numbers.error_text(worst[0])} {worst[1]}" if worst else "-",
+    )
 
 
 def _barber_line(sub: SubBlockOutcome) -> tuple[str, ...]:
     share = numbers.share_text(sub.inverted / sub.compared) if sub.compared else "-"
     change = numbers.change_text(sub.loss_after / sub.loss_before) if sub.loss_before > 0 else "-"
-    return str(sub.block), sub.name, share, f"{sub.exchanged:,}", numbers.loss_text(sub.loss_before), numbers.loss_text(sub.loss_after), change
+    return (
+        str(sub.block),
+        sub.name,
+        share,
+        f"{sub.exchanged:,}",
+        numbers.loss_text(sub.loss_before),
+        numbers.loss_text(sub.loss_after),
+        change,
+    )
 
 
 def _barber_layer_line(layer: LayerOutcome) -> tuple[str, ...]:
     before, notes = sparsity_before(layer), layer.notes
     assert before is not None
-    share = numbers.share_text(notes["inverted"] / notes["compared"]) if notes.get("compared") and "inverted" in notes else "-"
+    share = (
+        numbers.share_text(notes["inverted"] / notes["compared"])
+        if notes.get("compared") and "inverted" in notes
+        else "-"
+    )
     counts = (f"{notes['grown']:,}", f"{notes['dropped']:,}")
-    sparsities = (numbers.percent_text(before), numbers.percent_text(layer.sparsity), numbers.points_text(before, layer.sparsity))
+    sparsities = (
+        numbers.percent_text(before),
+        numbers.percent_text(layer.sparsity),
+        numbers.points_text(before, layer.sparsity),
+    )
     return str(layer.block), short_name(layer), share, *counts, *sparsities
 
 
 def _movement(sub: SubBlockOutcome, summary: PruningSummary) -> tuple[str, str]:
     """The layers of the sub-block that gained and lost most sparsity."""
     names = sub.name.split("+")
-    inside = [la for la in summary.layers if la.block == sub.block and any(short_name(la) == n or short_name(la).startswith(n + ".") for n in names)]
-    moves = sorted((la.sparsity - before, short_name(la).rpartition(".")[2]) for la in inside if (before := sparsity_before(la)) is not None)
+    inside = [
+        la
+        for la in summary.layers
+        if la.block == sub.block and any(short_name(la) == n or short_name(la).startswith(n + ".") for n in names)
+    ]
+    moves = sorted(
+        (la.sparsity - before, short_name(la).rpartition(".")[2])
+        for la in inside
+        if (before := sparsity_before(la)) is not None
+    )
     if not moves or moves[0][0] == moves[-1][0]:
         return "-", "-"
     (low, loser), (high, winner) = moves[0], moves[-1]

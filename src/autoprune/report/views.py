@@ -10,12 +10,31 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-from autoprune.report.results import EvaluationRow, LayerOutcome, PruningSummary
+from autoprune.results.types import EvaluationRow, LayerOutcome, PruningSummary
 
 # settings that say where results go or how they are shown, not how they came about
-NOT_SETTINGS = frozenset({"seed", "save_model", "save_ppl", "save_zeroshot", "delete", "overwrite", "quiet", "cache_dir", "datasets_cache_dir"})
+NOT_SETTINGS = frozenset(
+    {
+        "seed",
+        "save_model",
+        "save_ppl",
+        "save_zeroshot",
+        "delete",
+        "overwrite",
+        "quiet",
+        "cache_dir",
+        "datasets_cache_dir",
+    }
+)
 BARBER = ("prune_granularity", "threshold", "prune_metric", "retain_reconstruction")
-PRETTY = {"magnitude": "Magnitude", "wanda": "Wanda", "sparsegpt": "SparseGPT", "barber": "LLM-Barber", "dense": "Dense", "given": "Given pattern"}
+PRETTY = {
+    "magnitude": "Magnitude",
+    "wanda": "Wanda",
+    "sparsegpt": "SparseGPT",
+    "barber": "LLM-Barber",
+    "dense": "Dense",
+    "given": "Given pattern",
+}
 
 
 @dataclass(frozen=True)
@@ -87,7 +106,12 @@ class Variant:
 
     def bits_per_byte(self, text: Text) -> Spread | None:
         """Bits per byte on a text over the seeds, or None where they are not known."""
-        found = (p.bits_per_byte for row in self.rows for p in row.perplexity if (p.source, p.seqlen) == (text.source, text.seqlen))
+        found = (
+            p.bits_per_byte
+            for row in self.rows
+            for p in row.perplexity
+            if (p.source, p.seqlen) == (text.source, text.seqlen)
+        )
         return spread([bits for bits in found if bits is not None])
 
 
@@ -107,7 +131,9 @@ def first_pass_of(variant: Variant, variants: Sequence[Variant]) -> Variant | No
 
 
 def barber_effect(variant: Variant, variants: Sequence[Variant], texts: Sequence[Text]) -> Spread | None:
-    """Perplexity after LLM-Barber over before, seed by seed, geometric mean over the texts; None without a first pass beside it."""
+    """Perplexity after LLM-Barber over before, seed by seed, geometric mean over the texts; None without a first pass
+    beside it.
+    """
     first = first_pass_of(variant, variants)
     before = {seed_of(row): row for row in first.rows} if first else {}
     ratios = [_ratio(row, before[seed_of(row)], texts) for row in variant.rows if seed_of(row) in before]
@@ -115,7 +141,9 @@ def barber_effect(variant: Variant, variants: Sequence[Variant], texts: Sequence
 
 
 def spread(values: Sequence[float]) -> Spread | None:
-    """Mean, and standard deviation where there are several; None for no value. One that is no number makes the mean none."""
+    """Mean, and standard deviation where there are several; None for no value. One that is no number makes the mean
+    none.
+    """
     if not values:
         return None
     finite = all(math.isfinite(v) for v in values)
@@ -129,7 +157,9 @@ def is_dense(row: EvaluationRow) -> bool:
 
 
 def texts_of(rows: Sequence[EvaluationRow]) -> list[Text]:
-    """The evaluation texts in order of first appearance; paths are shortened to file names where that is unambiguous."""
+    """The evaluation texts in order of first appearance; paths are shortened to file names where that is
+    unambiguous.
+    """
     keys = list(dict.fromkeys((p.source, p.seqlen) for row in rows for p in row.perplexity))
     sources = {source for source, _ in keys}
     names = {source: PurePosixPath(source.replace("\\", "/")).name or source for source in sources}
@@ -164,7 +194,9 @@ def seed_of(row: EvaluationRow) -> Any:
 
 
 def prune_seconds(row: EvaluationRow) -> float | None:
-    """Wall seconds of the pruning alone: checking the weights, embedding the samples, the loop over blocks; None for the dense model."""
+    """Wall seconds of the pruning alone: checking the weights, embedding the samples, the loop over blocks; None for
+    the dense model.
+    """
     return sum(row.pruning.seconds.values()) if row.pruning and row.pruning.seconds else None
 
 
@@ -208,7 +240,9 @@ def _flat(settings: dict[str, Any]) -> dict[str, Any]:
 def _extra(key: tuple[str, str, str], groups: dict[tuple[str, str, str], list[EvaluationRow]]) -> str:
     rivals = [settings_of(rows[0]) for k, rows in groups.items() if k[:2] == key[:2]]
     mine = settings_of(groups[key][0])
-    differing = [name for name in mine if name not in BARBER and any(other.get(name) != mine[name] for other in rivals)]
+    differing = [
+        name for name in mine if name not in BARBER and any(other.get(name) != mine[name] for other in rivals)
+    ]
     words = [f"{name}={mine[name]}" if not isinstance(mine[name], str) else mine[name] for name in differing]
     return ", ".join([*_barber_words(mine), *words] if key[0].endswith("+barber") else words)
 
@@ -217,4 +251,8 @@ def _barber_words(settings: dict[str, Any]) -> list[str]:
     """LLM-Barber's settings in short: ``block 0.1``, and what is not as usual."""
     granularity, threshold, metric, retain = (settings.get(name) for name in BARBER)
     usual = [f"{granularity} {threshold:g}"] if granularity is not None and threshold is not None else []
-    return [*usual, *([f"metric {metric}"] if metric not in (None, "WD") else []), *(["update kept"] if retain else [])]
+    return [
+        *usual,
+        *([f"metric {metric}"] if metric not in (None, "WD") else []),
+        *(["update kept"] if retain else []),
+    ]

@@ -1,4 +1,6 @@
-"""Zero-shot results as tables: accuracies in percent with standard errors, means that say what they average, paired differences."""
+"""Zero-shot results as tables: accuracies in percent with standard errors, means that say what they average, paired
+differences.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +11,19 @@ from dataclasses import dataclass
 
 from autoprune.report import numbers
 from autoprune.report.grid import Grid, to_text
-from autoprune.report.results import EvaluationRow, TaskResult, ZeroShotResult
 from autoprune.report.views import Variant, dense_of, first_pass_of
+from autoprune.results.types import EvaluationRow, TaskResult, ZeroShotResult
 
 METRICS = ("acc", "acc_norm")
-SHARES = (*METRICS, "exact_match", "f1", "mcc", "em", "acc_mutual_info", "acc_bytes")  # shown in percent; others are no shares
+SHARES = (
+    *METRICS,
+    "exact_match",
+    "f1",
+    "mcc",
+    "em",
+    "acc_mutual_info",
+    "acc_bytes",
+)  # shown in percent; others are no shares
 CLEAR = 1.96  # standard errors from zero at which a difference is called clear
 
 
@@ -46,25 +56,36 @@ def zeroshot_table(row: EvaluationRow) -> str:
 def zeroshot_grid(result: ZeroShotResult) -> Grid:
     """One line a task, and a line with the mean of every accuracy, which says over how many tasks."""
     metrics = list(dict.fromkeys([*METRICS, *(metric for task in result.tasks for metric in task.metrics)]))
-    lines = [(t.task, t.version, _shown(t.num_fewshot), _shown(t.samples), *(_cell(t, metric) for metric in metrics)) for t in result.tasks]
+    lines = [
+        (t.task, t.version, _shown(t.num_fewshot), _shown(t.samples), *(_cell(t, metric) for metric in metrics))
+        for t in result.tasks
+    ]
     lines.append(("mean of the column", "", "", "", *(_mean(result, metric) for metric in metrics)))
-    return Grid(("task", "version", "shots", "samples", *metrics), tuple(lines), words=2, breaks=frozenset({len(lines) - 2}))
+    return Grid(
+        ("task", "version", "shots", "samples", *metrics), tuple(lines), words=2, breaks=frozenset({len(lines) - 2})
+    )
 
 
 def metrics_of(variants: Sequence[Variant]) -> list[str]:
     """The accuracies that any variant has."""
-    known = {metric for variant in variants for task in tasks_of([variant]) for metric in _results(variant, task)[0].metrics}
+    known = {
+        metric for variant in variants for task in tasks_of([variant]) for metric in _results(variant, task)[0].metrics
+    }
     return [metric for metric in METRICS if metric in known]
 
 
 def tasks_of(variants: Sequence[Variant]) -> list[str]:
     """All tasks, in order of first appearance."""
-    return list(dict.fromkeys(task.task for v in variants for row in v.rows if row.zeroshot for task in row.zeroshot.tasks))
+    return list(
+        dict.fromkeys(task.task for v in variants for row in v.rows if row.zeroshot for task in row.zeroshot.tasks)
+    )
 
 
 def accuracy_grid(variants: Sequence[Variant], metric: str) -> Grid:
     """One line a variant, one column a task that has the metric, and before them the mean of these columns."""
-    tasks = [task for task in tasks_of(variants) if any(metric in r.metrics for v in variants for r in _results(v, task))]
+    tasks = [
+        task for task in tasks_of(variants) if any(metric in r.metrics for v in variants for r in _results(v, task))
+    ]
     lines = []
     for variant in variants:
         found = [[r for r in _results(variant, task) if metric in r.metrics] for task in tasks]
@@ -78,8 +99,12 @@ def accuracy_grid(variants: Sequence[Variant], metric: str) -> Grid:
 
 
 def difference_grid(variants: Sequence[Variant], metric: str) -> Grid:
-    """Every variant against the dense model, and LLM-Barber against its first pass, sample by sample; clear ones are strong."""
-    tasks = [task for task in tasks_of(variants) if any(metric in r.correct for v in variants for r in _results(v, task))]
+    """Every variant against the dense model, and LLM-Barber against its first pass, sample by sample; clear ones are
+    strong.
+    """
+    tasks = [
+        task for task in tasks_of(variants) if any(metric in r.correct for v in variants for r in _results(v, task))
+    ]
     lines: list[tuple[str, ...]] = []
     strong: set[tuple[int, int]] = set()
     for variant, base in _comparisons(variants):

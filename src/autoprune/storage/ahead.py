@@ -11,7 +11,8 @@ from autoprune.storage.checkpoint import Checkpoint
 
 
 class ReadAhead:
-    """One block ahead, in a thread of its own; for devices with memory of their own, where reading would keep them waiting.
+    """One block ahead, in a thread of its own; for devices with memory of their own, where reading would keep them
+    waiting.
 
     On a CPU reading and computing share the same cores and memory, so there is nothing to gain there.
     """
@@ -26,7 +27,9 @@ class ReadAhead:
         self._coming = index, self._thread.submit(self._read, names)
 
     def take(self, index: int) -> dict[str, Tensor] | None:
-        """What was read of this block; None if another one, or none, was begun. Raises: ModelError as the checkpoint's ``read`` does."""
+        """What was read of this block; None if another one, or none, was begun. Raises: ModelError as the checkpoint's
+        ``read`` does.
+        """
         if self._coming is None or self._coming[0] != index:
             return None
         (_, future), self._coming = self._coming, None
@@ -35,4 +38,6 @@ class ReadAhead:
     def _read(self, names: list[str]) -> dict[str, Tensor]:
         tensors = self._checkpoint.read(names)
         # Pages that stay in place can be copied to the device without a detour.
-        return {name: tensor.pin_memory() for name, tensor in tensors.items()} if torch.cuda.is_available() else tensors
+        return (
+            {name: tensor.pin_memory() for name, tensor in tensors.items()} if torch.cuda.is_available() else tensors
+        )

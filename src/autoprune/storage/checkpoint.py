@@ -18,8 +18,9 @@ INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 CHUNK = 4 * 2**20  # bytes copied at a time
 CONVERSION = (
-    "from transformers import AutoModelForCausalLM, AutoTokenizer; "
-    "AutoModelForCausalLM.from_pretrained(MODEL).save_pretrained(NEW_DIR); AutoTokenizer.from_pretrained(MODEL).save_pretrained(NEW_DIR)"
+    "from transformers import AutoModelForCausalLM, AutoTokenizer;"
+    " AutoModelForCausalLM.from_pretrained(MODEL).save_pretrained(NEW_DIR);"
+    " AutoTokenizer.from_pretrained(MODEL).save_pretrained(NEW_DIR)"
 )
 
 
@@ -40,7 +41,8 @@ class Checkpoint:
             raise ModelError(f"{directory} is no directory that can be read; check the path and its permissions")
         if not (directory / "config.json").is_file():
             raise ModelError(
-                f"{directory}: no config.json here, so this is no Hugging Face checkpoint; give the directory that holds config.json and the weights"
+                f"{directory}: no config.json here, so this is no Hugging Face checkpoint; give the directory that"
+                " holds config.json and the weights"
             )
         shards: dict[str, str] = {}
         for name in _shard_names(directory):
@@ -91,7 +93,9 @@ class Checkpoint:
         return tensors
 
     def copy(self, names: Iterable[str], path: Path) -> None:
-        """Writes the named tensors into a safetensors file of their own, byte for byte and never a whole tensor in memory."""
+        """Writes the named tensors into a safetensors file of their own, byte for byte and never a whole tensor in
+        memory.
+        """
         found, header, end = self._headers(), dict[str, Any](), 0
         ordered = sorted(names, key=lambda name: (self.shards[name], found[name]["data_offsets"]))
         for name in ordered:
@@ -128,7 +132,9 @@ class Checkpoint:
     def _headers(self) -> dict[str, Any]:
         found: dict[str, Any] = {}
         for path in self.files:
-            with path.open("rb") as handle:  # the header alone, which safe_open does not show: 8 bytes of length, then JSON
+            with path.open(
+                "rb"
+            ) as handle:  # the header alone, which safe_open does not show: 8 bytes of length, then JSON
                 found |= json.loads(handle.read(int.from_bytes(handle.read(8), "little")))
         found.pop("__metadata__", None)
         return found
@@ -144,19 +150,20 @@ def _shard_names(directory: Path) -> list[str]:
         names = sorted(set(_read_index(directory).values()))
         if missing := [name for name in names if not (directory / name).is_file()]:
             raise ModelError(
-                f"{directory}: shard {missing[0]} is missing ({len(missing)} of {len(names)}); the download was not finished, fetch it again"
+                f"{directory}: shard {missing[0]} is missing ({len(missing)} of {len(names)}); the download was not"
+                " finished, fetch it again"
             )
         return names
     if (directory / SINGLE).is_file():
         return [SINGLE]
     if any(directory.glob("*.bin")):
         raise ModelError(
-            f"{directory} holds weights as .bin files: pickles, which can run code and which autoprune does not open. Convert them once, in Python: "
-            f"{CONVERSION}. Then give NEW_DIR"
+            f"{directory} holds weights as .bin files: pickles, which can run code and which autoprune does not open."
+            f" Convert them once, in Python: {CONVERSION}. Then give NEW_DIR"
         )
     raise ModelError(
-        f"{directory}: neither {SINGLE} nor {INDEX} is here, so there are no weights to read. From the hub only safetensors are fetched; "
-        f"a model that has only .bin files there is converted once, in Python: {CONVERSION}"
+        f"{directory}: neither {SINGLE} nor {INDEX} is here, so there are no weights to read. From the hub only"
+        f" safetensors are fetched; a model that has only .bin files there is converted once, in Python: {CONVERSION}"
     )
 
 
@@ -178,7 +185,9 @@ def _read_index(directory: Path) -> dict[str, str]:
     try:
         return dict(json.loads((directory / INDEX).read_text(encoding="utf-8"))["weight_map"])
     except (ValueError, KeyError, TypeError, OSError) as error:
-        raise ModelError(f"{directory / INDEX} is no index of a sharded checkpoint ({error}); fetch it again") from error
+        raise ModelError(
+            f"{directory / INDEX} is no index of a sharded checkpoint ({error}); fetch it again"
+        ) from error
 
 
 def _check_index(directory: Path, shards: dict[str, str]) -> None:
@@ -187,4 +196,7 @@ def _check_index(directory: Path, shards: dict[str, str]) -> None:
     index = _read_index(directory)
     wrong = [name for name, file in index.items() if shards.get(name) != file]
     if wrong:
-        raise ModelError(f"{directory / INDEX} says that {wrong[0]} is in {index[wrong[0]]}, but it is not; fetch the checkpoint again")
+        raise ModelError(
+            f"{directory / INDEX} says that {wrong[0]} is in {index[wrong[0]]}, but it is not; fetch the checkpoint"
+            " again"
+        )

@@ -8,7 +8,9 @@ from collections.abc import Iterable, Mapping
 from autoprune.errors import ModelError
 from autoprune.storage.skeleton import STORED, Skeleton
 
-_BUFFERS = re.compile(r"\.(inv_freq|attn\.bias|attn\.masked_bias|attention\.bias|attention\.masked_bias)$")  # that older transformers stored
+_BUFFERS = re.compile(
+    r"\.(inv_freq|attn\.bias|attn\.masked_bias|attention\.bias|attention\.masked_bias)$"
+)  # that older transformers stored
 
 
 def check_complete(skeleton: Skeleton) -> None:
@@ -22,24 +24,28 @@ def check_complete(skeleton: Skeleton) -> None:
     for name, owner in owners.items():
         if name not in skeleton.converted and owner in parameters and shapes[name] != tuple(parameters[owner].shape):
             raise ModelError(
-                f"{where}: {name} is stored as {_sizes(shapes[name])}, which does not fit the model that config.json describes "
-                f"({_sizes(parameters[owner].shape)})"
+                f"{where}: {name} is stored as {_sizes(shapes[name])}, which does not fit the model that config.json"
+                f" describes ({_sizes(parameters[owner].shape)})"
             )
     _check_precision(skeleton, parameters)
     if skeleton.converted:
         return
     held = {id(parameters[owner]) for owner in owners.values() if owner in parameters}
-    for pair in skeleton.model.all_tied_weights_keys.items():  # such as the head and the embedding: one of them is enough
+    for (
+        pair
+    ) in skeleton.model.all_tied_weights_keys.items():  # such as the head and the embedding: one of them is enough
         tied = {id(parameters[name]) for name in pair if name in parameters}
         held |= tied if tied & held else set()
     if missing := [name for name, parameter in parameters.items() if id(parameter) not in held]:
         raise ModelError(
-            f"{where}: the weights hold nothing for {missing[0]} ({len(missing)} such); the checkpoint is incomplete or of another model"
+            f"{where}: the weights hold nothing for {missing[0]} ({len(missing)} such); the checkpoint is incomplete"
+            " or of another model"
         )
 
 
 def unplaced(skeleton: Skeleton, blocks: str, count: int) -> list[str]:
-    """Stored tensors that the model has no place for; ``blocks`` is the name of its list of blocks, ``count`` their number.
+    """Stored tensors that the model has no place for; ``blocks`` is the name of its list of blocks, ``count`` their
+    number.
 
     Raises: ModelError if whole blocks are among them: then config.json says fewer than there are.
     """
@@ -50,10 +56,12 @@ def unplaced(skeleton: Skeleton, blocks: str, count: int) -> list[str]:
         if found := re.match(rf"{re.escape(blocks)}\.(\d+)\.(.+)", owner):
             parts.setdefault(int(found[1]), set()).add(found[2])
     known = [part for index, part in parts.items() if index < count]
-    if more := [index for index, part in parts.items() if index >= count and part in known]:  # others may be heads of some kind
+    if more := [
+        index for index, part in parts.items() if index >= count and part in known
+    ]:  # others may be heads of some kind
         raise ModelError(
-            f"{skeleton.checkpoint.directory}: the weights hold {blocks}.{min(more)}, but config.json knows only {count} blocks; "
-            "one of the two is wrong"
+            f"{skeleton.checkpoint.directory}: the weights hold {blocks}.{min(more)}, but config.json knows only"
+            f" {count} blocks; one of the two is wrong"
         )
     return extra
 

@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import Tensor
 
-from autoprune.core.outcome import LayerOutcome, SubBlockOutcome
 from autoprune.errors import OutputError
-from autoprune.model.events import BlockResult
-from autoprune.report.results import dump_json, first_difference, to_jsonable
+from autoprune.events import BlockResult
+from autoprune.results.outcome import LayerOutcome, SubBlockOutcome
+from autoprune.results.types import dump_json, first_difference, to_jsonable
 from autoprune.storage.checkpoint import Checkpoint
 from autoprune.storage.placing import STATE
 from autoprune.storage.shards import CheckpointWriter
@@ -22,8 +22,8 @@ from autoprune.storage.writer import JOURNAL, Workplace
 class Journal:
     """The record of one run in its workplace: what it depends on, and every block's outcome.
 
-    Earlier passes' blocks are kept too (``journal-pass-0-block-00003.safetensors``) when a later pass follows on hidden
-    states of its own: to resume, every stream runs again through the blocks that it saw.
+    Earlier passes' blocks are kept too (``journal-pass-0-block-00003.safetensors``) when a later pass follows on
+    hidden states of its own: to resume, every stream runs again through the blocks that it saw.
     """
 
     workplace: Workplace
@@ -76,7 +76,13 @@ class Journal:
         except (OSError, ValueError):
             return None
         layers = tuple(LayerOutcome(**layer) for layer in raw["layers"])
-        return BlockResult(raw["block"], raw["blocks"], raw["name"], layers, tuple(SubBlockOutcome(**sub) for sub in raw["sub_blocks"]))
+        return BlockResult(
+            raw["block"],
+            raw["blocks"],
+            raw["name"],
+            layers,
+            tuple(SubBlockOutcome(**sub) for sub in raw["sub_blocks"]),
+        )
 
 
 def _record(index: int) -> str:

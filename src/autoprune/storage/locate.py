@@ -37,13 +37,22 @@ def _download(repo: str, cache_dir: str | None) -> Path:
     try:
         return Path(snapshot_download(repo, cache_dir=cache_dir, allow_patterns=PATTERNS))
     except GatedRepoError as error:
-        raise ModelError(f"{advice} asks for permission: accept the model's terms on its page, then log in with `hf auth login`") from error
-    except RepositoryNotFoundError as error:
-        raise ModelError(f"{advice} knows no model of that name; check the spelling, or log in with `hf auth login` if it is private") from error
-    except HFValidationError as error:
-        raise ModelError(f"{advice} can't have a model of that name; give an id such as huggyllama/llama-7b") from error
-    except Exception as error:  # LocalEntryNotFoundError, or one of the HTTP library's own, which changes between its versions
         raise ModelError(
-            f"{advice} can't be reached ({type(error).__name__}); download the model elsewhere and give its directory, "
-            "or use the model shipped here: --model demo"
+            f"{advice} asks for permission: accept the model's terms on its page, then log in with `hf auth login`"
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise ModelError(
+            f"{advice} knows no model of that name; check the spelling, or log in with `hf auth login` if it is"
+            " private"
+        ) from error
+    except HFValidationError as error:
+        raise ModelError(
+            f"{advice} can't have a model of that name; give an id such as huggyllama/llama-7b"
+        ) from error
+    except (
+        Exception
+    ) as error:  # LocalEntryNotFoundError, or one of the HTTP library's own, which changes between its versions
+        raise ModelError(
+            f"{advice} can't be reached ({type(error).__name__}); download the model elsewhere and give its directory,"
+            " or use the model shipped here: --model demo"
         ) from error

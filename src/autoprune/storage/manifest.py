@@ -7,11 +7,16 @@ import platform
 from importlib.metadata import version
 from typing import Any
 
-from autoprune.recipe import CACHES, Recipe
-from autoprune.report.results import PruningSummary, dump_json, to_jsonable
+from autoprune.recipe.recipe import CACHES, Recipe
+from autoprune.results.types import PruningSummary, dump_json, to_jsonable
 
 PACKAGES = ("autoprune", "torch", "transformers", "safetensors")
-NOT_PROVENANCE = ("output", "run", "evaluation", "zeroshot")  # where results go does not change them: two runs give identical files
+NOT_PROVENANCE = (
+    "output",
+    "run",
+    "evaluation",
+    "zeroshot",
+)  # where results go does not change them: two runs give identical files
 
 
 def versions() -> dict[str, str]:
@@ -24,11 +29,25 @@ def provenance(recipe: Recipe, model: dict[str, Any], calibration: dict[str, Any
     chosen = {group: options for group, options in recipe.to_dict().items() if group not in NOT_PROVENANCE}
     for group, name in CACHES:
         chosen[group] = {key: value for key, value in chosen[group].items() if key != name}
-    return {"recipe": chosen, "versions": versions(), "seed": recipe.calibration.seed, "model": model, "calibration": calibration}
+    return {
+        "recipe": chosen,
+        "versions": versions(),
+        "seed": recipe.calibration.seed,
+        "model": model,
+        "calibration": calibration,
+    }
 
 
-def manifest(about: dict[str, Any], summary: PruningSummary, shards: list[dict[str, object]], written: list[str], *, delete: bool = False) -> str:
-    """The text of ``autoprune.json``; no times and no places of output or caches, so that it is the same for the same run.
+def manifest(
+    about: dict[str, Any],
+    summary: PruningSummary,
+    shards: list[dict[str, object]],
+    written: list[str],
+    *,
+    delete: bool = False,
+) -> str:
+    """The text of ``autoprune.json``; no times and no places of output or caches, so that it is the same for the same
+    run.
 
     ``delete``: the run will remove its result in the end; should it be stopped before, the next one knows that it may.
     """
@@ -54,7 +73,10 @@ def model_card(about: dict[str, Any], summary: PruningSummary, label: str, targe
     calibration = about["calibration"]
     data = "none"
     if calibration:
-        data = f"{calibration['source']} ({recipe['calibration']['nsamples']} windows of {calibration['seqlen']} tokens, seed {about['seed']})"
+        data = (
+            f"{calibration['source']} ({recipe['calibration']['nsamples']} windows of {calibration['seqlen']} tokens,"
+            f" seed {about['seed']})"
+        )
     return f"""---
 library_name: transformers
 pipeline_tag: text-generation
@@ -66,7 +88,8 @@ pipeline_tag: text-generation
 
 # {model["name"].rsplit("/", 1)[-1]}, pruned by {label} ({target})
 
-{summary.sparsity:.2%} of the weights in the {len(summary.layers)} linear layers of its blocks are exactly zero. Embeddings, norms, biases
+{summary.sparsity:.2%} of the weights in the {len(summary.layers)} linear layers of its blocks are exactly zero.
+Embeddings, norms, biases
 and the head are those of the original, byte for byte. It was pruned in one shot, without training, by AutoPrune
 {about["versions"]["autoprune"]}.
 
@@ -77,7 +100,8 @@ and the head are those of the original, byte for byte. It was pruned in one shot
 | target | {target} |
 | calibration | {data} |
 
-It loads like any other checkpoint: `AutoModelForCausalLM.from_pretrained(DIR)`. The zeros are stored as zeros in ordinary
+It loads like any other checkpoint: `AutoModelForCausalLM.from_pretrained(DIR)`.
+The zeros are stored as zeros in ordinary
 dense tensors: the files are not smaller and plain matrix products are not faster. What was done to every layer is in
 `autoprune.json`.
 """

@@ -1,4 +1,6 @@
-"""Where a result comes to lie: what may be replaced there, and how it is put in place without ever leaving a mixture of two."""
+"""Where a result comes to lie: what may be replaced there, and how it is put in place without ever leaving a mixture
+of two.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,9 @@ from autoprune.errors import OutputError
 
 MANIFEST = "autoprune.json"
 STATE = "state.json"  # what an unfinished run depends on; see journal.py
-TEMPLATES = "additional_chat_templates"  # the one folder that belongs to a model: transformers keeps chat templates there
+TEMPLATES = (  # the one folder that belongs to a model: transformers keeps chat templates there
+    "additional_chat_templates"
+)
 INSIDE = ".autoprune-partial"  # the workplace's name where it has to lie in the target itself
 
 
@@ -24,12 +28,13 @@ def check_target(target: Path, overwrite: bool) -> None:
         return
     if not overwrite:
         raise OutputError(
-            f"--save_model {target}: the directory is not empty; choose another, or replace an earlier autoprune result with --overwrite"
+            f"--save_model {target}: the directory is not empty; choose another, or replace an earlier autoprune"
+            " result with --overwrite"
         )
     if not (target / MANIFEST).is_file():
         raise OutputError(
-            f"--save_model {target}: the directory is not empty and was not written by autoprune (no {MANIFEST}), so --overwrite "
-            "leaves it alone; choose another"
+            f"--save_model {target}: the directory is not empty and was not written by autoprune (no {MANIFEST}), so"
+            " --overwrite leaves it alone; choose another"
         )
     written_files(target)
 
@@ -40,7 +45,10 @@ def check_foreign(target: Path, names: Sequence[str]) -> None:
         return
     ours = {path.relative_to(target).as_posix() for path in written_files(target)}
     if foreign := [name for name in sorted(names) if name not in ours and (target / name).exists()]:
-        raise OutputError(f"--save_model {target}: {foreign[0]} there was not written by autoprune, so --overwrite leaves it alone; move it away")
+        raise OutputError(
+            f"--save_model {target}: {foreign[0]} there was not written by autoprune, so --overwrite leaves it alone;"
+            " move it away"
+        )
 
 
 def written_files(directory: Path) -> list[Path]:
@@ -71,12 +79,17 @@ def _drop_templates(directory: Path) -> None:
 
 
 def is_temporary(directory: Path) -> bool:
-    """Whether a result was made by a run that was to remove it in the end (--delete). Raises: OutputError if its manifest can't be read."""
+    """Whether a result was made by a run that was to remove it in the end (--delete).
+
+    Raises: OutputError if its manifest can't be read.
+    """
     return bool(_read_manifest(directory).get("delete"))
 
 
 def keep_result(directory: Path) -> None:
-    """A result that was to be removed in the end stays after all: its manifest becomes what it would have been from the start."""
+    """A result that was to be removed in the end stays after all: its manifest becomes what it would have been from
+    the start.
+    """
     found = _read_manifest(directory)
     if found.pop("delete", None):
         draft = directory / f"{MANIFEST}.writing"
@@ -87,8 +100,8 @@ def keep_result(directory: Path) -> None:
         except OSError as error:
             draft.unlink(missing_ok=True)
             raise OutputError(
-                f"{directory / MANIFEST} still says that the result is to be removed, for it can't be written ({error}); free some space there "
-                "and repeat the command with --resume"
+                f"{directory / MANIFEST} still says that the result is to be removed, for it can't be written"
+                f" ({error}); free some space there and repeat the command with --resume"
             ) from error
 
 
@@ -112,7 +125,9 @@ def put_in_place(work: Path, target: Path, names: Sequence[str], overwrite: bool
 
 def settle(old: Path, target: Path) -> None:
     """The files in an earlier result's directory that autoprune did not write move to the new one; the others go."""
-    ours = written_files(old) if (old / MANIFEST).is_file() else []  # the manifest, which says which are ours, is the last of them
+    ours = (
+        written_files(old) if (old / MANIFEST).is_file() else []
+    )  # the manifest, which says which are ours, is the last of them
     for path in sorted([*old.iterdir(), *(old / TEMPLATES).glob("*")]):
         if path not in ours and not (path.name == TEMPLATES and path.is_dir()):
             (target / path.relative_to(old)).parent.mkdir(exist_ok=True)
@@ -123,12 +138,16 @@ def settle(old: Path, target: Path) -> None:
 
 
 def _move_out(work: Path, target: Path, names: Sequence[str], overwrite: bool) -> None:
-    """File by file, where the directory itself can't be replaced; the old result goes first, so that none is half the other's."""
+    """File by file, where the directory itself can't be replaced; the old result goes first, so that none is half the
+    other's.
+    """
     left = [name for name in names if (work / name).exists()]  # of a stop in the middle
     if len(left) == len(names):
         check_target(target, overwrite)
         check_foreign(target, left)
-        _unlink(target, written_files(target) if (target / MANIFEST).is_file() else [])  # the manifest is the last of them
+        _unlink(
+            target, written_files(target) if (target / MANIFEST).is_file() else []
+        )  # the manifest is the last of them
     for name in sorted(left, key=lambda n: n == MANIFEST):
         (target / name).parent.mkdir(exist_ok=True)
         (work / name).replace(target / name)
@@ -155,7 +174,9 @@ def listed(directory: Path) -> list[str]:
     try:
         names = [PurePath(name) for name in _read_manifest(directory)["written"]]
     except (KeyError, TypeError) as error:
-        raise OutputError(f"{directory / MANIFEST} does not say what autoprune wrote there ({error}); choose another directory") from error
+        raise OutputError(
+            f"{directory / MANIFEST} does not say what autoprune wrote there ({error}); choose another directory"
+        ) from error
     return [str(name) for name in names if str(name) in (name.name, f"{TEMPLATES}/{name.name}")]
 
 
@@ -163,7 +184,9 @@ def _read_manifest(directory: Path) -> dict[str, Any]:
     try:
         return dict(json.loads((directory / MANIFEST).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
-        raise OutputError(f"{directory / MANIFEST} does not say what autoprune wrote there ({error}); choose another directory") from error
+        raise OutputError(
+            f"{directory / MANIFEST} does not say what autoprune wrote there ({error}); choose another directory"
+        ) from error
 
 
 def sync(path: Path) -> None:

@@ -12,8 +12,8 @@ from autoprune.core.problem import LayerProblem, LayerSolution, Scope
 from autoprune.core.selection import count_violations
 from autoprune.core.sparsity import SemiStructured, Target
 from autoprune.errors import ModelError, RecipeError
-from autoprune.model.events import Emit, Notice, silent
-from autoprune.model.linear import Layer
+from autoprune.events import Emit, Notice, silent
+from autoprune.model.layers import Layer
 from autoprune.storage.stores import CheckpointStore
 
 RATIO_TOLERANCE = 0.01  # between the ratio that the user states and the zeros that a given pattern has
@@ -44,12 +44,16 @@ class GivenPattern:
 
 
 def check_pattern(
-    pruned: CheckpointStore, chosen: Mapping[int, Sequence[Layer]], target: Target | None, ratio: float | None, emit: Emit = silent
+    pruned: CheckpointStore,
+    chosen: Mapping[int, Sequence[Layer]],
+    target: Target | None,
+    ratio: float | None,
+    emit: Emit = silent,
 ) -> None:
     """Reads the pruned copy once, block by block.
 
-    Raises: ModelError if a layer has no zeros, is not N:M sparse as asked for, or holds NaN; RecipeError if all of them
-    together are not as sparse as ``ratio`` says.
+    Raises: ModelError if a layer has no zeros, is not N:M sparse as asked for, or holds NaN; RecipeError if all of
+    them together are not as sparse as ``ratio`` says.
     """
     where = f"--pruned_model {pruned.skeleton.checkpoint.directory}"
     zeros = total = 0
@@ -64,17 +68,21 @@ def check_pattern(
                 raise ModelError(f"{where}: {name} holds NaN or infinity; the checkpoint is damaged")
             if bool((weight != 0).all()):
                 raise ModelError(
-                    f"{where}: {name} has no zeros, so there is no pattern to rebuild; was this model pruned? --ignore {name!r} leaves the layer out"
+                    f"{where}: {name} has no zeros, so there is no pattern to rebuild; was this model pruned? --ignore"
+                    f" {name!r} leaves the layer out"
                 )
             if isinstance(target, SemiStructured) and count_violations(weight != 0, target):
-                raise ModelError(f"{where}: {name} is not {target} sparse; drop --sparsity_type, or give the pattern that it has")
+                raise ModelError(
+                    f"{where}: {name} is not {target} sparse; drop --sparsity_type, or give the pattern that it has"
+                )
             zeros, total = zeros + int((weight == 0).sum()), total + layer.count
         pruned.release(block.index)
     if target is None:
         _warn_of_groups(where, pruned, chosen, emit)
     if target is None and ratio and total and abs(zeros / total - ratio) > RATIO_TOLERANCE:
         raise RecipeError(
-            f"{where} has {zeros / total:.1%} zeros, but --sparsity_ratio says {ratio:g}; drop --sparsity_ratio, the pattern is taken as it is"
+            f"{where} has {zeros / total:.1%} zeros, but --sparsity_ratio says {ratio:g}; drop --sparsity_ratio, the"
+            " pattern is taken as it is"
         )
 
 
@@ -86,13 +94,18 @@ def _warn_of_groups(where: str, pruned: CheckpointStore, chosen: Mapping[int, Se
     weights = [layer.matrix for layer in first.layers if layer.name in names]
     for pattern in (SemiStructured(2, 4), SemiStructured(4, 8)):
         if all(w.shape[1] % pattern.m == 0 and not count_violations(w != 0, pattern) for w in weights):
-            emit(Notice(f"{where} looks {pattern} sparse; without --sparsity_type {pattern} LLM-Barber does not keep to that"))
+            emit(
+                Notice(
+                    f"{where} looks {pattern} sparse; without --sparsity_type {pattern} LLM-Barber does not keep to"
+                    " that"
+                )
+            )
             break
     pruned.release(first.index)
 
 
 def check_ancestry(dense: CheckpointStore, pruned: CheckpointStore) -> None:
-    """Raises: ModelError unless the pruned checkpoint has the dense one's shapes, and its values wherever no layer is."""
+    """Raises: ModelError unless the pruned one has the dense one's shapes, and its values wherever no layer is."""
     here, there = dense.skeleton, pruned.skeleton
     where = f"--pruned_model {there.checkpoint.directory}"
     mine = {name: tuple(p.shape) for name, p in here.model.state_dict().items()}
@@ -100,17 +113,27 @@ def check_ancestry(dense: CheckpointStore, pruned: CheckpointStore) -> None:
     if mine != theirs:
         odd = next(name for name in sorted({*mine, *theirs}) if mine.get(name) != theirs.get(name))
         raise ModelError(
-            f"{where} does not fit the dense model: {odd} is {theirs.get(odd, 'absent')} there and {mine.get(odd, 'absent')} in "
-            f"--model {here.checkpoint.directory}"
+            f"{where} does not fit the dense model: {odd} is {theirs.get(odd, 'absent')} there and"
+            f" {mine.get(odd, 'absent')} in --model {here.checkpoint.directory}"
         )
     layers = {f"{block.name}.{layer.parameter_name}" for block in dense.anatomy.blocks for layer in block.layers}
     state = here.model.state_dict()
-    mine_by_owner, theirs_by_owner = ({owner: name for name, owner in skeleton.owners.items()} for skeleton in (here, there))
-    shared = sorted(set(mine_by_owner) & set(theirs_by_owner) & set(state) - layers)  # files may call a parameter by different names
+    mine_by_owner, theirs_by_owner = (
+        {owner: name for name, owner in skeleton.owners.items()} for skeleton in (here, there)
+    )
+    shared = sorted(
+        set(mine_by_owner) & set(theirs_by_owner) & set(state) - layers
+    )  # files may call a parameter by different names
     if not shared:
-        raise ModelError(f"{where}: none of its tensors outside the layers can be compared with those of --model {here.checkpoint.directory}")
+        raise ModelError(
+            f"{where}: none of its tensors outside the layers can be compared with those of --model"
+            f" {here.checkpoint.directory}"
+        )
     for owner in shared:
         name, other_name = mine_by_owner[owner], theirs_by_owner[owner]
         ours, other = here.checkpoint.read([name])[name], there.checkpoint.read([other_name])[other_name]
         if ours.shape != other.shape or not torch.equal(ours.to(other.dtype), other):
-            raise ModelError(f"{where} is no pruned copy of --model {here.checkpoint.directory}: {owner}, which pruning leaves alone, differs")
+            raise ModelError(
+                f"{where} is no pruned copy of --model {here.checkpoint.directory}: {owner}, which pruning leaves"
+                " alone, differs"
+            )

@@ -38,11 +38,19 @@ class CheckpointWriter:
         """Copies the tensors outside the blocks, the model's other files, and writes the index."""
         for number, names in enumerate(self._pieces):
             self._workplace.copy(self._shard(number), self._checkpoint, names)
-        written = Checkpoint.scan(self._workplace.path, [name for name in self._workplace.names() if name.endswith(".safetensors")])
+        written = Checkpoint.scan(
+            self._workplace.path, [name for name in self._workplace.names() if name.endswith(".safetensors")]
+        )
         if missing := set(self._checkpoint.shards) - set(written.shards):
-            raise OutputError(f"{self._workplace.target}: tensor {sorted(missing)[0]} of the original was not written; nothing was put in place")
+            raise OutputError(
+                f"{self._workplace.target}: tensor {sorted(missing)[0]} of the original was not written; nothing was"
+                " put in place"
+            )
         self._workplace.copy_companions(self._checkpoint.directory)
-        index = {"metadata": {"total_size": sum(written.sizes().values())}, "weight_map": dict(sorted(written.shards.items()))}
+        index = {
+            "metadata": {"total_size": sum(written.sizes().values())},
+            "weight_map": dict(sorted(written.shards.items())),
+        }
         self._workplace.write(INDEX, json.dumps(index, indent=2) + "\n")
 
     def _shard(self, number: int) -> str:

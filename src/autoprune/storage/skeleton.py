@@ -57,13 +57,18 @@ class Skeleton:
         """Gives the parameters that these stored tensors belong to their values, on the device."""
         dtype = self.model.dtype
         config = LoadStateDictConfig(
-            device_map={"": self.device}, dtype=dtype, dtype_plan=self.model._get_dtype_plan(dtype), weight_mapping=self.mapping
+            device_map={"": self.device},
+            dtype=dtype,
+            dtype_plan=self.model._get_dtype_plan(dtype),
+            weight_mapping=self.mapping,
         )
         with quiet_transformers():
             info, _ = convert_and_load_state_dict_in_model(self.model, dict(stored), config)
         if info.mismatched_keys or info.conversion_errors:
             trouble = next(iter(info.mismatched_keys or info.conversion_errors))
-            raise ModelError(f"{self.checkpoint.directory}: {trouble} does not fit the model that config.json describes")
+            raise ModelError(
+                f"{self.checkpoint.directory}: {trouble} does not fit the model that config.json describes"
+            )
 
     def check_filled(self, module: nn.Module, name: str) -> None:
         """Raises: ModelError naming a parameter that the checkpoint left empty."""
@@ -81,7 +86,9 @@ class Skeleton:
         for child in module.modules():
             for name, parameter in child._parameters.items():
                 if parameter is not None:
-                    child._parameters[name] = nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=False)
+                    child._parameters[name] = nn.Parameter(
+                        torch.empty_like(parameter, device="meta"), requires_grad=False
+                    )
 
     def as_stored(self, parameters: Mapping[str, Tensor], stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Tensors laid out as parameters (by full name) -> as the checkpoint lays them out, by its names.
@@ -92,9 +99,14 @@ class Skeleton:
         result = {plain[name]: tensor for name, tensor in parameters.items() if name in plain}
         fused = {name: tensor for name, tensor in parameters.items() if name not in plain}
         if fused:
-            result |= {self._known(name, stored): tensor for name, tensor in revert_weight_conversion(self.model, fused).items()}
+            result |= {
+                self._known(name, stored): tensor
+                for name, tensor in revert_weight_conversion(self.model, fused).items()
+            }
         if odd := [name for name, tensor in result.items() if tensor.shape != stored[name].shape]:
-            raise ModelError(f"{self.checkpoint.directory}: {odd[0]} is stored in a layout that autoprune can't write back")
+            raise ModelError(
+                f"{self.checkpoint.directory}: {odd[0]} is stored in a layout that autoprune can't write back"
+            )
         return result
 
     def _known(self, name: str, stored: Mapping[str, Tensor]) -> str:
@@ -102,7 +114,10 @@ class Skeleton:
         for candidate in (name, prefix + name, name.removeprefix(prefix)):
             if candidate in stored:
                 return candidate
-        raise ModelError(f"{self.checkpoint.directory}: pruned weights would have to be stored as {name}, which the checkpoint does not have")
+        raise ModelError(
+            f"{self.checkpoint.directory}: pruned weights would have to be stored as {name}, which the checkpoint does"
+            " not have"
+        )
 
 
 def build_skeleton(checkpoint: Checkpoint, dtype: str, device: torch.device, *, trust_remote_code: bool) -> Skeleton:
@@ -111,7 +126,9 @@ def build_skeleton(checkpoint: Checkpoint, dtype: str, device: torch.device, *, 
     Raises: ModelError if config.json can't be understood or describes no causal language model.
     """
     stored = storage_dtype(checkpoint)
-    model = hollow_model(checkpoint.directory, stored if dtype == "auto" else getattr(torch, dtype), trust_remote_code=trust_remote_code)
+    model = hollow_model(
+        checkpoint.directory, stored if dtype == "auto" else getattr(torch, dtype), trust_remote_code=trust_remote_code
+    )
     for module in model.modules():
         for name, buffer in module._buffers.items():
             if buffer is not None:
@@ -133,7 +150,8 @@ def hollow_model(directory: Path, dtype: torch.dtype, *, trust_remote_code: bool
             model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
     except Exception as error:  # whatever a model's own code makes of an entry that it does not expect
         raise ModelError(
-            f"{directory}: transformers can't build a causal language model from config.json: {type(error).__name__}: {error}"
+            f"{directory}: transformers can't build a causal language model from config.json: {type(error).__name__}:"
+            f" {error}"
         ) from error
     _compute_buffers(model)
     return model.eval().requires_grad_(False)
@@ -156,12 +174,17 @@ def read_config(directory: Path, trust_remote_code: bool = False) -> PreTrainedC
         config = AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)
     except Exception as error:  # every family checks its own entries in its own way
         hint = " (it brings its own code: --trust_remote_code runs it)" if "trust_remote_code" in str(error) else ""
-        raise ModelError(f"{directory / 'config.json'} describes no model that transformers knows{hint}: {type(error).__name__}: {error}") from error
-    if quantised := getattr(config, "quantization_config", None):
-        method = quantised.get("quant_method") if isinstance(quantised, dict) else getattr(quantised, "quant_method", None)
         raise ModelError(
-            f"{directory / 'config.json'} has a quantization_config ({method or 'of an unknown method'}): its weights are quantised; "
-            "prune the original float16, bfloat16 or float32 model"
+            f"{directory / 'config.json'} describes no model that transformers knows{hint}: {type(error).__name__}:"
+            f" {error}"
+        ) from error
+    if quantised := getattr(config, "quantization_config", None):
+        method = (
+            quantised.get("quant_method") if isinstance(quantised, dict) else getattr(quantised, "quant_method", None)
+        )
+        raise ModelError(
+            f"{directory / 'config.json'} has a quantization_config ({method or 'of an unknown method'}): its weights"
+            " are quantised; prune the original float16, bfloat16 or float32 model"
         )
     return config
 
@@ -174,7 +197,8 @@ def storage_dtype(checkpoint: Checkpoint) -> torch.dtype:
     word = max(counts, key=lambda name: counts[name])
     if word not in STORED:
         raise ModelError(
-            f"{checkpoint.directory}: its weights are stored as {word}, which is quantised; prune the original float16, bfloat16 or float32 model"
+            f"{checkpoint.directory}: its weights are stored as {word}, which is quantised; prune the original"
+            " float16, bfloat16 or float32 model"
         )
     return STORED[word]
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from autoprune.core.problem import LayerSolution
+from autoprune.machine.allocator import return_what_is_free
 from autoprune.model.anatomy import Anatomy, Block, examine
-from autoprune.model.heap import return_what_is_free
 from autoprune.storage.ahead import ReadAhead
 from autoprune.storage.complete import unplaced
 from autoprune.storage.skeleton import Skeleton
@@ -104,14 +104,23 @@ class CheckpointStore:
 
     @property
     def left_alone(self) -> tuple[str, ...]:
-        """What lies beside the language model, such as an image encoder, or in the checkpoint alone; it stays as it is.
+        """What lies beside the language model, such as an image encoder, or in the checkpoint alone; it stays as it
+        is.
 
         Raises: ModelError if whole blocks are in the checkpoint alone.
         """
         extra = unplaced(self.skeleton, self.anatomy.name, len(self.anatomy.blocks))
-        folders = {name[:end] for name in {*self.skeleton.owners}.difference(extra) for end, letter in enumerate(name) if letter == "."}
+        folders = {
+            name[:end]
+            for name in {*self.skeleton.owners}.difference(extra)
+            for end, letter in enumerate(name)
+            if letter == "."
+        }
         groups = Counter(_first_outside(name, folders) for name in extra)
-        return (*beside(self.anatomy), *(f"{group} ({count} tensors that only the checkpoint has)" for group, count in groups.items()))
+        return (
+            *beside(self.anatomy),
+            *(f"{group} ({count} tensors that only the checkpoint has)" for group, count in groups.items()),
+        )
 
     def embed(self, ids: Tensor) -> object:
         """Runs ids through the model without its head."""
@@ -152,7 +161,9 @@ class CheckpointStore:
     def passed(self, number: int, block: Block, solutions: Mapping[str, LayerSolution]) -> None:
         """Keeps the block as an earlier pass leaves it, so that the run can be resumed."""
         if self._keep_pass is not None:
-            self._keep_pass(number, block.index, apply_solutions(self.skeleton, block, self._stored_of(block), solutions))
+            self._keep_pass(
+                number, block.index, apply_solutions(self.skeleton, block, self._stored_of(block), solutions)
+            )
 
     def finish(self, block: Block, solutions: Mapping[str, LayerSolution]) -> None:
         """Writes the block as it is stored, with the solutions in it."""
@@ -160,7 +171,9 @@ class CheckpointStore:
             self._write(block.index, apply_solutions(self.skeleton, block, self._stored_of(block), solutions))
 
     def _stored_of(self, block: Block) -> dict[str, Tensor]:
-        """The block's tensors as the checkpoint holds them; a resident store that loaded it earlier reads them once more."""
+        """The block's tensors as the checkpoint holds them; a resident store that loaded it earlier reads them once
+        more.
+        """
         if not self._stored:
             self._stored = self.skeleton.checkpoint.read(self._names_of(block.index))
         return self._stored
@@ -192,7 +205,11 @@ class CheckpointStore:
         state = dict(self.model.named_parameters(remove_duplicate=False))
         placed = self.model.state_dict().keys()
         missing = [n for n in self.outside if (held := state.get(self.skeleton.owners[n])) is None or held.is_meta]
-        wanted = [n for n in missing if self.skeleton.owners[n] in placed and id(state.get(self.skeleton.owners[n])) not in skip - tied]
+        wanted = [
+            n
+            for n in missing
+            if self.skeleton.owners[n] in placed and id(state.get(self.skeleton.owners[n])) not in skip - tied
+        ]
         self.skeleton.fill(self.skeleton.checkpoint.read(wanted))
         self.model.tie_weights()
         block_modules = {id(m) for block in self.anatomy.blocks for m in block.module.modules()}
@@ -206,7 +223,9 @@ class CheckpointStore:
         self.skeleton.check_filled(shallow, name)
 
 
-def apply_solutions(skeleton: Skeleton, block: Block, stored: Mapping[str, Tensor], solutions: Mapping[str, LayerSolution]) -> dict[str, Tensor]:
+def apply_solutions(
+    skeleton: Skeleton, block: Block, stored: Mapping[str, Tensor], solutions: Mapping[str, LayerSolution]
+) -> dict[str, Tensor]:
     """A block's stored tensors with the pruned layers in them; every other tensor is handed on untouched.
 
     Patterns and new weights are laid out as the model's parameters and then converted to the checkpoint's names and
@@ -238,7 +257,9 @@ def beside(anatomy: Anatomy) -> tuple[str, ...]:
 
 
 def _first_outside(name: str, folders: Collection[str]) -> str:
-    """The shortest beginning of a dotted name that is no folder of the model, with ``*`` for the numbers before its last word."""
+    """The shortest beginning of a dotted name that is no folder of the model, with ``*`` for the numbers before its
+    last word.
+    """
     parts = name.split(".")
     depth = next((i for i in range(1, len(parts)) if ".".join(parts[:i]) not in folders), len(parts))
     return ".".join(["*" if part.isdigit() else part for part in parts[: depth - 1]] + [parts[depth - 1]])

@@ -13,20 +13,27 @@ from autoprune.storage.checkpoint import Checkpoint
 
 
 class ValueCheck:
-    """Judges every tensor once, whoever reads it first and in whatever order, so that one reading serves several purposes."""
+    """Judges every tensor once, whoever reads it first and in whatever order, so that one reading serves several
+    purposes.
+    """
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._checkpoint = checkpoint
         self._digests: dict[str, bytes] = {}
 
     def see(self, tensors: Mapping[str, Tensor]) -> None:
-        """Stored tensors that somebody has read. Raises: ModelError naming the first one that holds NaN or infinity."""
+        """Stored tensors that somebody has read.
+
+        Raises: ModelError naming the first one that holds NaN or infinity.
+        """
         for name, tensor in tensors.items():
             if name in self._digests:
                 continue
             if tensor.is_floating_point() and tensor.numel() and not _finite(tensor):
                 where = self._checkpoint.directory / self._checkpoint.shards[name]
-                raise ModelError(f"{where}: tensor {name} holds NaN or infinity; the checkpoint is damaged or its training diverged")
+                raise ModelError(
+                    f"{where}: tensor {name} holds NaN or infinity; the checkpoint is damaged or its training diverged"
+                )
             digest = hashlib.sha256(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
             digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
             self._digests[name] = digest.digest()
@@ -41,7 +48,9 @@ class ValueCheck:
                 tick(done + 1, len(wanted))
 
     def finish(self, tick: Callable[[int, int], None] | None = None) -> str:
-        """Reads what is left and returns the fingerprint of all tensors: the same however they are spread over shards."""
+        """Reads what is left and returns the fingerprint of all tensors: the same however they are spread over
+        shards.
+        """
         self.read(self._checkpoint.shards, tick)
         return hashlib.sha256(b"".join(self._digests[name] for name in sorted(self._digests))).hexdigest()
 

@@ -17,7 +17,18 @@ from torch import Tensor
 
 from autoprune.errors import OutputError
 from autoprune.storage.checkpoint import INDEX, SINGLE, Checkpoint
-from autoprune.storage.placing import INSIDE, MANIFEST, STATE, TEMPLATES, check_foreign, check_target, listed, put_in_place, settle, sync
+from autoprune.storage.placing import (
+    INSIDE,
+    MANIFEST,
+    STATE,
+    TEMPLATES,
+    check_foreign,
+    check_target,
+    listed,
+    put_in_place,
+    settle,
+    sync,
+)
 
 LOCK = "in-use.lock"
 JOURNAL = "journal-"  # files that only serve to resume start with this
@@ -62,7 +73,8 @@ class Workplace:
             self._lock.acquire()
         except Timeout as error:
             raise OutputError(
-                f"--save_model {self.target}: another autoprune run is writing there; wait for it or choose another directory"
+                f"--save_model {self.target}: another autoprune run is writing there; wait for it or choose another"
+                " directory"
             ) from error
         self._clear()
         there = sum(path.stat().st_size for path in self.path.iterdir() if path.is_file())
@@ -70,7 +82,8 @@ class Workplace:
         if free < need * 1.01:
             self.leave() if self.unfinished else self.abandon()
             raise OutputError(
-                f"--save_model {self.target}: the result needs {need / 2**20:,.1f} MiB, but only {free / 2**20:,.1f} MiB are free on that disk"
+                f"--save_model {self.target}: the result needs {need / 2**20:,.1f} MiB, but only {free / 2**20:,.1f}"
+                " MiB are free on that disk"
             )
 
     def _clear(self) -> None:
@@ -78,7 +91,8 @@ class Workplace:
         if self.unfinished and not self._resume and not self._overwrite:
             self._lock.release()
             raise OutputError(
-                f"--save_model {self.target}: an unfinished run lies beside it (in {self.path}); --resume goes on with it, --overwrite starts again"
+                f"--save_model {self.target}: an unfinished run lies beside it (in {self.path}); --resume goes on with"
+                " it, --overwrite starts again"
             )
         for path in self.path.iterdir():
             if path.is_dir():
@@ -99,7 +113,9 @@ class Workplace:
 
     @contextmanager
     def _draft(self, name: str) -> Iterator[Path]:
-        """A file of another name, which becomes ``name`` when it is written and on the disk: so that is whole, or not there."""
+        """A file of another name, which becomes ``name`` when it is written and on the disk: so that is whole, or not
+        there.
+        """
         draft = self.path / f"{name}{DRAFT}"
         with writing_to(self.target):
             draft.parent.mkdir(exist_ok=True)
@@ -136,7 +152,11 @@ class Workplace:
 
     def names(self) -> list[str]:
         """The files made so far."""
-        files = [path for path in self.path.iterdir() if path.is_file() and path.name not in (LOCK, STATE) and not path.name.startswith(JOURNAL)]
+        files = [
+            path
+            for path in self.path.iterdir()
+            if path.is_file() and path.name not in (LOCK, STATE) and not path.name.startswith(JOURNAL)
+        ]
         return sorted(path.relative_to(self.path).as_posix() for path in [*files, *(self.path / TEMPLATES).glob("*")])
 
     def publish(self) -> list[Path]:
@@ -148,7 +168,9 @@ class Workplace:
         with writing_to(self.target):
             (self.path / LOCK).unlink(missing_ok=True)
             (self.path / LOCK).touch()
-            usual = (self.path / LOCK).stat().st_mode  # as the user's umask wants it: safetensors makes files that only their owner can read
+            usual = (
+                (self.path / LOCK).stat().st_mode
+            )  # as the user's umask wants it: safetensors makes files that only their owner can read
             for name in filter(lambda name: (self.path / name).exists(), names):
                 (self.path / name).chmod(usual)
                 sync(self.path / name)
@@ -159,7 +181,9 @@ class Workplace:
         return [self.target / name for name in names]
 
     def _forget_journal(self) -> None:
-        (self.path / STATE).unlink(missing_ok=True)  # first, for without the rest it would tell of a run that has finished nothing
+        (self.path / STATE).unlink(
+            missing_ok=True
+        )  # first, for without the rest it would tell of a run that has finished nothing
         for path in self.path.glob(f"{JOURNAL}*"):
             path.unlink()
 
@@ -174,7 +198,9 @@ class Workplace:
 
 
 def companions(source: Path) -> list[Path]:
-    """The files of a model that are copied byte for byte: all but weights, what autoprune itself writes, hidden ones, and what is too large."""
+    """The files of a model that are copied byte for byte: all but weights, what autoprune itself writes, hidden ones,
+    and what is too large.
+    """
     files = [path for path in _beside_weights(source) if path.name not in (MANIFEST, "README.md")]
     return [path for path in files if path.stat().st_size <= LARGEST_COMPANION]
 
@@ -186,7 +212,11 @@ def too_large(source: Path) -> list[str]:
 
 def _beside_weights(source: Path) -> list[Path]:
     found = sorted([*source.iterdir(), *(source / TEMPLATES).glob("*.jinja")])
-    return [path for path in found if path.is_file() and not path.name.endswith(NOT_COPIED) and not path.name.startswith(".")]
+    return [
+        path
+        for path in found
+        if path.is_file() and not path.name.endswith(NOT_COPIED) and not path.name.startswith(".")
+    ]
 
 
 def file_sha256(path: Path) -> str:
@@ -204,6 +234,12 @@ def writing_to(target: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
-        full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error) or "os error 28" in str(error)
+        full = (
+            getattr(error, "errno", None) == errno.ENOSPC
+            or "No space left" in str(error)
+            or "os error 28" in str(error)
+        )
         cause = "the disk is full" if full else f"can't write there ({error})"
-        raise OutputError(f"{target}: {cause}; what was there before is unchanged. Free some space or choose another place") from error
+        raise OutputError(
+            f"{target}: {cause}; what was there before is unchanged. Free some space or choose another place"
+        ) from error

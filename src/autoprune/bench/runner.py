@@ -1,0 +1,142 @@
+"""Runs the cells of a grid, several at once if wanted; what is finished is never run again."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from autoprune.bench.grid import Cell, Grid
+from autoprune.data.cache import VARIABLE
+from autoprune.errors import OutputError
+from autoprune.events import Emit, Notice, Phase, Step, silent
+from autoprune.report.save import check_report_directory
+from autoprune.results.types import Cost, EvaluationRow, dump_json, row_from_json
+
+PROGRAM = (sys.executable, "-m", "autoprune.bench.cell")
+
+
+@dataclass(frozen=True)
+class CellResult:
+    """A finished cell: its row, or why there is none; ``cost`` is None where its process did not come to its end."""
+
+    cell: Cell
+    row: EvaluationRow | None
+    error: str | None
+    cost: Cost | None
+
+
+class Workers:
+    """The processes of the cells under way; they end with this one, however it ends."""
+
+    def __init__(self, cells: Path, jobs: int) -> None:
+        self._cells, self._lock, self._stopped = cells, threading.Lock(), False
+        self._running: set[subprocess.Popen[bytes]] = set()
+        shared = cells.parent / "shared"  # token windows and dense results, made by the first cell that needs them
+        shared.mkdir(exist_ok=True)
+        threads = max(1, (os.cpu_count() or 1) // jobs)
+        self._environment = os.environ | {
+            VARIABLE: str(shared),
+            "OMP_NUM_THREADS": str(threads),
+            "TOKENIZERS_PARALLELISM": "false",
+        }
+
+    def run(self, cell: Cell) -> None:
+        """Runs one cell to its end; what it says goes to a log, which stays if it fails."""
+        options, result, log = (self._cells / f"{cell.key}.{kind}" for kind in ("options.json", "json", "log"))
+        result.unlink(missing_ok=True)
+        options.write_text(dump_json({"name": cell.name, "options": cell.options}), encoding="utf-8")
+        with log.open("wb") as said:
+            ended = self._wait_for([*PROGRAM, str(options), str(result)], said)
+        if ended is None:
+            return
+        if not result.is_file():
+            lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+            reason = f"exit status {ended}: {lines[-1] if lines else 'no message'} (see {log})"
+            result.write_text(dump_json({"error": reason, "row": None, "cost": None}), encoding="utf-8")
+        elif read_outcome(result).get("error") is None:
+            log.unlink(missing_ok=True)
+
+    def stop(self) -> None:
+        """Ends all that is under way; nothing is started any more."""
+        with self._lock:
+            self._stopped = True
+            for process in self._running:
+                process.kill()
+
+    def _wait_for(self, command: list[str], said: Any) -> int | None:
+        """The exit status; None if the work was stopped."""
+        with self._lock:
+            if self._stopped:
+                return None
+            process = subprocess.Popen(command, env=self._environment, stdin=subprocess.PIPE, stdout=said, stderr=said)
+            self._running.add(process)
+        try:
+            status = process.wait()
+        finally:
+            with self._lock:
+                self._running.discard(process)
+            if process.stdin:
+                process.stdin.close()
+        return None if self._stopped else status
+
+
+def run_grid(grid: Grid, directory: Path, *, jobs: int = 1, emit: Emit = silent) -> list[CellResult]:
+    """Runs every cell that has no result in ``directory`` yet, and returns all results in the grid's order.
+
+    A cell that fails is recorded and does not stop the others; it is run again next time.
+    Raises: OutputError if another run is at work in the directory, or nothing can be written there.
+    """
+    check_report_directory(directory, "out")
+    cells = directory / "cells"
+    cells.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(directory / "in-use.lock", timeout=0):
+            _run_missing(grid, cells, jobs, emit)
+    except Timeout as error:
+        raise OutputError(
+            f"{directory}: another bench run is at work there; wait for it or choose another --out"
+        ) from error
+    return [_read(cells, cell) for cell in grid.cells]
+
+
+def read_outcome(path: Path) -> dict[str, Any]:
+    """What a cell left behind; empty if there is nothing that can be read."""
+    try:
+        outcome = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return outcome if isinstance(outcome, dict) else {}
+
+
+def _run_missing(grid: Grid, cells: Path, jobs: int, emit: Emit) -> None:
+    todo = [cell for cell in grid.cells if not read_outcome(cells / f"{cell.key}.json").get("row")]
+    if done := len(grid.cells) - len(todo):
+        emit(Notice(f"{done} of {len(grid.cells)} cells are finished already and are taken over from {cells.parent}"))
+    emit(Phase("cells", total=len(grid.cells)))
+    workers, pool = Workers(cells, jobs), ThreadPoolExecutor(max_workers=jobs)
+    try:
+        running = {pool.submit(workers.run, cell): cell for cell in todo}
+        for finished in as_completed(running):
+            finished.result()
+            done += 1
+            emit(Step(0, 1, running[finished].name, done, len(grid.cells)))
+    finally:  # also when interrupted: then cells are under way, and others wait
+        workers.stop()
+        pool.shutdown(cancel_futures=True)
+
+
+def _read(cells: Path, cell: Cell) -> CellResult:
+    raw = read_outcome(cells / f"{cell.key}.json")
+    cost = Cost(**raw["cost"]) if raw.get("cost") else None
+    row = dataclasses.replace(row_from_json(raw["row"]), cost=cost) if raw.get("row") else None
+    return CellResult(cell, row, None if row else raw.get("error") or "no result was written", cost)

@@ -1,0 +1,53 @@
+"""What the loop tells whoever watches it; the mathematics and the loop know no progress bars."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from autoprune.results.outcome import LayerOutcome, SubBlockOutcome
+
+
+@dataclass(frozen=True)
+class Step:
+    """One micro-batch of one phase of one block is done."""
+
+    block: int
+    blocks: int
+    phase: str  # e.g. "observe", "advance"
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
+class BlockResult:
+    """A block is done: the outcomes of its layers, and of its sub-blocks if LLM-Barber ran."""
+
+    block: int
+    blocks: int
+    name: str
+    layers: tuple[LayerOutcome, ...]
+    sub_blocks: tuple[SubBlockOutcome, ...] = ()
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A part of the run begins, such as "calibration" or "perplexity wikitext2"; ``total`` is None when unknown."""
+
+    name: str
+    total: int | None = None
+
+
+@dataclass(frozen=True)
+class Notice:
+    """Something that the user should know, though it is no error."""
+
+    text: str
+
+
+Event = Step | BlockResult | Phase | Notice
+Emit = Callable[[Event], None]
+
+
+def silent(_: Event) -> None:
+    """Nobody watches."""

@@ -1,0 +1,1 @@
+"""What a user asks for: options, recipe, protocols. Imports no torch."""

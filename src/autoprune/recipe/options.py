@@ -1,0 +1,196 @@
+"""The options of a run by group, as frozen dataclasses: every field is a flag, a TOML key, and an entry in the record.
+Imports no torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+GRANULARITIES = ("block", "layer", "output1", "input1")
+METRICS = ("WD", "W", "D")
+ZEROSHOT_TASKS = ("boolq", "rte", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "openbookqa")
+PLACES = ("device", "cpu", "disk")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+PRECISIONS = ("auto", "float32", "tf32", "bfloat16")
+_WANDA = {"calibration_data": "c4", "nsamples": 128, "eval_data": ("wikitext2",)}
+# What papers fixed together; the seed is left free, because they average over several.
+PROTOCOLS: dict[str, dict[str, Any]] = {
+    "wanda-2048": {**_WANDA, "seqlen": 2048},
+    "wanda-4096": {**_WANDA, "seqlen": 4096},
+    "alps": {**_WANDA, "seqlen": 2048, "eval_data": ("wikitext2", "ptb", "c4")},
+}
+
+
+def option(default: Any = dataclasses.MISSING, help: str = "", **extra: Any) -> Any:
+    """A dataclass field that is also a flag: ``help``, ``choices`` and ``metavar`` ride in its metadata."""
+    return dataclasses.field(default=default, metadata={"help": help, **extra})
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """Which model, and how it is held."""
+
+    model: str = option(
+        "", "hub id, local directory, or `demo` (the model this project ships)", metavar="MODEL", required=True
+    )
+    dtype: str = option("auto", "precision the blocks run in; auto = the model's own", choices=DTYPES)
+    device: str = option("auto", "where blocks run: cpu, cuda, cuda:1, mps; auto = the first accelerator, else cpu")
+    cache_dir: str | None = option(None, "where models from the hub are kept", metavar="DIR")
+    trust_remote_code: bool = option(False, "run modelling code that comes with the model")
+
+
+@dataclass(frozen=True)
+class PruningOptions:
+    """What is pruned, how much, and by which first pass."""
+
+    prune_method: str = option(
+        "wanda", "first pass: magnitude, wanda or sparsegpt (or one from an installed plugin)", metavar="METHOD"
+    )
+    sparsity_ratio: float | None = option(
+        None, "fraction of weights to zero in [0, 1); 0 = only evaluate the dense model; follows from N:M when omitted"
+    )
+    sparsity_type: str = option(
+        "unstructured", "unstructured, or N:M such as 2:4 and 4:8: at most N non-zero in every M", metavar="TYPE"
+    )
+    ignore: tuple[str, ...] = option(
+        (), "layers left dense: a glob against names like model.layers.0.mlp.up_proj; repeatable", metavar="PATTERN"
+    )
+    allow_partial: bool = option(False, "prune even when less than 90 %% of the block parameters can be reached")
+    true_sequential: bool = option(
+        False,
+        "inside a block, prune layers behind the pruned ones before them: one forward pass instead of two, all samples"
+        " at once",
+    )
+    layer_errors: bool = option(False, "measure layer output errors for magnitude too, which needs calibration data")
+
+
+@dataclass(frozen=True)
+class SparseGPTOptions:
+    """Hyper-parameters of SparseGPT (arXiv 2301.00774, algorithm 1)."""
+
+    column_block: int = option(128, "sparsegpt: columns swept together before the lazy update", metavar="COLUMNS")
+    damping: float = option(0.01, "sparsegpt: damping of the Hessian, as a fraction of its mean diagonal")
+
+
+@dataclass(frozen=True)
+class BarberOptions:
+    """Hyper-parameters of LLM-Barber (arXiv 2408.10631)."""
+
+    prune_granularity: str = option(
+        "output1", "LLM-Barber: which scores are compared with each other", choices=GRANULARITIES
+    )
+    threshold: float = option(0.01, "LLM-Barber: fraction of the inverted pairs that is exchanged, in [0, 1]")
+    prune_metric: str = option("WD", "LLM-Barber: weight x gradient, weight alone, gradient alone", choices=METRICS)
+    retain_reconstruction: bool = option(
+        False, "LLM-Barber: keep the pruned model's weight values (SparseGPT's update) instead of the dense ones"
+    )
+    compute_dtype: str = option(
+        "auto",
+        "LLM-Barber: precision of its forward passes and gradients (sums are float32 anyway); auto = float32",
+        choices=PRECISIONS,
+    )
+
+
+@dataclass(frozen=True)
+class RebuildOptions:
+    """Whether LLM-Barber runs, and on whose pattern."""
+
+    prune_barber: bool = option(False, "rebuild the keep pattern with LLM-Barber after the first pass")
+    pruned_model: str | None = option(
+        None, "rebuild this already pruned copy of --model instead of pruning first", metavar="DIR"
+    )
+
+
+@dataclass(frozen=True)
+class CalibrationOptions:
+    """The texts that data-driven methods look at."""
+
+    calibration_data: str = option(
+        "c4",
+        "c4, wikitext2, ptb, demo, a hub dataset, or a local .txt, .jsonl, .json.gz, .parquet; or .safetensors with"
+        " input_ids",
+        metavar="SOURCE",
+    )
+    nsamples: int = option(128, "calibration windows", metavar="N")
+    seqlen: int | None = option(
+        None,
+        "tokens per window, for calibration and perplexity (default 2048, or the model's context if it has less)",
+        metavar="TOKENS",
+    )
+    seed: int = option(0, "seed of every random choice")
+    datasets_cache_dir: str | None = option(None, "where datasets from the hub are kept", metavar="DIR")
+    protocol: str | None = option(
+        None,
+        "calibration and evaluation as a paper did both: their data, nsamples and seqlen",
+        choices=tuple(PROTOCOLS),
+    )
+
+
+@dataclass(frozen=True)
+class EvaluationOptions:
+    """What is measured of the result, or of the dense model at ratio 0."""
+
+    eval_data: tuple[str, ...] = option(
+        ("wikitext2", "ptb", "c4"),
+        "comma list of texts for perplexity: the same kinds as --calibration_data",
+        metavar="SOURCE[,SOURCE]",
+        comma=True,
+    )
+
+
+@dataclass(frozen=True)
+class ZeroShotOptions:
+    """Zero-shot tasks, measured by lm-evaluation-harness."""
+
+    tasks: tuple[str, ...] = option(
+        (),
+        f"comma list of tasks to measure; with --save_zeroshot and without a list: {','.join(ZEROSHOT_TASKS)}",
+        metavar="TASK[,TASK]",
+        comma=True,
+    )
+    num_fewshot: int | None = option(
+        None, "examples shown before each question (default: as the task says, 0 for most)", metavar="N"
+    )
+    limit: int | None = option(
+        None, "use only the first N samples of every task: for a trial, not for a paper", metavar="N"
+    )
+    tasks_path: str | None = option(None, "folder with tasks of your own, as the harness's YAML files", metavar="DIR")
+
+
+@dataclass(frozen=True)
+class OutputOptions:
+    """What is written, and where."""
+
+    save_model: str | None = option(None, "write the pruned checkpoint here", metavar="DIR", place=True)
+    save_ppl: str | None = option(
+        None, "measure perplexity and write its table and JSON here", metavar="DIR", place=True
+    )
+    save_zeroshot: str | None = option(
+        None, "measure zero-shot accuracy and write its table and JSON here", metavar="DIR", place=True
+    )
+    delete: bool = option(False, "remove the checkpoint that this run wrote, after the evaluations")
+    resume: bool = option(False, "go on with an unfinished run of the same command at its last finished block")
+    overwrite: bool = option(
+        False,
+        "replace earlier results: in --save_model, and tables of other settings in --save_ppl and --save_zeroshot",
+    )
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How the run behaves."""
+
+    batch_size: int = option(0, "windows per forward pass; 0 = chosen from seqlen", metavar="N")
+    activations: str = option(
+        "cpu",
+        "where hidden states live between blocks: on the device, in memory, or in a file on disk",
+        choices=PLACES,
+    )
+    memory: str | None = option(
+        None,
+        "budget such as 8GiB: windows per pass and the place of hidden states are chosen to fit it",
+        metavar="SIZE",
+    )
+    quiet: bool = option(False, "no progress, no tables; errors only")

@@ -1,0 +1,219 @@
+"""The Python front door, and the only place where the parts are put together."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from autoprune.evaluation.remember import Notes
+from autoprune.events import Emit, Notice, silent
+from autoprune.machine.launch import joined
+from autoprune.recipe.options import EvaluationOptions
+from autoprune.recipe.recipe import Recipe, recipe_from_flat
+from autoprune.report.frames import layers_frame
+from autoprune.report.save import check_earlier, check_report_directory, notes_of, save_row
+from autoprune.results.types import EvaluationRow, Perplexities, PruningSummary
+from autoprune.run.check import check_values
+from autoprune.run.labels import DENSE, labels_of, method_label, report_stem, target_label
+from autoprune.run.measure import accuracy, check_room, count_zeros, measured
+from autoprune.run.open import Subject, fits, held_model, open_model
+from autoprune.run.plan import Plan, check_apart, make_plan
+from autoprune.run.prune import prune_and_write
+from autoprune.storage.placing import check_target, delete_result, is_temporary, keep_result
+from autoprune.storage.stores import CheckpointStore
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+
+@dataclass(frozen=True)
+class PruneResult:
+    """What a run did. ``model`` is the pruned model where it is in memory, ``directory`` the checkpoint that was
+    written.
+    """
+
+    recipe: Recipe
+    row: EvaluationRow
+    model: nn.Module | None = None
+    directory: Path | None = None
+
+    @property
+    def summary(self) -> PruningSummary | None:
+        """Per-layer outcomes; None when only the dense model was evaluated."""
+        return self.row.pruning
+
+    @property
+    def perplexity(self) -> dict[str, float]:
+        """Perplexity by evaluation text."""
+        return {result.source: result.perplexity for result in self.row.perplexity}
+
+    def to_pandas(self) -> DataFrame:
+        """What became of every layer, one line each; no line where nothing was pruned."""
+        return layers_frame(self.summary or PruningSummary(()))
+
+
+def prune(
+    model: str | Path | nn.Module,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    emit: Emit = silent,
+    **options: Any,
+) -> PruneResult:
+    """Prunes a model: a hub id, a directory, ``"demo"``, or a model in memory, which is changed in place.
+
+    ``options`` are the fields of the recipe, named as the flags are: ``prune_method="wanda", sparsity_ratio=0.5, …``;
+    ``eval_data`` given means: measure perplexity, ``tasks``: zero-shot accuracy. A model in memory needs its
+    ``tokenizer`` unless calibration and evaluation data are token ids. Raises: AutoPruneError for everything that the
+    user can mend.
+    """
+    held = model if isinstance(model, nn.Module) else None
+    recipe = recipe_from_flat({"model": "" if held is not None else str(model), **options})
+    with _modes_kept(held):
+        return run(
+            recipe,
+            emit,
+            held=held,
+            tokenizer=tokenizer,
+            measure="eval_data" in options or recipe.output.save_ppl is not None,
+        )
+
+
+def evaluate(
+    model: str | Path | nn.Module,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    emit: Emit = silent,
+    **options: Any,
+) -> Perplexities:
+    """Perplexity of a model as it is, on every text of ``eval_data``, and beside it its accuracy on ``tasks``, if any
+    are named.
+
+    Raises: AutoPruneError as ``prune`` does.
+    """
+    held = model if isinstance(model, nn.Module) else None
+    recipe = recipe_from_flat({"model": "" if held is not None else str(model), "sparsity_ratio": 0, **options})
+    with _modes_kept(held):
+        row = run(recipe, emit, held=held, tokenizer=tokenizer, measure=True).row
+    return Perplexities(row.perplexity, row.zeroshot)
+
+
+def run(
+    recipe: Recipe,
+    emit: Emit = silent,
+    *,
+    held: nn.Module | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    measure: bool | None = None,
+) -> PruneResult:
+    """Runs a recipe from beginning to end: open, check, prune, write, evaluate, report, delete.
+
+    ``measure`` says whether perplexity is wanted; None: if the recipe saves it or names texts, or if nothing else
+    would come out. Under `torchrun` all processes prune together; then the first one goes on alone, and the others'
+    results hold no measurements.
+    """
+    output = recipe.output
+    dense_only = recipe.target is None and not recipe.rebuild.pruned_model
+    if measure is None:
+        asked = bool(output.save_ppl) or recipe.evaluation != EvaluationOptions()
+        measure = asked or not (recipe.zeroshot.tasks or (output.save_model and not dense_only))
+    with joined() as ranks:
+        emit = emit if ranks.first else silent
+        if output.save_model and dense_only:
+            emit(Notice("--save_model: nothing is pruned at ratio 0, so nothing is written"))
+        if ranks.first:
+            _check_outputs(recipe, emit)
+        resident = None if dense_only else not output.save_model
+        subject = held_model(held, tokenizer) if held is not None else open_model(recipe, resident=resident)
+        labels = _labels(subject) if dense_only else (method_label(recipe), target_label(recipe.target))
+        if ranks.first:
+            check_earlier(recipe, report_stem(recipe, labels), labels)
+        if subject.checkpoint:  # a pruned checkpoint is as large as the dense one
+            check_room(recipe, subject, resident=subject.store.resident or fits(subject.checkpoint, recipe))
+        plan = make_plan(recipe, subject, emit, measure=measure, ranks=ranks)
+        directory = Path(output.save_model) if output.save_model and plan.methods else None
+        if plan.methods:
+            summary = prune_and_write(recipe, plan, directory, emit)
+            row = EvaluationRow(*labels, summary.sparsity, (), recipe.to_dict(), summary)
+        else:
+            check_values(subject, emit)
+            row = EvaluationRow(*labels, count_zeros(subject.store), (), recipe.to_dict())
+    if ranks.first:
+        row = _evaluated(recipe, plan, row, directory, emit)
+        if directory:
+            _delete_or_keep(directory, output.delete, emit)
+    in_memory = subject.store.model if subject.store.resident else None
+    return PruneResult(recipe, row, in_memory, directory if directory and directory.is_dir() else None)
+
+
+def _delete_or_keep(directory: Path, delete: bool, emit: Emit) -> None:
+    """The end of a result: what this run's command says, unless an earlier run made it, to be kept."""
+    if not delete:
+        keep_result(directory)
+    elif is_temporary(directory):
+        delete_result(directory)
+    else:
+        emit(Notice(f"{directory} was made by an earlier run that meant to keep it, so --delete leaves it there"))
+
+
+def _labels(subject: Subject) -> tuple[str, str]:
+    """What a model is called that is only evaluated."""
+    return labels_of(subject.checkpoint.directory) if subject.checkpoint else DENSE
+
+
+def _evaluated(recipe: Recipe, plan: Plan, row: EvaluationRow, directory: Path | None, emit: Emit) -> EvaluationRow:
+    """The row with all that the recipe wants measured, saved where it says."""
+    after = _reopened(recipe, plan.subject, directory) if plan.evaluation or recipe.zeroshot.tasks else plan.subject
+    stem = report_stem(recipe, (row.method, row.target))
+    notes = Notes(notes_of(recipe, stem), resume=recipe.output.resume, emit=emit)
+    row = dataclasses.replace(
+        row, perplexity=measured(plan, after, notes, emit, folder=directory.resolve() if directory else None)
+    )
+    save_row(recipe, row, stem)  # before the tasks, which take longer and may fail
+    if found := accuracy(recipe, plan, after, emit):
+        row = dataclasses.replace(row, zeroshot=found)
+        save_row(recipe, row, stem)
+    notes.forget()
+    return row
+
+
+def _check_outputs(recipe: Recipe, emit: Emit) -> None:
+    """Everything about the places of output, and the tasks, that can be known before work begins."""
+    output = recipe.output
+    if output.save_model:
+        check_target(Path(output.save_model), output.overwrite or output.resume)
+        check_apart(Path(output.save_model), recipe)
+    for flag in ("save_ppl", "save_zeroshot"):
+        if directory := getattr(output, flag):
+            check_report_directory(Path(directory), flag)
+    if recipe.zeroshot.tasks:
+        from autoprune.evaluation.tasks import check_tasks
+
+        check_tasks(recipe.zeroshot, emit)
+
+
+def _reopened(recipe: Recipe, subject: Subject, directory: Path | None) -> Subject:
+    """What is evaluated: the written checkpoint itself, in memory if it fits, or the model pruned in memory."""
+    if directory is None or not isinstance(subject.store, CheckpointStore):
+        return subject
+    subject.store.release_all()
+    return open_model(
+        recipe.with_model(str(directory.resolve())), resident=None
+    )  # by its path: the user's word may be `demo`
+
+
+@contextlib.contextmanager
+def _modes_kept(held: nn.Module | None) -> Iterator[None]:
+    """A model in memory runs in evaluation mode meanwhile; afterwards every part is in the mode in which it was."""
+    modes = [(module, module.training) for module in held.modules()] if held is not None else []
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training

@@ -1,0 +1,61 @@
+"""What is read of a model before long work begins: all its values, and its blocks for the replay check."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from autoprune.errors import ModelError
+from autoprune.events import Emit, Phase, Step
+from autoprune.model.replay import require_replay
+from autoprune.run.open import Subject
+from autoprune.storage.stores import CheckpointStore
+from autoprune.storage.values import ValueCheck
+
+REPLAY_TOKENS = 16  # of two windows: what the replay check runs on
+
+
+def check_values(subject: Subject, emit: Emit) -> str:
+    """Reads all weights once and returns their fingerprint. Raises: ModelError if one is NaN or infinite."""
+    if subject.checkpoint is None:
+        return _check_held(subject)
+    return _finish(ValueCheck(subject.checkpoint), emit)
+
+
+def check_model(subject: Subject, ids: Tensor, emit: Emit) -> str:
+    """The replay check on some calibration windows, and the fingerprint of all weights, whose values it judges on the
+    way.
+
+    Raises: ModelError if a weight is NaN or infinite, or if blocks run alone give other numbers than in the model.
+    """
+    if subject.checkpoint is None or not isinstance(subject.store, CheckpointStore):
+        fingerprint = _check_held(subject)
+        check_replay(subject, ids, emit)
+        return fingerprint
+    values = ValueCheck(subject.checkpoint)
+    values.read(subject.store.outside)
+    with subject.store.judged_by(values):
+        check_replay(subject, ids, emit)
+    return _finish(values, emit)
+
+
+def check_replay(subject: Subject, ids: Tensor, emit: Emit) -> None:
+    """The replay check on the beginnings of two windows.
+
+    Raises: ModelError if blocks run alone give other numbers than in the model.
+    """
+    require_replay(subject.store, ids[:2, :REPLAY_TOKENS], emit)
+
+
+def _finish(values: ValueCheck, emit: Emit) -> str:
+    emit(Phase("checking weights"))
+    return values.finish(lambda done, total: emit(Step(0, 1, "checking weights", done, total)))
+
+
+def _check_held(subject: Subject) -> str:
+    for name, tensor in subject.store.model.named_parameters():
+        if not bool(torch.isfinite(tensor).all()):
+            raise ModelError(
+                f"{subject.name}: tensor {name} holds NaN or infinity; the model is damaged or its training diverged"
+            )
+    return "in memory"

@@ -1,0 +1,226 @@
+"""What a model looks like to autoprune, and what pruning it will cost: `autoprune inspect`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from autoprune.core.problem import Method
+from autoprune.machine.devices import choose_device
+from autoprune.model.anatomy import Anatomy, Block, examine
+from autoprune.model.experts import eager_experts
+from autoprune.model.observe import InputObserver
+from autoprune.model.pipeline import Store, prepare_inputs
+from autoprune.model.replay import replay_check
+from autoprune.model.stream import Place
+from autoprune.recipe.recipe import Recipe, recipe_from_flat
+from autoprune.run.memory import Layout, Load, need_of, shape_of
+from autoprune.run.open import context_of, open_model
+from autoprune.run.plan import batch_size, choose_seqlen
+from autoprune.steps import FIRST_PASSES, Barber
+from autoprune.storage.checkpoint import has_weights
+from autoprune.storage.locate import locate
+from autoprune.storage.skeleton import hollow_model
+from autoprune.storage.stores import beside
+
+PROBE = 16  # tokens run through the blocks to see which layers share an input, and whether the blocks replay
+METHODS: Mapping[str, tuple[Method, ...]] = {name: (method(),) for name, method in FIRST_PASSES.items()} | {
+    f"{name}+barber": (method(), Barber()) for name, method in FIRST_PASSES.items()
+}
+
+
+@dataclass(frozen=True)
+class LayerLine:
+    """One kind of layer and the blocks that have it."""
+
+    name: str
+    out: int
+    features: int
+    shared_with: str
+    blocks: str
+
+
+@dataclass(frozen=True)
+class Cost:
+    """An estimate, not a promise: memory by counting tensors, time by a short measured product on this machine."""
+
+    method: str
+    bytes: float  # resident at the peak, hidden states in memory
+    bytes_on_disk: float  # the same with hidden states in a file (--activations disk)
+    time: str
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What ``autoprune inspect`` prints."""
+
+    model: str
+    block_list: str
+    blocks: int
+    parameters: int
+    dtype: str
+    layers: tuple[LayerLine, ...]
+    coverage: float
+    unreached: tuple[str, ...]
+    left_alone: tuple[str, ...]  # what lies beside the language model, such as an image encoder
+    replay: str
+    costs: tuple[Cost, ...]
+    notes: tuple[str, ...] = field(default=())
+
+
+def inspect(model: str, **options: Any) -> Inspection:
+    """Describes a model on disk or on the hub; a directory with config.json alone is enough for structure and cost.
+
+    Raises: ModelError if it can't be read.
+    """
+    return inspect_recipe(recipe_from_flat({"model": str(model), "sparsity_ratio": 0.5, **options}))
+
+
+def inspect_recipe(recipe: Recipe) -> Inspection:
+    """Describes the recipe's model; where its weights are at hand, the blocks run on a few tokens."""
+    directory = locate(recipe.model.model, recipe.model.cache_dir)
+    if has_weights(directory):
+        store = open_model(recipe, resident=False).store
+        dtype = store.storage_dtype or torch.float32
+        model: Any = store.model
+        anatomy, left_alone, groups, replay = store.anatomy, store.left_alone, _shared_inputs(store), _replay(store)
+    else:
+        dtype = _stated_dtype(directory, recipe)
+        model = hollow_model(directory, dtype, trust_remote_code=recipe.model.trust_remote_code)
+        anatomy, groups, replay = examine(model), {}, "not tried: there are no weights here, only config.json"
+        left_alone = beside(anatomy)
+    seqlen = choose_seqlen(recipe, context_of(model.config.get_text_config()))
+    missed = sorted(
+        {f"{anatomy.name}.*.{name} ({count:,})" for block in anatomy.blocks for name, count in block.unreached}
+    )
+    return Inspection(
+        recipe.model.model,
+        anatomy.name,
+        len(anatomy.blocks),
+        sum(p.numel() for p in model.parameters()),
+        str(dtype).removeprefix("torch."),
+        _layer_lines(anatomy, groups),
+        anatomy.coverage,
+        tuple(missed[:12]) + ((f"… {len(missed) - 12} more",) if len(missed) > 12 else ()),
+        left_alone,
+        replay,
+        _costs(model, anatomy, dtype, recipe, seqlen),
+        (
+            (
+                f"estimates for {recipe.calibration.nsamples} windows of {seqlen} tokens, streamed from disk"
+                " (--save_model)"
+            ),
+        ),
+    )
+
+
+def _stated_dtype(directory: Any, recipe: Recipe) -> torch.dtype:
+    from autoprune.storage.skeleton import read_config
+
+    stated = getattr(read_config(directory, recipe.model.trust_remote_code), "dtype", None)
+    return stated if isinstance(stated, torch.dtype) else torch.float16
+
+
+def _probe_tokens(store: Store) -> int:
+    return min(PROBE, context_of(store.anatomy.model.config.get_text_config()) or PROBE)  # type: ignore[union-attr, operator]
+
+
+def _replay(store: Store) -> str:
+    vocabulary = store.anatomy.model.config.get_text_config().vocab_size  # type: ignore[union-attr, operator]
+    tokens = _probe_tokens(store)
+    found = replay_check(store, torch.arange(2 * tokens).remainder(vocabulary).view(2, tokens))
+    if found.exact:
+        return "exact: block by block gives the model's own numbers, bit for bit"
+    return (
+        f"differs from {found.block} on, by up to {found.difference:.3g}; methods that look at data will refuse this"
+        " model"
+    )
+
+
+@torch.no_grad()
+def _shared_inputs(store: Store) -> dict[int, list[tuple[str, ...]]]:
+    """By block: the names of layers that receive one and the same tensor."""
+    vocabulary = store.anatomy.model.config.get_text_config().vocab_size  # type: ignore[union-attr, operator]
+    ids = torch.arange(_probe_tokens(store)).remainder(vocabulary).unsqueeze(0)
+    inputs, stream = prepare_inputs(store, ids, 1, Place("cpu", store.device))
+    groups: dict[int, list[tuple[str, ...]]] = {}
+    with eager_experts(store.anatomy.model):
+        for block in store.anatomy.blocks:
+            store.load(block.index)
+            observer = InputObserver(block.layers, None, ids.shape[1])
+            with observer:
+                stream[0] = inputs.calls.of(0, block.index)(block.module, stream[0])
+            store.release(block.index)
+            groups[block.index] = [tuple(layer.name for layer in group.layers) for group in observer.groups]
+    return groups
+
+
+def _layer_lines(anatomy: Anatomy, groups: dict[int, list[tuple[str, ...]]]) -> tuple[LayerLine, ...]:
+    lines: dict[tuple[str, int, int, str], list[int]] = {}
+    for block in anatomy.blocks:
+        for layer in block.layers:
+            group: tuple[str, ...] = next((g for g in groups.get(block.index, []) if layer.name in g), ())
+            others = ", ".join(name.rsplit(".", 1)[-1] for name in group if name != layer.name)
+            lines.setdefault((layer.name, *layer.shape, others), []).append(block.index)
+    return tuple(LayerLine(*key, _ranges(blocks)) for key, blocks in lines.items())
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """``0-4, 7`` for 0 1 2 3 4 7."""
+    parts: list[list[int]] = []
+    for n in numbers:
+        if parts and n == parts[-1][1] + 1:
+            parts[-1][1] = n
+        else:
+            parts.append([n, n])
+    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in parts)
+
+
+def _costs(model: Any, anatomy: Anatomy, dtype: torch.dtype, recipe: Recipe, seqlen: int) -> tuple[Cost, ...]:
+    shape = shape_of(model, anatomy, dtype, moved=False)
+    device = choose_device(recipe.model.device)
+    samples, speed = recipe.calibration.nsamples, _flops_per_second(device)
+    batch = batch_size(recipe, seqlen)
+    costs = []
+    for name, methods in METHODS.items():
+        load = Load(samples, seqlen) if any(method.statistic for method in methods) else Load()
+        here, on_disk = (need_of(shape, methods, Layout(batch, place), load).total for place in ("cpu", "disk"))
+        costs.append(Cost(name, here, on_disk, _clock(_work(anatomy.blocks, methods, samples * seqlen) / speed)))
+    return tuple(costs)
+
+
+def _work(blocks: Sequence[Block], methods: Sequence[Method], tokens: int) -> float:
+    """Floating-point operations, counted roughly: forward passes, Grams and sweeps, LLM-Barber's gradients."""
+    forward = 2.0 * sum(block.parameters for block in blocks) * tokens
+    total = 0.0
+    for name in (type(method).__name__ for method in methods):
+        if name in ("Wanda", "SparseGPT"):
+            total += 2 * forward
+        if name == "SparseGPT":
+            total += 2.0 * tokens * sum(sum({layer.shape[1] ** 2 for layer in block.layers}) for block in blocks)
+            total += sum(2.0 * layer.count * layer.shape[1] for block in blocks for layer in block.layers)
+        if name == "Barber":
+            total += 5 * forward
+    return total
+
+
+def _flops_per_second(device: torch.device) -> float:
+    a = torch.rand(512, 512, device=device)
+    best = 1.0
+    for _ in range(4):
+        start = time.perf_counter()
+        float((a @ a).sum())
+        best = max(best, 2 * 512**3 / (time.perf_counter() - start))
+    return best
+
+
+def _clock(seconds: float) -> str:
+    if seconds < 60:
+        return "under a minute"
+    if seconds < 5400:
+        return f"about {seconds / 60:.0f} min"
+    return f"about {seconds / 3600:.1f} h" if seconds < 172800 else f"about {seconds / 86400:.0f} days"

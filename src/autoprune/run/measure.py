@@ -1,0 +1,103 @@
+"""What a model is worth, measured as the plan says: zeros, perplexities, accuracies."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+from autoprune.data.cache import cache_folder
+from autoprune.errors import ModelError
+from autoprune.evaluation.perplexity import perplexity
+from autoprune.evaluation.remember import Notes, remembered
+from autoprune.events import Emit
+from autoprune.model.stream import Place
+from autoprune.recipe.recipe import Recipe
+from autoprune.results.types import PerplexityResult, ZeroShotResult
+from autoprune.run.check import check_replay, check_values
+from autoprune.run.open import AnyStore, Subject
+from autoprune.run.plan import Plan
+from autoprune.storage.manifest import versions
+from autoprune.storage.placing import MANIFEST
+from autoprune.storage.writer import file_sha256
+
+
+def measured(
+    plan: Plan, subject: Subject, notes: Notes, emit: Emit, folder: Path | None = None
+) -> tuple[PerplexityResult, ...]:
+    """Perplexity on every evaluation text of the plan; what an earlier run has noted is not measured again.
+
+    ``folder``: where hidden states go if the plan keeps them on disk; None: where temporary files go.
+    Raises: ModelError if the model would have to be run block by block and gave other numbers then.
+    """
+    store, place = subject.store, Place(plan.layout.activations, subject.store.device, folder)
+    if (
+        plan.evaluation and not store.resident and plan.calibration is None
+    ):  # else the replay check was made before pruning
+        check_replay(subject, next(iter(plan.evaluation.values())).ids, emit)
+    identity = _identity(plan, subject) if plan.evaluation else {}
+    cached: dict[str, object] = {}
+    if not plan.methods and plan.evaluation and cache_folder() and subject.checkpoint:
+        cached = {
+            "model": check_values(subject, emit),
+            **{key: value for key, value in identity.items() if key != "files"},
+        }
+    results = []
+    for name, windows in plan.evaluation.items():
+        measure = functools.partial(perplexity, store, windows, name, batch=plan.layout.batch, place=place, emit=emit)
+        make = functools.partial(remembered, cached, windows, name, measure) if cached else measure
+        results.append(notes.measured(identity, windows, name, make))
+    return tuple(results)
+
+
+def _identity(plan: Plan, subject: Subject) -> dict[str, object]:
+    """What a perplexity depends on besides the windows: the files of the model, and how it runs. Empty for a model in
+    memory.
+
+    The manifest of a pruned model holds the hashes of its shards; those of a dense model are known by size and time.
+    """
+    if subject.checkpoint is None or (plan.methods and subject is plan.subject):
+        return {}
+    folder, store = subject.checkpoint.directory, subject.store
+    stamps = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in subject.checkpoint.files]
+    files = file_sha256(folder / MANIFEST) if plan.methods else stamps
+    run_as = {
+        "config": file_sha256(folder / "config.json"),
+        "dtype": str(store.model.dtype),
+        "device": store.device.type,
+        "batch": plan.layout.batch,
+    }
+    return {"files": files, **run_as, **versions()}
+
+
+def accuracy(recipe: Recipe, plan: Plan, subject: Subject, emit: Emit) -> ZeroShotResult | None:
+    """Zero-shot accuracy, if the recipe names tasks. Raises: ModelError as ``check_room`` does."""
+    if not recipe.zeroshot.tasks:
+        return None
+    from autoprune.evaluation.tasks import zeroshot
+
+    check_room(recipe, subject, resident=subject.store.resident)
+    for block in subject.store.anatomy.blocks:
+        subject.store.load(block.index)
+    return zeroshot(subject.store.model, subject.load_tokenizer(), recipe.zeroshot, batch=plan.layout.batch, emit=emit)  # type: ignore[arg-type]
+
+
+def check_room(recipe: Recipe, subject: Subject, *, resident: bool) -> None:
+    """Raises: ModelError if tasks are wanted of a model that is not in memory as a whole: lm-evaluation-harness needs
+    all of it.
+    """
+    if recipe.zeroshot.tasks and not resident:
+        reason = f"{subject.name} does not fit into memory, and lm-evaluation-harness needs all of it"
+        raise ModelError(
+            f"{reason}; leave out --tasks and --save_zeroshot here, and evaluate the checkpoint on a larger machine"
+        )
+
+
+def count_zeros(store: AnyStore) -> float:
+    """Share of zeros in the layers of a model's blocks."""
+    zeros = total = 0
+    for block in store.anatomy.blocks:
+        store.load(block.index)
+        zeros += sum(layer.count - int((layer.matrix != 0).sum()) for layer in block.layers)
+        total += block.reached
+        store.release(block.index)
+    return zeros / total if total else 0.0

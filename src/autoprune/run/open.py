@@ -1,0 +1,124 @@
+"""The model of a run: found, opened, checked; on disk or in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from torch import nn
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from autoprune.errors import DataError, ModelError
+from autoprune.machine.allocator import return_large_blocks
+from autoprune.machine.devices import choose_device
+from autoprune.recipe.recipe import Recipe
+from autoprune.run.memory import PROGRAM, parse_memory
+from autoprune.storage.checkpoint import Checkpoint
+from autoprune.storage.complete import check_complete
+from autoprune.storage.locate import locate
+from autoprune.storage.skeleton import build_skeleton, storage_dtype
+from autoprune.storage.stores import CheckpointStore, MemoryStore
+
+CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx")
+RESIDENT_SHARE = (
+    0.5  # of the free memory: a checkpoint up to this size is evaluated in memory, a larger one block by block
+)
+AnyStore = CheckpointStore | MemoryStore
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The model of a run: its weights' store, its name, and how to get at its tokenizer."""
+
+    name: str
+    store: AnyStore
+    checkpoint: Checkpoint | None
+    load_tokenizer: Callable[[], PreTrainedTokenizerBase]
+    left_alone: tuple[str, ...] = ()  # what lies beside the language model, or in its checkpoint alone
+
+    @property
+    def config(self) -> Any:
+        """The text model's configuration."""
+        config: Any = self.store.model.config
+        return config.get_text_config()
+
+    @property
+    def context(self) -> int | None:
+        """Longest window that the model was made for, in tokens; None where its configuration says nothing."""
+        return context_of(self.config)
+
+
+def context_of(config: Any) -> int | None:
+    """Longest window in tokens by a text model's configuration; None where it says nothing."""
+    found = (getattr(config, name, None) for name in CONTEXT_NAMES)
+    return next((value for value in found if isinstance(value, int) and value > 0), None)
+
+
+def open_model(recipe: Recipe, *, resident: bool | None) -> Subject:
+    """Finds and opens the recipe's model; ``resident`` None: in memory as a whole if it fits there, else block by
+    block.
+
+    Raises: ModelError if it is missing, damaged or of an unknown kind.
+    """
+    options = recipe.model
+    directory = locate(options.model, options.cache_dir)
+    checkpoint = Checkpoint.open(directory)
+    if not resident or recipe.run.memory:
+        return_large_blocks()  # first, for while the model is built its weights are allocated too, each for a moment
+    skeleton = build_skeleton(
+        checkpoint, options.dtype, choose_device(options.device), trust_remote_code=options.trust_remote_code
+    )
+    check_complete(skeleton)
+    store = CheckpointStore(skeleton, resident=fits(checkpoint, recipe) if resident is None else resident)
+    return Subject(
+        options.model,
+        store,
+        checkpoint,
+        lambda: load_tokenizer(directory, options.trust_remote_code),
+        store.left_alone,
+    )
+
+
+def fits(checkpoint: Checkpoint, recipe: Recipe) -> bool:
+    """Whether a model can be held in memory as a whole, beside what else is needed, and within the recipe's budget."""
+    room = psutil.virtual_memory().available
+    if recipe.run.memory:
+        room = min(room, parse_memory(recipe.run.memory) - PROGRAM)
+    return held_bytes(checkpoint, recipe) < RESIDENT_SHARE * room
+
+
+def held_bytes(checkpoint: Checkpoint, recipe: Recipe) -> int:
+    """What a model takes in memory as a whole: a wider --dtype makes more of its weights than is stored."""
+    word = recipe.model.dtype
+    wider = 1.0 if word == "auto" else getattr(torch, word).itemsize / storage_dtype(checkpoint).itemsize
+    return int(checkpoint.bytes * max(1.0, wider))
+
+
+def held_model(model: nn.Module, tokenizer: PreTrainedTokenizerBase | None) -> Subject:
+    """A model that is in memory already."""
+
+    def given() -> PreTrainedTokenizerBase:
+        if tokenizer is None:
+            raise DataError(
+                "the model was given without its tokenizer: pass tokenizer=…, or token ids in a .safetensors file"
+            )
+        return tokenizer
+
+    model.eval()
+    store = MemoryStore(model)
+    return Subject(getattr(model, "name_or_path", "") or type(model).__name__, store, None, given, store.left_alone)
+
+
+def load_tokenizer(directory: Path, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+    """The tokenizer beside the weights. Raises: ModelError if there is none that can be read."""
+    try:
+        return AutoTokenizer.from_pretrained(directory, trust_remote_code=trust_remote_code)
+    except Exception as error:  # a damaged tokenizer.json makes the tokenizers library raise Exception itself
+        raise ModelError(
+            f"{directory}: no tokenizer can be read there ({error}); add its files, or give token ids in a"
+            " .safetensors file"
+        ) from error

@@ -22,12 +22,15 @@ def mixed_target(
     """``(1 - share) W + share W_e``, where W_e on the pruned stream comes nearest to W on the dense one.
 
     ``W_e = (W C + lambda W) (G + lambda I)^-1`` minimises ``|W X_dense - W_e X_pruned|^2 + lambda |W - W_e|^2``, with
-    ``cross`` the C = X_dense X_pruned^T, ``gram`` the G = X_pruned X_pruned^T, and lambda ``damping`` times the mean of
-    G's diagonal. Weights of inputs that never fired on the pruned stream stay as they are. Factorised in float64.
+    ``cross`` the C = X_dense X_pruned^T, ``gram`` the G = X_pruned X_pruned^T, and lambda ``damping`` times the mean
+    of G's diagonal. Weights of inputs that never fired on the pruned stream stay as they are. Factorised in float64.
     Raises: NumericsError if C or G is not finite, or no damping makes G positive definite.
     """
     if not bool(torch.isfinite(cross).all() & torch.isfinite(gram.diagonal()).all()):
-        raise NumericsError("the Gram of the layer inputs is not finite; run in float32 (--dtype float32) or check the calibration data")
+        raise NumericsError(
+            "the Gram of the layer inputs is not finite; "
+            "run in float32 (--dtype float32) or check the calibration data"
+        )
     if share == 0:
         return weight.clone()
     dead = gram.diagonal() == 0
@@ -44,6 +47,7 @@ def mixed_target(
             moved = torch.cholesky_solve(gap.T, factor).T.masked_fill(dead, 0.0)
             return weight + (share * moved).to(weight.dtype)
     raise NumericsError(
-        f"the Gram of the layer inputs could not be factorised, even with damping {damping * 10 ** (ESCALATIONS - 1):g} in float64; "
+        "the Gram of the layer inputs could not be factorised in float64, "
+        f"even with damping {damping * 10 ** (ESCALATIONS - 1):g}; "
         "give more calibration data (--nsamples) or a larger --damping"
     )

@@ -29,10 +29,13 @@ def refit(
     kept is zero. Returns ``[out, in]``.
     Raises: NumericsError if the Gram or what comes out is not finite.
     """
+    if not bool(torch.isfinite(gram).all()):
+        raise NumericsError(
+            "the Gram of the layer inputs is not finite; "
+            "run in float32 (--dtype float32) or check the calibration data"
+        )
     diagonal = gram.diagonal()
     shift = damping * diagonal.mean()
-    if not bool(torch.isfinite(shift)):
-        raise NumericsError("the Gram of the layer inputs is not finite; run in float32 (--dtype float32) or check the calibration data")
     scale = (diagonal + shift).reciprocal()
     scale = scale.where(torch.isfinite(scale), 0.0)  # no damping and a dead input: nothing is known of it
     kept = zeroed(weight, keep)
@@ -44,7 +47,10 @@ def refit(
         residual = zeroed(_times(weight - solution, gram, shift), keep)
     solution = _conjugate_gradients(solution, residual, keep, gram, shift, scale, enough, iterations)
     if not bool(torch.isfinite(solution).all()):
-        raise NumericsError("the least squares on the kept weights gave values that are not finite; give more calibration data or a larger damping")
+        raise NumericsError(
+            "the least squares on the kept weights gave values that are not finite; "
+            "give more calibration data (--nsamples) or a larger --damping"
+        )
     return solution
 
 
@@ -68,7 +74,13 @@ def _conjugate_gradients(
         if len(open_) == 0:
             break
         if len(open_) < len(rows):
-            rows, direction, residual, keep, size = rows[open_], direction[open_], residual[open_], keep[open_], size[open_]
+            rows, direction, residual, keep, size = (
+                rows[open_],
+                direction[open_],
+                residual[open_],
+                keep[open_],
+                size[open_],
+            )
         ahead = zeroed(_times(direction, gram, shift), keep)
         step = _ratio(size, (direction * ahead).sum(1))
         solution.index_add_(0, rows, direction * step)
@@ -79,7 +91,9 @@ def _conjugate_gradients(
     return solution
 
 
-def _times(values: Float[Tensor, "out in"], gram: Float[Tensor, "in in"], shift: Float[Tensor, ""]) -> Float[Tensor, "out in"]:
+def _times(
+    values: Float[Tensor, "out in"], gram: Float[Tensor, "in in"], shift: Float[Tensor, ""]
+) -> Float[Tensor, "out in"]:
     """``values (G + shift I)``, without a second matrix of G's size."""
     return torch.addmm(values * shift, values, gram)
 

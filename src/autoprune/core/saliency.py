@@ -6,7 +6,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 
-def ria_score(weight: Float[Tensor, "out in"], norm: Float[Tensor, " in"], power: float = 0.5) -> Float[Tensor, "out in"]:
+def ria_score(
+    weight: Float[Tensor, "out in"], norm: Float[Tensor, " in"], power: float = 0.5
+) -> Float[Tensor, "out in"]:
     """Relative importance and activations (Plug-and-Play, ICLR 2024, eq. 3 and 5).
 
     ``(|W_ij| / sum_i |W_ij| + |W_ij| / sum_j |W_ij|) * ||x_j||^power``; 0 / 0, in a row or column of zeros, is 0.

@@ -1,7 +1,7 @@
-"""Exchanges of a pruned for a kept weight that lower a row's output error, measured exactly on the Gram (SparseSwaps, arXiv 2512.10922).
+"""Exchanges of a pruned for a kept weight that lower a row's output error (SparseSwaps, arXiv 2512.10922).
 
-With p the pruned weights of a row and c = G p, its error is p^T G p. To grow i and drop j changes it by
-``a_i + b_j - 2 w_i w_j G_ij``, where ``a_i = w_i^2 G_ii - 2 w_i c_i`` and ``b_j = w_j^2 G_jj + 2 w_j c_j``.
+Exact on the Gram: with p the pruned weights of a row and c = G p, its error is p^T G p. To grow i and drop j changes
+it by ``a_i + b_j - 2 w_i w_j G_ij``, where ``a_i = w_i^2 G_ii - 2 w_i c_i`` and ``b_j = w_j^2 G_jj + 2 w_j c_j``.
 """
 
 from __future__ import annotations
@@ -42,16 +42,17 @@ def swap(
     candidates: int = 32,
     protect: Bool[Tensor, "out in"] | None = None,
 ) -> Swapped:
-    """Swaps in every row, best first, until no pair of a pruned and a kept weight lowers its error, or ``limit`` times.
+    """Swaps in every row, best first, until no pair lowers its error, or ``limit`` times.
 
-    ``weight`` holds the values of pruned weights too; they come back, and stay, as they are. An N:M target allows pairs
-    inside a group only. Otherwise the best pair is sought among the ``candidates`` pruned weights of lowest a and kept
-    ones of lowest b; where none of these lowers the error, among all. With ``candidates`` of at least ``in`` every swap
-    is the best there is. What ``protect`` marks is never dropped. No row's number of survivors changes, and no row's
-    error rises.
+    ``weight`` holds the values of pruned weights too; all weights stay as they are. An N:M target allows pairs inside
+    a group only, of which the best is taken. Otherwise it is sought among the ``candidates`` pruned weights of lowest
+    a and kept ones of lowest b, and among all where none of these lowers the error: each swap is nearly the best there
+    is (with ``candidates`` of at least ``in``, the best), and none is left in the end. What ``protect`` marks is never
+    dropped. No row's number of survivors changes, and no row's error rises.
     Raises: NumericsError if the errors are not finite.
     """
-    size = weight.shape[1] * (target.m if isinstance(target, SemiStructured) else 1)
+    features = weight.shape[1]
+    size = features * target.m if isinstance(target, SemiStructured) else max(features, min(candidates, features) ** 2)
     parts = []
     for start in range(0, max(len(weight), 1), step := max(ELEMENTS // size, 1)):
         here = slice(start, start + step)
@@ -92,7 +93,7 @@ class _Rows:
 
 @dataclass(frozen=True)
 class _Pairs:
-    """For every row the best pair found: the change of its error (infinite: there is none), what grows, what is dropped."""
+    """For every row the best pair found: the change of its error (infinite: no pair), what grows, what is dropped."""
 
     change: Float[Tensor, " rows"]
     grown: Int[Tensor, " rows"]
@@ -105,7 +106,10 @@ def _settle(
     """All swaps of some rows: the new pattern, swaps, errors before and after."""
     product, before = _errors(weight, keep, gram)
     if not bool(torch.isfinite(before).all()):
-        raise NumericsError("the output errors of the rows are not finite; run in float32 (--dtype float32) or check the calibration data")
+        raise NumericsError(
+            "the output errors of the rows are not finite; "
+            "run in float32 (--dtype float32) or check the calibration data"
+        )
     pattern, swaps, diagonal = keep.clone(), torch.zeros_like(before, dtype=torch.int64), gram.diagonal()
     rows = _Rows(torch.arange(len(weight), device=weight.device), weight, keep.clone(), free, product, before, before)
     rows = rows.only(before > 0)
@@ -152,11 +156,15 @@ def _carry_out(rows: _Rows, best: _Pairs, gram: Tensor) -> None:
 def _best(grow: Tensor, drop: Tensor, weight: Tensor, gram: Tensor, candidates: int, enough: Tensor) -> _Pairs:
     """Each row's best pair of candidates; among all pairs where the candidates have none that lowers the error enough.
 
-    A bound from |G_ij| <= sqrt(G_ii G_jj) could rule a row out without a look at all its pairs; in practice it never did.
+    A bound from |G_ij| <= sqrt(G_ii G_jj) could spare a row the look at all its pairs; on trained models it never did.
     """
     count = min(candidates, weight.shape[1])
     (a, i), (b, j) = grow.topk(count, largest=False), drop.topk(count, largest=False)
-    shared = gram[i.unsqueeze(2), j.unsqueeze(1)].mul_(weight.gather(1, i).unsqueeze(2)).mul_(weight.gather(1, j).unsqueeze(1))
+    shared = (
+        gram[i.unsqueeze(2), j.unsqueeze(1)]
+        .mul_(weight.gather(1, i).unsqueeze(2))
+        .mul_(weight.gather(1, j).unsqueeze(1))
+    )
     change, place = (a.unsqueeze(2) + b.unsqueeze(1)).sub_(shared, alpha=2).flatten(1).min(1)
     grown, dropped = (side.gather(1, at.unsqueeze(1))[:, 0] for side, at in ((i, place // count), (j, place % count)))
     short = (change >= enough).nonzero()[:, 0]
@@ -175,7 +183,9 @@ def _best_of_all(few: Tensor, many: Tensor, weight: Tensor, gram: Tensor) -> tup
         nowhere = few.new_zeros(len(few), dtype=torch.int64)
         return few.new_full((len(few),), math.inf), nowhere, nowhere
     found = []
-    for f, m, w in zip(*(t.split(max(ELEMENTS // (width * weight.shape[1]), 1)) for t in (few, many, weight)), strict=True):
+    for f, m, w in zip(
+        *(t.split(max(ELEMENTS // (width * weight.shape[1]), 1)) for t in (few, many, weight)), strict=True
+    ):
         cost, members = f.topk(width, largest=False)
         at = torch.arange(len(f), device=f.device)
         shared = gram[members].mul_(w.unsqueeze(1))
@@ -192,6 +202,8 @@ def _best_in_groups(grow: Tensor, drop: Tensor, weight: Tensor, gram: Tensor, m:
     inside = gram.view(groups, m, groups, m).diagonal(dim1=0, dim2=2).permute(2, 0, 1)  # [groups, m, m]
     w = weight.unflatten(1, (groups, m))
     shared = w.unsqueeze(3) * w.unsqueeze(2) * inside
-    change, place = (grow.view_as(w).unsqueeze(3) + drop.view_as(w).unsqueeze(2)).sub_(shared, alpha=2).flatten(1).min(1)
+    change, place = (
+        (grow.view_as(w).unsqueeze(3) + drop.view_as(w).unsqueeze(2)).sub_(shared, alpha=2).flatten(1).min(1)
+    )
     first = place // (m * m) * m
     return _Pairs(change, first + place % (m * m) // m, first + place % m)

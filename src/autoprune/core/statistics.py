@@ -52,6 +52,24 @@ class InputGram:
 
 
 @dataclass
+class CrossGram:
+    """``C = sum x_dense x_pruned^T`` over all calibration tokens, in float32: how the pruned stream follows the dense one."""
+
+    cross: Float[Tensor, "in in"]
+    tokens: int = 0
+
+    @classmethod
+    def empty(cls, features: int, device: torch.device | str = "cpu") -> CrossGram:
+        """Nothing seen yet."""
+        return cls(torch.zeros(features, features, dtype=torch.float32, device=device))
+
+    def update(self, dense: Float[Tensor, "tokens in"], pruned: Float[Tensor, "tokens in"]) -> None:
+        """Adds a batch of tokens: the same ones, as the layer sees them in both streams."""
+        self.cross.addmm_(dense.float().T, pruned.float())
+        self.tokens += pruned.shape[0]
+
+
+@dataclass
 class GradientEnergy:
     """Sum over samples of the squared weight gradient, ``sum_j (dL_j/dW)^2``, in float32 (LLM-Barber, arXiv
     2408.10631).

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from autoprune.model.calls import BlockCall
-from autoprune.model.pipeline import prepare_inputs
+from autoprune.model.walk import prepare_inputs
 from autoprune.model.stages import Inputs
 from autoprune.model.stream import Place, Stream
 from autoprune.run.plan import TOKENS_PER_PASS

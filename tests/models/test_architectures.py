@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 from autoprune.core.problem import Method
 from autoprune.model.anatomy import check_coverage, examine
 from autoprune.model.calls import replaced_forward
-from autoprune.model.pipeline import prepare_inputs
+from autoprune.model.walk import prepare_inputs
 from autoprune.model.replay import replay_check
 from autoprune.model.stream import Place
 from autoprune.results.outcome import LayerOutcome

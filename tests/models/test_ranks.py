@@ -21,7 +21,7 @@ from autoprune.errors import NumericsError
 from autoprune.events import BlockResult, Step, silent
 from autoprune.machine.ranks import ALONE, Ranks
 from autoprune.model.anatomy import select_layers
-from autoprune.model.pipeline import Pass, prepare_inputs, prune_blocks
+from autoprune.model.walk import Pass, prepare_inputs, prune_blocks
 from autoprune.model.sharing import share, shared_out
 from autoprune.model.stages import Inputs
 from autoprune.model.stream import Place

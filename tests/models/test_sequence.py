@@ -20,7 +20,7 @@ from autoprune.core.sparsity import Unstructured
 from autoprune.errors import RecipeError
 from autoprune.events import silent
 from autoprune.model.anatomy import select_layers
-from autoprune.model.pipeline import Pass, prepare_inputs, prune_blocks
+from autoprune.model.walk import Pass, prepare_inputs, prune_blocks
 from autoprune.model.stream import Place
 from autoprune.steps.barber import Barber
 from autoprune.steps.magnitude import Magnitude

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from autoprune.core.problem import Method
 from autoprune.core.sparsity import SemiStructured, Target, Unstructured
-from autoprune.model.pipeline import prepare_inputs
+from autoprune.model.walk import prepare_inputs
 from autoprune.model.stream import Place, Stream
 from autoprune.steps.magnitude import Magnitude
 from autoprune.steps.sparsegpt import SparseGPT

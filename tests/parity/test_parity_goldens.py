@@ -25,7 +25,7 @@ from autoprune.core.sparsity import SemiStructured, Target, parse_target
 from autoprune.errors import RecipeError
 from autoprune.events import silent
 from autoprune.model.anatomy import select_layers
-from autoprune.model.pipeline import Pass, Place, prepare_inputs, prune_blocks
+from autoprune.model.walk import Pass, Place, prepare_inputs, prune_blocks
 from autoprune.steps import FIRST_PASSES
 from autoprune.steps.barber import Barber
 from autoprune.storage.checkpoint import Checkpoint

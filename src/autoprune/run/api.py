@@ -119,7 +119,7 @@ def run(
     results hold no measurements.
     """
     output = recipe.output
-    dense_only = recipe.target is None and not recipe.rebuild.pruned_model
+    dense_only = recipe.target is None and not recipe.chosen.pruned_model
     if measure is None:
         asked = bool(output.save_ppl) or recipe.evaluation != EvaluationOptions()
         measure = asked or not (recipe.zeroshot.tasks or (output.save_model and not dense_only))
@@ -137,8 +137,8 @@ def run(
         if subject.checkpoint:  # a pruned checkpoint is as large as the dense one
             check_room(recipe, subject, resident=subject.store.resident or fits(subject.checkpoint, recipe))
         plan = make_plan(recipe, subject, emit, measure=measure, ranks=ranks)
-        directory = Path(output.save_model) if output.save_model and plan.methods else None
-        if plan.methods:
+        directory = Path(output.save_model) if output.save_model and plan.steps else None
+        if plan.steps:
             summary = prune_and_write(recipe, plan, directory, emit)
             row = EvaluationRow(*labels, summary.sparsity, (), recipe.to_dict(), summary)
         else:

@@ -19,9 +19,9 @@ from autoprune.errors import DataError, ModelError, OutputError, RecipeError
 from autoprune.events import BlockResult, Emit, Notice, Phase
 from autoprune.machine.ranks import Ranks
 from autoprune.model.observe import FEW_TOKENS
-from autoprune.model.pipeline import Pass, prepare_inputs, prune_blocks, replay_finished
-from autoprune.model.stream import Place, Stream
-from autoprune.model.work import Inputs
+from autoprune.model.pruning import Streams, open_streams, prune_blocks, replay_finished, send_at_once, split_passes
+from autoprune.model.stream import Place
+from autoprune.model.walk import Inputs, prepare_inputs
 from autoprune.recipe.recipe import Recipe
 from autoprune.results.outcome import LayerOutcome, SubBlockOutcome
 from autoprune.results.types import PruningSummary, dump_json, first_difference
@@ -79,7 +79,7 @@ def prune_and_write(recipe: Recipe, plan: Plan, directory: Path | None, emit: Em
         lambda: directory is not None and output.resume and not output.overwrite and (directory / MANIFEST).is_file()
     )
     if workplace and not complete:
-        looking = sum(method.statistic is not None for method in plan.methods)
+        looking = sum(any(step.needs.samples for step in group) for group in split_passes(plan.steps))
         _begin(
             workplace, run.subject, max(1, looking), emit
         )  # what each but the last of them leaves is kept until the end
@@ -111,7 +111,7 @@ def _about(run: _Run, *, complete: bool) -> dict[str, Any]:
         "local": Path(subject.name).exists() or subject.name == "demo",
         "fingerprint": fingerprint,
     }
-    first = run.plan.methods[0]
+    first = run.plan.steps[0]
     if isinstance(first, GivenPattern):
         model["pruned"] = ValueCheck(first.pruned.skeleton.checkpoint).finish()
     return provenance(run.recipe, model, calibration.provenance if calibration else None)
@@ -119,7 +119,7 @@ def _about(run: _Run, *, complete: bool) -> dict[str, Any]:
 
 def _require_same(ranks: Ranks, about: dict[str, Any]) -> None:
     """Raises: RecipeError, on all ranks, if the model, versions or options of one are not those of rank 0."""
-    first, *others = ranks.gathered(about)
+    first, *others = ranks.all_gather(about)
     for rank, other in enumerate(others, start=1):
         if difference := first_difference(first, other):
             raise RecipeError(
@@ -162,29 +162,17 @@ def _prune_blocks(run: _Run, journal: Journal | None) -> list[BlockResult]:
         return results
     with _timed(run.seconds, "capture"):
         inputs, streams = _streams(run)
-    steps = [
-        Pass(method, stream, calls=inputs.calls.apart())
-        for method, stream in zip(run.plan.methods, streams, strict=True)
-    ]
-    if run.plan.layout.at_once and run.plan.calibration:
-        ids = run.plan.calibration.ids
-        at_once, stream = prepare_inputs(store, ids, len(ids), inputs.place)
-        steps[0] = Pass(run.plan.methods[0], stream, at_once)
-    streams.clear()  # those that no pass has are let go
     if results:
         emit(Phase("running finished blocks again", total=len(results)))
-        last = len(steps) - 1
-        replay_finished(
-            store,
-            steps,
-            inputs,
-            emit,
-            len(results),
-            lambda n, i: run.ranks.tensors_from_first(lambda: _kept(journal, n, i, last)),
-        )
+        last = len(streams.passes) - 1
+
+        def stored(number: int, index: int) -> dict[str, Tensor]:
+            return run.ranks.tensors_from_first(lambda: _kept(journal, number, index, last))
+
+        replay_finished(store, streams, inputs, emit, len(results), stored)
     emit(Phase("pruning", total=len(store.anatomy.blocks)))
     with _timed(run.seconds, "prune"):
-        for result in prune_blocks(store, steps, run.plan.chosen, run.plan.target, inputs, emit, len(results)):
+        for result in prune_blocks(store, streams, run.plan.chosen, run.plan.targets, inputs, emit, len(results)):
             if journal:
                 journal.finish(result)
             emit(result)
@@ -237,21 +225,22 @@ def _short_of_tokens(layers: Sequence[LayerOutcome]) -> Iterator[str]:
             )
 
 
-def _streams(run: _Run) -> tuple[Inputs, list[Stream | None]]:
-    """One stream of hidden states for every pass that looks at data."""
+def _streams(run: _Run) -> tuple[Inputs, Streams]:
+    """The hidden states of the first block's inputs, for every pass that looks at data."""
     plan, store = run.plan, run.subject.store
     if plan.calibration is None:
-        return Inputs.none(run.ranks), [None for _ in plan.methods]
+        none = Inputs.none(run.ranks)
+        return none, open_streams(plan.steps, none, None)
     run.emit(Phase("embedding"))
     folder = run.ranks.from_first(lambda: run.workplace.path if run.workplace else None)
     folder = folder if folder and folder.is_dir() else None  # another machine may not see it
     place = Place(plan.layout.activations, store.device, folder)
     inputs, first = prepare_inputs(store, plan.calibration.ids, plan.layout.batch, place, run.ranks)
-    errors_wanted = plan.methods[0].statistic is not None or len(plan.methods) == 1
-    streams: list[Stream | None] = []
-    for i, method in enumerate(plan.methods):
-        looks = method.statistic is not None or (i == 0 and errors_wanted)
-        streams.append(None if not looks else first if all(s is None for s in streams) else first.clone())
+    passes = split_passes(plan.steps)
+    errors = any(step.needs.samples for step in passes[0]) or len(passes) == 1
+    streams = open_streams(plan.steps, inputs, first, errors=errors)
+    if plan.layout.at_once:
+        send_at_once(store, streams, plan.calibration.ids, place)
     return inputs, streams
 
 

@@ -25,7 +25,7 @@ from autoprune.steps import FIRST_PASSES, Barber
 from autoprune.storage.checkpoint import has_weights
 from autoprune.storage.locate import locate
 from autoprune.storage.skeleton import hollow_model
-from autoprune.storage.stores import beside
+from autoprune.storage.store import beside
 
 PROBE = 16  # tokens run through the blocks to see which layers share an input, and whether the blocks replay
 METHODS: Mapping[str, tuple[Method, ...]] = {name: (method(),) for name, method in FIRST_PASSES.items()} | {

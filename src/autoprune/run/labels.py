@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from autoprune.core.sparsity import SemiStructured, Target, Unstructured
-from autoprune.errors import RecipeError
+from autoprune.errors import OutputError, RecipeError
 from autoprune.recipe.recipe import Recipe, recipe_from_flat
-from autoprune.storage.placing import MANIFEST
+from autoprune.storage.manifest import Manifest
 
 DENSE = ("dense", "dense")
 
@@ -29,11 +28,8 @@ def target_label(target: Target | None) -> str:
 def labels_of(directory: Path) -> tuple[str, str]:
     """Method and target of a checkpoint, if its manifest says that autoprune pruned it; any other is called dense."""
     try:
-        recorded = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))["recipe"]
-        recipe = recipe_from_flat(
-            {name: value for group in recorded.values() for name, value in group.items() if value is not None}
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecipeError):
+        recipe = recipe_from_flat(Manifest.read(directory).recipe)
+    except (OutputError, KeyError, TypeError, AttributeError, RecipeError):
         return DENSE
     return method_label(recipe), target_label(recipe.target)
 

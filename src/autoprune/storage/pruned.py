@@ -14,7 +14,7 @@ from autoprune.core.sparsity import SemiStructured, Target
 from autoprune.errors import ModelError, RecipeError
 from autoprune.events import Emit, Notice, silent
 from autoprune.model.layers import Layer
-from autoprune.storage.stores import CheckpointStore
+from autoprune.storage.store import CheckpointStore
 
 RATIO_TOLERANCE = 0.01  # between the ratio that the user states and the zeros that a given pattern has
 

@@ -23,7 +23,7 @@ from autoprune.model.stream import Place
 from autoprune.steps import Barber, Magnitude, SparseGPT, Wanda
 from autoprune.storage.checkpoint import Checkpoint
 from autoprune.storage.skeleton import build_skeleton
-from autoprune.storage.stores import CheckpointStore, MemoryStore
+from autoprune.storage.store import CheckpointStore, MemoryStore
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
 CUDA = torch.device("cuda", 0)

@@ -19,7 +19,7 @@ from autoprune.model.stream import Place
 from autoprune.steps.barber import Barber
 from autoprune.storage.checkpoint import Checkpoint
 from autoprune.storage.skeleton import build_skeleton
-from autoprune.storage.stores import CheckpointStore, MemoryStore
+from autoprune.storage.store import CheckpointStore, MemoryStore
 
 HALF = Unstructured(0.5)
 BARBER = Barber(prune_granularity="layer", threshold=0.2)

@@ -23,7 +23,7 @@ from autoprune.model.replay import replay_check
 from autoprune.model.stream import Place
 from autoprune.results.outcome import LayerOutcome
 from autoprune.steps.wanda import Wanda
-from autoprune.storage.stores import CheckpointStore
+from autoprune.storage.store import CheckpointStore
 
 PAGE = read_page()
 REMEDY = "run `python scripts/list_architectures.py`"

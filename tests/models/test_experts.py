@@ -37,7 +37,7 @@ from autoprune.model.stream import Place
 from autoprune.steps.magnitude import Magnitude
 from autoprune.steps.sparsegpt import SparseGPT
 from autoprune.steps.wanda import Wanda
-from autoprune.storage.stores import MemoryStore
+from autoprune.storage.store import MemoryStore
 
 
 def experts_of(block: BlockAnatomy) -> list[Expert]:

@@ -30,7 +30,7 @@ from autoprune.steps.barber import Barber
 from autoprune.steps.magnitude import Magnitude
 from autoprune.steps.sparsegpt import SparseGPT
 from autoprune.steps.wanda import Wanda
-from autoprune.storage.stores import MemoryStore
+from autoprune.storage.store import MemoryStore
 
 HALF = Unstructured(0.5)
 SAMPLES = 7  # no rank count divides it

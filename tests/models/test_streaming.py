@@ -21,7 +21,7 @@ from autoprune.model.stream import Place, Stream
 from autoprune.steps.magnitude import Magnitude
 from autoprune.steps.sparsegpt import SparseGPT
 from autoprune.steps.wanda import Wanda
-from autoprune.storage.stores import MemoryStore
+from autoprune.storage.store import MemoryStore
 
 FIRST = (Magnitude(), Wanda(), SparseGPT())
 

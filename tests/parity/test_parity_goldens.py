@@ -30,7 +30,7 @@ from autoprune.steps import FIRST_PASSES
 from autoprune.steps.barber import Barber
 from autoprune.storage.checkpoint import Checkpoint
 from autoprune.storage.skeleton import build_skeleton
-from autoprune.storage.stores import CheckpointStore
+from autoprune.storage.store import CheckpointStore
 
 AGREEMENT = 0.999  # share of positions
 WEIGHTS = 1e-3  # relative difference of a layer's weights

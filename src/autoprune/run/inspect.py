@@ -26,7 +26,7 @@ from autoprune.steps.table import PRICED, make_steps
 from autoprune.storage.checkpoint import has_weights
 from autoprune.storage.locate import locate
 from autoprune.storage.skeleton import hollow_model
-from autoprune.storage.stores import beside
+from autoprune.storage.store import beside
 
 PROBE = 16  # tokens run through the blocks to see which layers share an input, and whether the blocks replay
 

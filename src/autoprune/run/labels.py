@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 
 from autoprune.core.sparsity import SemiStructured, Target, Unstructured
-from autoprune.errors import RecipeError
-from autoprune.recipe.recipe import Recipe, recipe_from_record
-from autoprune.storage.placing import MANIFEST
+from autoprune.errors import OutputError, RecipeError
+from autoprune.recipe.recipe import Recipe
+from autoprune.storage.manifest import Manifest
 
 DENSE = ("dense", "dense")
 
@@ -44,9 +43,8 @@ def target_label(target: Target | None) -> str:
 def labels_of(directory: Path) -> tuple[str, str]:
     """Method and target of a checkpoint, if its manifest says that autoprune pruned it; any other is called dense."""
     try:
-        recorded = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))["recipe"]
-        recipe = recipe_from_record(recorded)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecipeError):
+        recipe = Manifest.read(directory).recipe
+    except (OutputError, KeyError, TypeError, AttributeError, RecipeError):
         return DENSE
     return method_label(recipe), target_label(recipe.target)
 

@@ -11,7 +11,7 @@ from autoprune.recipe.recipe import Recipe
 from autoprune.run.memory import Layout, Load, choose_layout, human, parse_memory, shape_of
 from autoprune.run.open import Subject, fits, held_bytes
 from autoprune.steps.base import Step
-from autoprune.storage.stores import CheckpointStore
+from autoprune.storage.store import CheckpointStore
 
 TOKENS_PER_PASS = 2048  # windows are batched up to about this many tokens per forward pass
 

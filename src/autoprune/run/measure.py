@@ -17,9 +17,8 @@ from autoprune.results.types import PerplexityResult, ZeroShotResult
 from autoprune.run.check import check_replay, check_values
 from autoprune.run.open import AnyStore, Subject
 from autoprune.run.plan import Plan
-from autoprune.storage.manifest import versions
-from autoprune.storage.placing import MANIFEST
-from autoprune.storage.writer import file_sha256
+from autoprune.storage.files import file_sha256
+from autoprune.storage.manifest import MANIFEST, versions
 
 
 def measured(

@@ -29,7 +29,7 @@ from autoprune.storage.complete import check_complete
 from autoprune.storage.locate import DEMO, locate
 from autoprune.storage.pruned import GivenPattern, check_ancestry, check_pattern
 from autoprune.storage.skeleton import build_skeleton
-from autoprune.storage.stores import CheckpointStore
+from autoprune.storage.store import CheckpointStore
 
 DEFAULT_SEQLEN = 2048
 

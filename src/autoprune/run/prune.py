@@ -5,7 +5,6 @@ stopped.
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -23,20 +22,21 @@ from autoprune.model.pruning import Streams, open_streams, prune_blocks, replay_
 from autoprune.model.stream import Place
 from autoprune.model.walk import Inputs, prepare_inputs
 from autoprune.recipe.recipe import Recipe
-from autoprune.results.outcome import LayerOutcome, SubBlockOutcome
-from autoprune.results.types import PruningSummary, dump_json, first_difference
+from autoprune.results.outcome import LayerOutcome
+from autoprune.results.types import PruningSummary, first_difference
 from autoprune.run.check import check_model, check_values
 from autoprune.run.labels import method_label, target_label
 from autoprune.run.open import Subject
 from autoprune.run.plan import Plan
+from autoprune.storage.card import model_card
+from autoprune.storage.files import writing_to
 from autoprune.storage.journal import Journal
-from autoprune.storage.manifest import manifest, model_card, provenance
-from autoprune.storage.placing import MANIFEST
+from autoprune.storage.manifest import MANIFEST, Manifest, manifest, provenance
 from autoprune.storage.pruned import GivenPattern
-from autoprune.storage.shards import CheckpointWriter
-from autoprune.storage.stores import CheckpointStore
+from autoprune.storage.result import Workplace
+from autoprune.storage.shards import CheckpointWriter, companions, too_large
+from autoprune.storage.store import CheckpointStore
 from autoprune.storage.values import ValueCheck
-from autoprune.storage.writer import Workplace, companions, too_large, writing_to
 
 NO_ERRORS = "no calibration data was read, so layer errors were not measured (--layer_errors measures them)"
 
@@ -289,8 +289,7 @@ def _write(run: _Run, writer: CheckpointWriter | None, summary: PruningSummary) 
     workplace.write(
         "README.md", model_card(run.about, summary, method_label(run.recipe), target_label(run.plan.target))
     )
-    names = [name for name in workplace.names() if name != MANIFEST]
-    workplace.write(MANIFEST, manifest(run.about, summary, workplace.shards(), names, delete=run.recipe.output.delete))
+    workplace.write(MANIFEST, manifest(run.about, summary, workplace.made(), delete=run.recipe.output.delete))
     workplace.publish()
 
 
@@ -307,18 +306,14 @@ def _already_complete(run: _Run, directory: Path) -> PruningSummary:
 
     Raises: OutputError if the result in ``directory`` is of another run.
     """
-    found = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
-    wanted = json.loads(dump_json(run.about))
-    if difference := first_difference({key: found.get(key) for key in wanted}, wanted):
+    found = Manifest.read(directory)
+    if difference := found.difference(run.about):
         raise OutputError(
             f"--resume: {directory} holds the result of another run: {difference}; choose another directory, or"
             " --overwrite it"
         )
     run.emit(Notice(f"{directory} is complete already; going on with what comes after"))
-    layers = tuple(LayerOutcome(**{k: v for k, v in layer.items() if k != "sparsity"}) for layer in found["layers"])
-    return PruningSummary(
-        layers, tuple(SubBlockOutcome(**sub) for sub in found["sub_blocks"]), run.seconds, tuple(found["warnings"])
-    )
+    return found.summary(run.seconds)
 
 
 def _bytes(model: nn.Module) -> int:

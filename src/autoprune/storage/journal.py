@@ -13,9 +13,9 @@ from autoprune.events import BlockResult
 from autoprune.results.outcome import LayerOutcome, SubBlockOutcome
 from autoprune.results.types import dump_json, first_difference, to_jsonable
 from autoprune.storage.checkpoint import Checkpoint
-from autoprune.storage.placing import STATE
+from autoprune.storage.manifest import FORMAT
+from autoprune.storage.result import JOURNAL, STATE, Workplace
 from autoprune.storage.shards import CheckpointWriter
-from autoprune.storage.writer import JOURNAL, Workplace
 
 
 @dataclass
@@ -32,7 +32,7 @@ class Journal:
 
     def begin(self) -> None:
         """A new run: notes what it depends on."""
-        self.workplace.write(STATE, dump_json(self.about))
+        self.workplace.write(STATE, dump_json({"format": FORMAT} | self.about))
 
     def resume(self, blocks: int) -> list[BlockResult]:
         """The outcomes of the blocks that are finished, in order from block 0.
@@ -40,10 +40,16 @@ class Journal:
         Raises: OutputError if the unfinished run was another one, quoting the first thing that differs.
         """
         try:
-            before = json.loads((self.workplace.path / STATE).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            before = dict(json.loads((self.workplace.path / STATE).read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
             self.begin()  # killed before anything was noted: there is nothing to go on from
             return []
+        if (number := before.pop("format", 1)) != FORMAT:
+            raise OutputError(
+                f"--resume: the unfinished run beside {self.workplace.target} is of another version of autoprune (its"
+                f" journal is of format {number}, and this version goes on with format {FORMAT}); finish it with that"
+                " version, or start again with --overwrite"
+            )
         now = json.loads(dump_json(self.about))
         if difference := first_difference(before, now):
             raise OutputError(

@@ -18,7 +18,7 @@ from autoprune.events import Emit, Notice, silent
 from autoprune.model.layers import Layer
 from autoprune.model.walk import walk
 from autoprune.steps.base import Block, LayerStep
-from autoprune.storage.stores import CheckpointStore
+from autoprune.storage.store import CheckpointStore
 
 RATIO_TOLERANCE = 0.01  # between the ratio that the user states and the zeros that a given pattern has
 

@@ -15,7 +15,7 @@ from configs import DENSE, EXPERTS, REFUSED, TOKENS, VOCAB, WRAPPED, in_bfloat16
 from more import MORE, MORE_EXPERTS
 from safetensors.torch import save_file
 from shapes import OF_TYPE, SMALL
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
@@ -38,17 +38,30 @@ class Verdict:
     row: dict[str, str]
 
 
+class TooLarge(ValueError):
+    """A size is missing in shapes.py, so that a tiny model is not tiny."""
+
+
 def shrunk(model_type: str) -> dict[str, Any]:
     """Small values for all sizes that this type's configuration, and those inside it, have."""
     return _fields(CONFIG_MAPPING[model_type]) | OF_TYPE.get(model_type, {})
 
 
 def _fields(config: type[Any]) -> dict[str, Any]:
-    own = {field.name for field in dataclasses.fields(config)} if dataclasses.is_dataclass(config) else set()
-    found = {name: value for name, value in SMALL.items() if name in own}
-    for name, part in getattr(config, "sub_configs", {}).items():
-        if dataclasses.is_dataclass(part):
-            found[name] = _fields(part) | OF_TYPE.get(part.model_type, {})
+    """Every size gets a value of the kind that the configuration has there: a list stays what it is."""
+    own = {field.name: field for field in dataclasses.fields(config)} if dataclasses.is_dataclass(config) else {}
+    found = {
+        name: value
+        for name, value in SMALL.items()
+        if name in own and ("int" in str(own[name].type).replace("list[int]", "").replace("tuple[int", ""))
+    }
+    parts = getattr(config, "sub_configs", {})
+    usual = config() if any(part is AutoConfig for part in parts.values()) else None
+    for name, part in parts.items():
+        kind = type(getattr(usual, name, None)) if part is AutoConfig else part
+        if dataclasses.is_dataclass(kind):
+            chosen = OF_TYPE.get(kind.model_type, {})
+            found[name] = {"model_type": kind.model_type} | _fields(kind) | chosen
     return found
 
 
@@ -62,7 +75,7 @@ def build(model_type: str) -> PreTrainedModel:
     with torch.device("meta"):
         count = sum(p.numel() for p in auto.from_config(config).parameters())
     if count > LARGEST:
-        raise ValueError(f"{count:,} parameters: a size is missing in shapes.py")
+        raise TooLarge(f"{count:,} parameters: a size is missing in shapes.py")
     torch.manual_seed(0)
     return in_bfloat16(auto.from_config(config, dtype=torch.float32).eval())
 
@@ -72,7 +85,15 @@ def judge(model_type: str) -> Verdict:
     with tempfile.TemporaryDirectory() as folder:
         here = Path(folder) / "dense"
         try:
-            build(model_type).save_pretrained(here)
+            try:
+                build(model_type).save_pretrained(here)
+            except ImportError as error:
+                return Verdict("refused", {"reason": f"transformers asks for a package: {str(error).strip()}"})
+            except TooLarge:
+                raise
+            except Exception as error:
+                reason = f"transformers does not build it from a small configuration: {type(error).__name__}: {error}"
+                return Verdict("refused", {"reason": reason})
             save_file({"input_ids": tiny_ids()}, Path(folder) / "ids.safetensors")
             return Verdict("works", _prune(here))
         except AutoPruneError as error:
@@ -92,7 +113,9 @@ def _prune(here: Path) -> dict[str, str]:
         "blocks": f"`{seen.block_list}`",
         "layers": str(len(result.summary.layers)),
         "coverage": f"{seen.coverage:.1%}",
-        "sub-blocks": " or ".join(dict.fromkeys(", ".join(f"`{name}`" for name in order) for order in orders.values())),
+        "sub-blocks": " or ".join(
+            dict.fromkeys(", ".join(f"`{name}`" for name in order) for order in orders.values())
+        ),
         "replay": seen.replay,
         "stays dense": ", ".join(seen.unreached),
         "left alone": ", ".join(seen.left_alone),

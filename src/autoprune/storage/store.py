@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from autoprune.core.problem import LayerSolution
+from autoprune.errors import AutoPruneError, ModelError
 from autoprune.machine.allocator import return_what_is_free
 from autoprune.model.anatomy import Anatomy, BlockAnatomy, examine
 from autoprune.storage.ahead import ReadAhead
@@ -297,6 +298,17 @@ def _first_outside(name: str, folders: Collection[str]) -> str:
 
 
 def run_base(model: Any, ids: Tensor) -> object:
-    """The model without its head, if it has one that can be left out."""
+    """The model without its head, if it has one that can be left out.
+
+    Raises: ModelError if it does not run on token ids alone.
+    """
     base = getattr(model, "base_model", model)
-    return base(input_ids=ids, use_cache=False)
+    try:
+        return base(input_ids=ids, use_cache=False)
+    except (AutoPruneError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # whatever the model's own code does with what is missing
+        raise ModelError(
+            f"{type(model).__name__} does not run on token ids alone ({type(error).__name__}: {error}), so autoprune"
+            " can't prune it"
+        ) from error

@@ -24,6 +24,7 @@ class Needs:
     """What a step asks of the walk."""
 
     statistic: InputStatistic | None = None  # of what enters the layers; None: looks at no data by layer
+    cross: bool = False  # the cross Gram of dense and pruned inputs beside it; the dense stream comes with it
     gradients: bool = False  # of the sub-blocks' losses
     data: bool = False  # calibration samples, though no statistic of a layer
     own_stream: bool = False  # begins a pass of its own: hidden states that only it and later steps have pruned
@@ -64,6 +65,11 @@ class Group(Protocol):
     @property
     def layers(self) -> Sequence[Layer]:
         """In the order in which they run."""
+        ...
+
+    @property
+    def statistics(self) -> Mapping[InputStatistic, InputNorm | InputGram | CrossGram]:
+        """What was seen of that tensor, by kind."""
         ...
 
 

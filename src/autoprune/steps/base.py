@@ -139,12 +139,58 @@ class Block(Protocol):
         """From now on this is what the layer's output is measured against, and its present value."""
         ...
 
+    def training(self, compute_dtype: str) -> AbstractContextManager[Training]:
+        """The layers to prune, norms and biases, ready to be trained in ``auto``, ``float32`` or ``bfloat16``.
+
+        Nothing of the block has changed when it ends.
+        """
+        ...
+
+    def assign_values(self, values: Mapping[str, Tensor]) -> None:
+        """Gives the block what was trained; patterns stay."""
+        ...
+
+    def note(self, notes: Mapping[str, Any]) -> None:
+        """Adds JSON values to what the record says of every layer of the block."""
+        ...
+
     def trial(self) -> AbstractContextManager[Trial]:
         """Whatever is assigned inside is rolled back at the end unless ``keep`` was called."""
         ...
 
     def loss(self, *, held_out: bool) -> float:
         """``||y - y_d||^2 / ||y_d||^2``: its output against the dense block's, on one part of the samples."""
+        ...
+
+
+class Training(Protocol):
+    """A block whose values are trained, by parameter name and in the parameters' own layout."""
+
+    @property
+    def values(self) -> Mapping[str, Tensor]:
+        """Those at the beginning."""
+        ...
+
+    @property
+    def patterns(self) -> Mapping[str, Tensor]:
+        """True where a value is kept; for those that have a pattern."""
+        ...
+
+    @property
+    def fitted(self) -> range:
+        """Numbers of the micro-batches to train on."""
+        ...
+
+    def gradients(self, values: Mapping[str, Tensor], i: int) -> Mapping[str, Tensor]:
+        """Those of the block's relative output error on one micro-batch."""
+        ...
+
+    def judge(self, values: Mapping[str, Tensor]) -> float:
+        """The relative output error on the held-out samples."""
+        ...
+
+    def progress(self, phase: str, done: int, total: int) -> None:
+        """Tells whoever watches."""
         ...
 
 

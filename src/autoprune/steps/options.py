@@ -116,3 +116,38 @@ class RefitOptions:
         0.01, "refit: damping of the Gram, as a fraction of its mean diagonal", positive=True
     )
     refit_iterations: int = option(30, "refit: steps of conjugate gradients at most", metavar="N", at_least=1)
+
+
+@dataclass(frozen=True)
+class ALPSOptions:
+    """Hyper-parameters of ALPS (arXiv 2406.07831)."""
+
+    alps_damping: float = option(0.01, "alps: damping of the Gram, as a fraction of its mean diagonal", positive=True)
+    alps_compare: str = option(
+        "row", "alps: weights of a row are compared with each other, or all of a layer's", choices=("row", "layer")
+    )
+
+
+@dataclass(frozen=True)
+class ADMMOptions:
+    """Hyper-parameters of gradual ADMM (arXiv 2401.02938)."""
+
+    admm_damping: float = option(0.1, "admm: damping of the Gram, as a fraction of its mean diagonal", positive=True)
+
+
+@dataclass(frozen=True)
+class ReconstructOptions:
+    """Block reconstruction: kept weights, norms and biases are trained towards the dense block's output."""
+
+    epochs: int = option(4, "reconstruct: times that all samples are gone through", metavar="N", at_least=1)
+    learning_rate: float = option(
+        0.001, "reconstruct: rate of Adam at its highest; several are tried with --rate_trials", positive=True
+    )
+    rate_trials: bool = option(
+        False, "reconstruct: for each block also try half and twice the rate, for a quarter of the steps"
+    )
+    reconstruct_dtype: str = option(
+        "auto",
+        "reconstruct: precision of its passes (weights are float32 anyway); auto = bfloat16 where the machine has it",
+        choices=("auto", "float32", "bfloat16"),
+    )

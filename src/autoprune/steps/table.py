@@ -12,9 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from autoprune.errors import RecipeError
 from autoprune.steps.options import (
+    ADMMOptions,
+    ALPSOptions,
     BarberOptions,
     MixedOptions,
     NoOptions,
+    ReconstructOptions,
     RefitOptions,
     RIAOptions,
     SparseGPTOptions,
@@ -49,9 +52,14 @@ BUILT_IN: dict[str, Entry] = {
     "wanda": Entry(NoOptions, "autoprune.steps.wanda:Wanda", "Wanda"),
     "sparsegpt": Entry(SparseGPTOptions, "autoprune.steps.sparsegpt:SparseGPT", "SparseGPT"),
     "ria": Entry(RIAOptions, "autoprune.steps.ria:RIA", "RIA"),
+    "alps": Entry(ALPSOptions, "autoprune.steps.alps:ALPS", "ALPS"),
+    "admm": Entry(ADMMOptions, "autoprune.steps.admm:ADMM", "ADMM"),
     "mixed": Entry(MixedOptions, "autoprune.steps.mixed:Mixed", "Mixed target", prunes=False),
     "swaps": Entry(SwapsOptions, "autoprune.steps.swaps:Swaps", "Swaps", prunes=False, refines=True),
     "refit": Entry(RefitOptions, "autoprune.steps.refit:Refit", "Refit", prunes=False, refines=True),
+    "reconstruct": Entry(
+        ReconstructOptions, "autoprune.steps.reconstruct:Reconstruct", "Reconstruct", prunes=False, refines=True
+    ),
     "barber": Entry(BarberOptions, "autoprune.steps.barber:Barber", "LLM-Barber", prunes=False, refines=True),
 }
 PRICED = tuple((first, *rest) for rest in ((), ("barber",)) for first in ("magnitude", "wanda", "sparsegpt"))

@@ -1,4 +1,4 @@
-"""How far predictions moved, one token and one word of the vocabulary at a time. Logits are nested lists ``[tokens][vocab]``."""
+"""How far predictions moved, one token and one word of the vocabulary at a time. Logits are nested lists."""
 
 from __future__ import annotations
 

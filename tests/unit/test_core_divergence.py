@@ -1,4 +1,4 @@
-"""Divergence of two models' predictions: against a loop over every word, exact where it must be, and the same in any slices."""
+"""Divergence of two models' predictions: against a loop over every word, and the same in any slices."""
 
 from __future__ import annotations
 
@@ -64,7 +64,10 @@ def test_slices_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     alone = [token_shifts(dense, [other], following)[0] for other in pruned]
     monkeypatch.setattr(divergence, "SLICE", 600 * 5)
     for sliced, before, single in zip(token_shifts(dense, pruned, following), whole, alone, strict=True):
-        assert all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(sliced.values, before.values, single.values, strict=True))
+        assert all(
+            torch.equal(a, b) and torch.equal(a, c)
+            for a, b, c in zip(sliced.values, before.values, single.values, strict=True)
+        )
 
 
 def test_unlikely_words_are_left_out() -> None:
@@ -90,13 +93,15 @@ def test_bad_logits_show(bad: float) -> None:
     pruned = logits(4, 30, 1)
     pruned[2, 5] = bad
     (found,) = token_shifts(logits(4, 30, 0), [pruned], torch.arange(4))
-    assert torch.isfinite(found.pruned_loss).tolist() == torch.isfinite(found.kld).tolist() == [True, True, False, True]
+    assert (
+        torch.isfinite(found.pruned_loss).tolist() == torch.isfinite(found.kld).tolist() == [True, True, False, True]
+    )
     assert bool(torch.isfinite(found.dense_loss).all())
 
 
 def test_second_half_is_scored() -> None:
     assert [first_scored(n) for n in (2, 3, 4, 5, 512)] == [0, 1, 2, 2, 256]
-    with pytest.raises(DataError, match="1 token .*--seqlen"):
+    with pytest.raises(DataError, match=r"1 token .*--seqlen"):
         first_scored(1)
 
 

@@ -11,7 +11,9 @@ from autoprune.errors import DataError
 from autoprune.evaluation.flips import EXACT_UP_TO, flips, mcnemar
 
 
-def sample(item: int, scores: list[float], gold: int, words: tuple[str, ...] = ("yes", "no", "perhaps"), **changes: Any) -> dict[str, Any]:
+def sample(
+    item: int, scores: list[float], gold: int, words: tuple[str, ...] = ("yes", "no", "perhaps"), **changes: Any
+) -> dict[str, Any]:
     """One item of the harness's log of a multiple-choice task."""
     normed = [score / len(word) for score, word in zip(scores, words, strict=True)]
     return {
@@ -25,9 +27,21 @@ def sample(item: int, scores: list[float], gold: int, words: tuple[str, ...] = (
     }
 
 
-DENSE = [sample(0, [-1, -2, -3], 0), sample(1, [-1, -2, -3], 0), sample(2, [-1, -2, -3], 1), sample(3, [-1, -2, -3], 2), sample(4, [-5, -5, -6], 0)]
-#        stays right                correct -> wrong           wrong -> correct           wrong, another answer      right: first of equals
-PRUNED = [sample(0, [-2, -3, -9], 0), sample(1, [-3, -2, -9], 0), sample(2, [-3, -2, -9], 1), sample(3, [-3, -2, -9], 2), sample(4, [-5, -5, -6], 0)]
+DENSE = [
+    sample(0, [-1, -2, -3], 0),
+    sample(1, [-1, -2, -3], 0),
+    sample(2, [-1, -2, -3], 1),
+    sample(3, [-1, -2, -3], 2),
+    sample(4, [-5, -5, -6], 0),
+]
+# stays right; correct -> wrong; wrong -> correct; wrong, another answer; right, the first of equals
+PRUNED = [
+    sample(0, [-2, -3, -9], 0),
+    sample(1, [-3, -2, -9], 0),
+    sample(2, [-3, -2, -9], 1),
+    sample(3, [-3, -2, -9], 2),
+    sample(4, [-5, -5, -6], 0),
+]
 
 
 def test_by_hand() -> None:
@@ -50,7 +64,10 @@ def test_answers_by_letter() -> None:
     assert (found.changed, found.correct_to_wrong) == (1, 1)
 
 
-@pytest.mark.parametrize(("one", "other", "p"), [(0, 0, 1.0), (0, 5, 0.0625), (1, 5, 14 / 64), (5, 1, 14 / 64), (3, 3, 1.0), (0, 20, 2.0**-19)])
+@pytest.mark.parametrize(
+    ("one", "other", "p"),
+    [(0, 0, 1.0), (0, 5, 0.0625), (1, 5, 14 / 64), (5, 1, 14 / 64), (3, 3, 1.0), (0, 20, 2.0**-19)],
+)
 def test_mcnemar_exact(one: int, other: int, p: float) -> None:
     assert mcnemar(one, other) == pytest.approx(p, rel=1e-12)
 
@@ -81,7 +98,7 @@ def test_logs_that_are_not_of_one_task() -> None:
         flips("boolq", DENSE, PRUNED[:-1])
     with pytest.raises(DataError, match=r"different items"):
         flips("boolq", [], [])
-    with pytest.raises(DataError, match="boolq: item 3 .*--num_fewshot"):
+    with pytest.raises(DataError, match=r"boolq: item 3 .*--num_fewshot"):
         flips("boolq", DENSE, [*PRUNED[:3], sample(3, [-1, -2, -3], 2, prompt_hash="another"), PRUNED[4]])
     with pytest.raises(DataError, match="cb: it is not judged by f1"):
         flips("cb", DENSE, PRUNED, "f1")

@@ -1,4 +1,4 @@
-"""How far a model's predictions are from a dense model's: the plain values that reports are made of. Imports no torch."""
+"""How far a model's predictions are from a dense model's: the plain values of reports. Imports no torch."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class Stretch:
-    """The tokens that stand at places ``start`` to ``stop - 1`` in their windows: mean losses in nats, and mean divergence."""
+    """The tokens at places ``start`` to ``stop - 1`` of their windows: mean losses and divergence, in nats."""
 
     start: int
     stop: int

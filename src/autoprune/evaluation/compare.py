@@ -1,4 +1,4 @@
-"""How far pruned models' predictions are from the dense model's on a text: all run on the same windows, none's logits kept."""
+"""How far pruned models' predictions are from the dense model's on a text; no logits are kept."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from autoprune.core.shift import PredictionShift
 from autoprune.data.windows import Windows
 from autoprune.errors import NumericsError
 from autoprune.evaluation.perplexity import EvaluationStore
-from autoprune.model.activations import Mirror, hidden_of, probe_mirror, replaced_forward
-from autoprune.model.events import Emit, Phase, Step
+from autoprune.events import Emit, Phase, Step
+from autoprune.model.calls import Mirror, hidden_of, probe_mirror, replaced_forward
 from autoprune.model.pipeline import prepare_inputs
 from autoprune.model.stream import Place
 
@@ -25,14 +25,16 @@ LOGITS = 2**23  # numbers of one model's logits that are there at a time
 
 @dataclass(frozen=True)
 class _Ends:
-    """A model behind its last block: hidden states ``[samples, tokens, width]`` of the scored tokens of every micro-batch."""
+    """A model behind its last block: hidden states ``[samples, tokens, width]`` of the scored tokens, by micro-batch."""
 
     store: EvaluationStore
     mirror: Mirror
     hidden: Callable[[int], Tensor]
 
-    def logits(self, hidden: Float[Tensor, "samples tokens width"], ids: Int[Tensor, "samples tokens"]) -> Float[Tensor, "all_tokens vocab"]:
-        """What the model's own code behind the blocks (norm, head) makes of some of them; it treats every token by itself."""
+    def logits(
+        self, hidden: Float[Tensor, "samples tokens width"], ids: Int[Tensor, "samples tokens"]
+    ) -> Float[Tensor, "all_tokens vocab"]:
+        """What the model's own code behind the blocks (norm, head) makes of some of them, each token by itself."""
 
         def finished(*_args: Any, **_kwargs: Any) -> Any:
             return self.mirror.wrap(hidden)
@@ -43,14 +45,22 @@ class _Ends:
 
 
 @torch.no_grad()
-def compare(
-    dense: EvaluationStore, pruned: Mapping[str, EvaluationStore], windows: Windows, source: str, *, batch: int, place: Place, emit: Emit
+def compare_predictions(
+    dense: EvaluationStore,
+    pruned: Mapping[str, EvaluationStore],
+    windows: Windows,
+    source: str,
+    *,
+    batch: int,
+    place: Place,
+    emit: Emit,
 ) -> dict[str, PredictionShift]:
-    """Every pruned model against the dense one on the second half of each window ``[samples, seqlen]``; all have one vocabulary.
+    """Every pruned model against the dense one, on the second half of each window ``[samples, seqlen]``.
 
     One model after the other goes through its blocks (those that are not in memory are loaded one by one), then all
-    go through their heads together, some tokens at a time. The dense model's share is done once.
-    Raises: NumericsError naming window and model if logits are NaN or infinite; DataError for windows of less than 2 tokens.
+    go through their heads together, some tokens at a time. The dense model's share is done once. All have one
+    vocabulary. Raises: NumericsError naming window and model if logits are NaN or infinite; DataError for windows of
+    less than 2 tokens.
     """
     count, seqlen = windows.ids.shape
     scored = slice(first_scored(seqlen), seqlen - 1)
@@ -67,7 +77,10 @@ def compare(
         _check_finite(shifts, list(pruned), f"of {count} of {source}", i * batch)
         found.append(shifts)
         emit(Step(0, 1, f"comparison {source}", i + 1, len(parts)))
-    return {name: summarise(TokenShifts.joined(of), seqlen) for name, of in zip(pruned, zip(*found, strict=True), strict=True)}
+    return {
+        name: summarise(TokenShifts.joined(of), seqlen)
+        for name, of in zip(pruned, zip(*found, strict=True), strict=True)
+    }
 
 
 def _score(ends: list[_Ends], index: int, ids: Int[Tensor, "samples seqlen"], scored: slice) -> list[TokenShifts]:
@@ -87,16 +100,23 @@ def _score(ends: list[_Ends], index: int, ids: Int[Tensor, "samples seqlen"], sc
 def _check_finite(shifts: list[TokenShifts], names: list[str], where: str, before: int) -> None:
     """``before``: windows before those that are judged."""
     for name, shift in zip(names, shifts, strict=True):
-        for who, values in (("the dense model", shift.dense_loss), (name, shift.pruned_loss), (f"{name} against the dense model", shift.kld)):
+        for who, values in (
+            ("the dense model", shift.dense_loss),
+            (name, shift.pruned_loss),
+            (f"{name} against the dense model", shift.kld),
+        ):
             if not bool(torch.isfinite(values).all()):
                 window = before + int(torch.isfinite(values).all(1).int().argmin()) + 1
                 raise NumericsError(
-                    f"window {window} {where}: the predictions of {who} are not finite; its activations overflow or its weights are damaged; "
+                    f"window {window} {where}: the predictions of {who} are not finite; its"
+                    " activations overflow or its weights are damaged; "
                     "try --dtype float32"
                 )
 
 
-def _resident(store: EvaluationStore, ids: Tensor, batch: int, place: Place, scored: slice, name: str, emit: Emit) -> _Ends:
+def _resident(
+    store: EvaluationStore, ids: Tensor, batch: int, place: Place, scored: slice, name: str, emit: Emit
+) -> _Ends:
     """A model in memory runs when its hidden states are asked for: none are kept."""
     modules = [block.module for block in store.anatomy.blocks]
     for block in store.anatomy.blocks:
@@ -118,8 +138,10 @@ def _resident(store: EvaluationStore, ids: Tensor, batch: int, place: Place, sco
     return _Ends(store, mirror, hidden)
 
 
-def _streamed(store: EvaluationStore, ids: Tensor, batch: int, place: Place, scored: slice, name: str, emit: Emit) -> _Ends:
-    """All windows through one block after the other; only the scored tokens' hidden states are kept behind the last one."""
+def _streamed(
+    store: EvaluationStore, ids: Tensor, batch: int, place: Place, scored: slice, name: str, emit: Emit
+) -> _Ends:
+    """All windows through one block after the other; behind the last one only the scored tokens are kept."""
     blocks = store.anatomy.blocks
     emit(Phase(f"forward {name}", total=len(blocks)))
     inputs, stream = prepare_inputs(store, ids, batch, place)

@@ -220,7 +220,7 @@ def _pruning(shape: Shape, methods: Sequence[Method], layout: Layout, load: Load
         shape.stored * (load.models + gram) + (shape.copies - 1) * shape.running + shape.running + 1
     )
     work = max(
-        _at_once(shape, load) if layout.at_once else _forward(shape, layout.batch, load.tokens),
+        _at_once(shape, load) if layout.at_once else forward_bytes(shape, layout.batch, load.tokens),
         _solving(shape, gram),
         shape.block * (shape.copies + shape.stored),  # the pattern and the result, laid out as they are stored
         *(
@@ -251,11 +251,11 @@ def _evaluation(shape: Shape, layout: Layout, load: Load) -> Need:
         outside,
         weights,
         hidden,
-        max(logits, _forward(shape, layout.batch, load.evaluated_tokens)),
+        max(logits, forward_bytes(shape, layout.batch, load.evaluated_tokens)),
     )
 
 
-def _forward(shape: Shape, windows: int, tokens: int) -> int:
+def forward_bytes(shape: Shape, windows: int, tokens: int) -> int:
     """Activations inside a block (hidden states and residual, a few of the widest tensors, attention's scores), and a
     statistic's view of one.
     """
@@ -267,7 +267,7 @@ def _at_once(shape: Shape, load: Load) -> int:
     """All windows in one pass: a quarter more for holes in memory that is kept, and who may look at whom, for models
     that have a table of it.
     """
-    return _forward(shape, load.samples, load.tokens) * 5 // 4 + load.samples * load.tokens**2
+    return forward_bytes(shape, load.samples, load.tokens) * 5 // 4 + load.samples * load.tokens**2
 
 
 def _solving(shape: Shape, gram: bool) -> int:

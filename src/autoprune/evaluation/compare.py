@@ -25,7 +25,7 @@ LOGITS = 2**23  # numbers of one model's logits that are there at a time
 
 @dataclass(frozen=True)
 class _Ends:
-    """A model behind its last block: hidden states ``[samples, tokens, width]`` of the scored tokens, by micro-batch."""
+    """A model behind its last block: hidden states ``[samples, tokens, width]`` of scored tokens, by micro-batch."""
 
     store: EvaluationStore
     mirror: Mirror

@@ -84,27 +84,31 @@ def compare(
         raise RecipeError("there is nothing to compare the dense model with; give at least one other model")
     word = "" if isinstance(dense, nn.Module) else str(dense)
     recipe = recipe_from_flat({"model": word, "sparsity_ratio": 0, **options})
-    texts = "eval_data" in options or not recipe.zeroshot.tasks
+    choices = {"texts": "eval_data" in options or not recipe.zeroshot.tasks, "unrelated": unrelated}
+    said = _settings(recipe, word or "a model in memory", names := _names(models)) | choices
     directory = Path(save).expanduser() if save is not None else None
+    if directory:
+        _check_place(directory, said, replace=recipe.output.overwrite or recipe.output.resume)
+    if recipe.zeroshot.tasks:
+        from autoprune.evaluation.tasks import check_choices, check_tasks
+
+        check_tasks(recipe.zeroshot, emit)
+        check_choices(recipe.zeroshot)
     with contextlib.ExitStack() as stack:
         for model in (dense, *models):
             stack.enter_context(modes_kept(model if isinstance(model, nn.Module) else None))
-        names = _names([*models])
-        said = _settings(recipe, str(dense) if word else "a model in memory", names, texts=texts, unrelated=unrelated)
-        if directory:
-            _check_place(directory, said, replace=recipe.output.overwrite or recipe.output.resume)
-        if recipe.zeroshot.tasks:
-            from autoprune.evaluation.tasks import check_choices, check_tasks
+        run = _opened(recipe, [dense, *models], names, tokenizer, emit, **choices)
+        return _measured(run, said, directory)
 
-            check_tasks(recipe.zeroshot, emit)
-            check_choices(recipe.zeroshot)
-        run = _opened(recipe, [dense, *models], names, tokenizer, emit, texts=texts, unrelated=unrelated)
-        notes = Notes(directory / f"{STEM}.unfinished.json" if directory else None, resume=recipe.output.resume)
-        shifts = {text: _shifts(run, text, notes, directory) for text in run.windows}
-        flips = _flips(run) if recipe.zeroshot.tasks else {}
+
+def _measured(run: _Run, said: Mapping[str, Any], directory: Path | None) -> Comparison:
+    """All that was asked for, saved where it was asked for."""
+    notes = Notes(directory / f"{STEM}.unfinished.json" if directory else None, resume=run.recipe.output.resume)
+    shifts = {text: _shifts(run, text, notes, directory) for text in run.windows}
+    flips = _flips(run) if run.recipe.zeroshot.tasks else {}
     found = tuple(
         ModelComparison(name, {text: by_model[name] for text, by_model in shifts.items()}, flips.get(name, ()))
-        for name in names
+        for name in run.others
     )
     measured = {"windows": {text: windows.provenance for text, windows in run.windows.items()}, **versions()}
     result = Comparison(run.dense.name, found, {**said, "measured": measured})
@@ -215,11 +219,11 @@ def _names(models: Sequence[Model]) -> list[str]:
     return [name if names.count(name) == 1 else f"{name} {i + 1}" for i, name in enumerate(names)]
 
 
-def _settings(recipe: Recipe, dense: str, names: Sequence[str], **choices: bool) -> dict[str, Any]:
+def _settings(recipe: Recipe, dense: str, names: Sequence[str]) -> dict[str, Any]:
     """What was asked for."""
     asked = recipe.to_dict()
     groups = {group: asked[group] for group in ("model", "evaluation", "zeroshot")}
-    return {"dense": dense, "models": list(names), "seqlen": recipe.calibration.seqlen, **groups, **choices}
+    return {"dense": dense, "models": list(names), "seqlen": recipe.calibration.seqlen, **groups}
 
 
 def _check_place(directory: Path, said: Mapping[str, Any], *, replace: bool) -> None:

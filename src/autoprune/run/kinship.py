@@ -72,8 +72,8 @@ def _tokenizers_differ(dense: Subject, other: Subject) -> str | None:
     """In words; None if they are the same, or if one of the models comes without."""
     if dense.checkpoint is None or other.checkpoint is None:
         return None
-    pairs = [(s.checkpoint.directory / name for s in (dense, other) if s.checkpoint) for name in TOKENIZER_FILES]
-    if all(_same_file(*pair) for pair in pairs):
+    here, there = dense.checkpoint.directory, other.checkpoint.directory
+    if all(_same_file(here / name, there / name) for name in TOKENIZER_FILES):
         return None
     try:
         ours, theirs = dense.load_tokenizer(), other.load_tokenizer()

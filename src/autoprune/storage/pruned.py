@@ -105,7 +105,7 @@ def _warn_of_groups(where: str, pruned: CheckpointStore, chosen: Mapping[int, Se
 
 
 def check_ancestry(dense: CheckpointStore, pruned: CheckpointStore) -> None:
-    """Raises: ModelError unless the pruned checkpoint has the dense shapes, and the dense values outside the layers."""
+    """Raises: ModelError unless the pruned checkpoint has the dense shapes, and dense values outside the layers."""
     if difference := unlike(dense, pruned):
         raise ModelError(
             f"--pruned_model {pruned.skeleton.checkpoint.directory} is no pruned copy of --model"

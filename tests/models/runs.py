@@ -17,8 +17,8 @@ from autoprune.model.anatomy import select_layers
 from autoprune.model.walk import Pass, prepare_inputs, prune_blocks
 from autoprune.model.stream import Place
 from autoprune.steps.barber import Barber
-from autoprune.storage.checkpoint import Checkpoint
 from autoprune.storage.skeleton import build_skeleton
+from autoprune.storage.source import open_checkpoint
 from autoprune.storage.store import CheckpointStore, MemoryStore
 
 HALF = Unstructured(0.5)
@@ -36,7 +36,7 @@ def open_store(
     """A checkpoint's store; finished blocks go to ``written``, what the first of two passes made of them to
     ``passed``.
     """
-    skeleton = build_skeleton(Checkpoint.open(directory), dtype, torch.device("cpu"), trust_remote_code=False)
+    skeleton = build_skeleton(open_checkpoint(directory), dtype, torch.device("cpu"), trust_remote_code=False)
     store = CheckpointStore(skeleton, resident=resident)
     if written is not None:
         kept = {} if passed is None else passed

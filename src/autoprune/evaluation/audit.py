@@ -18,6 +18,7 @@ from autoprune.storage.files import file_sha256
 from autoprune.storage.locate import locate
 from autoprune.storage.manifest import MANIFEST, Manifest
 from autoprune.storage.skeleton import build_skeleton
+from autoprune.storage.source import open_checkpoint
 from autoprune.storage.store import CheckpointStore
 from autoprune.storage.values import is_finite
 
@@ -79,10 +80,10 @@ def audit(
     Raises: OutputError if there is no manifest to say what was promised; ModelError if the dense model can't be read.
     """
     promise = read_promise(directory)
-    original = Checkpoint.open(dense) if dense else None
+    original = open_checkpoint(dense) if dense else None
     faults, hashes = _check_files(directory, promise)
     try:
-        checkpoint = Checkpoint.open(directory)
+        checkpoint = open_checkpoint(directory)
         store = CheckpointStore(
             build_skeleton(checkpoint, "auto", torch.device("cpu"), trust_remote_code=trust_remote_code),
             resident=False,

@@ -95,13 +95,13 @@ class Block:
             yield i
             self.emit(Progress(self.index, self.blocks, phase, done, len(chosen)))
 
-    def run(self, i: int, hidden: Float[Tensor, "samples tokens width"]) -> Float[Tensor, "samples tokens width"]:
+    def run(self, i: int, hidden: Float[Tensor, "samples tokens ..."]) -> Float[Tensor, "samples tokens ..."]:
         """The block's output for hidden states of micro-batch ``i``, with its present weights."""
         return self.inputs.calls.of(i, self.index)(self.module, hidden)
 
     def run_dense(
-        self, i: int, hidden: Float[Tensor, "samples tokens width"]
-    ) -> Float[Tensor, "samples tokens width"]:
+        self, i: int, hidden: Float[Tensor, "samples tokens ..."]
+    ) -> Float[Tensor, "samples tokens ..."]:
         """The same for hidden states of the dense stream, with what its earlier blocks left for this one."""
         return self.dense_inputs.calls.of(i, self.index)(self.module, hidden)
 

@@ -21,6 +21,7 @@ from autoprune.storage.checkpoint import Checkpoint
 from autoprune.storage.complete import check_complete
 from autoprune.storage.locate import locate
 from autoprune.storage.skeleton import build_skeleton, storage_dtype
+from autoprune.storage.source import open_checkpoint
 from autoprune.storage.store import CheckpointStore, MemoryStore
 
 CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx")
@@ -66,7 +67,7 @@ def open_model(recipe: Recipe, *, resident: bool | None) -> Subject:
     """
     options = recipe.model
     directory = locate(options.model, options.cache_dir)
-    checkpoint = Checkpoint.open(directory)
+    checkpoint = open_checkpoint(directory)
     if not resident or recipe.run.memory:
         return_large_blocks()  # first, for while the model is built its weights are allocated too, each for a moment
     skeleton = build_skeleton(

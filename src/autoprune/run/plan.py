@@ -24,11 +24,11 @@ from autoprune.run.open import Subject
 from autoprune.run.texts import calibration_of, evaluation_of
 from autoprune.steps.base import Step
 from autoprune.steps.table import make_steps
-from autoprune.storage.checkpoint import Checkpoint
 from autoprune.storage.complete import check_complete
 from autoprune.storage.locate import DEMO, locate
 from autoprune.storage.pruned import GivenPattern, check_ancestry, check_pattern
 from autoprune.storage.skeleton import build_skeleton
+from autoprune.storage.source import open_checkpoint
 from autoprune.storage.store import CheckpointStore
 
 DEFAULT_SEQLEN = 2048
@@ -94,13 +94,8 @@ def make_plan(recipe: Recipe, subject: Subject, emit: Emit, *, measure: bool, ra
                 " (--seqlen changes that)"
             )
         )
-    if steps and subject.left_alone:
-        emit(
-            Notice(
-                f"the blocks of {subject.store.anatomy.name} are pruned; left as they are:"
-                f" {', '.join(subject.left_alone)}"
-            )
-        )
+    if steps:
+        _say_of_weights(subject, emit)
     looks = needs_data(recipe, steps)
     calibration = ranks.from_first(lambda: calibration_of(recipe, subject, seqlen, emit)) if looks else None
     evaluation = evaluation_of(recipe, subject, seqlen, emit) if measure and ranks.first else {}
@@ -116,6 +111,19 @@ def make_plan(recipe: Recipe, subject: Subject, emit: Emit, *, measure: bool, ra
         )
     targets = uniform_targets(subject.store.anatomy, chosen, target)
     return Plan(subject, steps, target, targets, chosen, calibration, evaluation, seqlen, layout, ranks)
+
+
+def _say_of_weights(subject: Subject, emit: Emit) -> None:
+    """What the user should know of what will be pruned, and what will not."""
+    if subject.checkpoint and subject.checkpoint.note:
+        emit(Notice(f"{subject.name}: {subject.checkpoint.note}"))
+    if subject.left_alone:
+        emit(
+            Notice(
+                f"the blocks of {subject.store.anatomy.name} are pruned; left as they are:"
+                f" {', '.join(subject.left_alone)}"
+            )
+        )
 
 
 def _check_ranks(samples: int, batch: int, ranks: int) -> None:
@@ -147,7 +155,7 @@ def _steps(recipe: Recipe, subject: Subject) -> tuple[Step, ...]:
             "--pruned_model works with a dense model on disk: give its directory or hub id instead of a model in"
             " memory"
         )
-    checkpoint = Checkpoint.open(locate(recipe.chosen.pruned_model, recipe.model.cache_dir))
+    checkpoint = open_checkpoint(locate(recipe.chosen.pruned_model, recipe.model.cache_dir))
     skeleton = build_skeleton(
         checkpoint, "auto", subject.store.device, trust_remote_code=recipe.model.trust_remote_code
     )

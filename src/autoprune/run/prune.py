@@ -93,6 +93,10 @@ def _about(run: Run, *, complete: bool) -> dict[str, Any]:
         "local": Path(subject.name).exists() or subject.name == "demo",
         "fingerprint": fingerprint,
     }
+    if subject.checkpoint and subject.checkpoint.note:
+        model["weights"] = subject.checkpoint.note
+    if isinstance(subject.store, CheckpointStore) and (alone := subject.store.recorded_alone):
+        model["left_alone"] = list(alone)
     first = run.plan.steps[0]
     if isinstance(first, GivenPattern):
         model["pruned"] = ValueCheck(first.pruned.skeleton.checkpoint).finish()

@@ -14,7 +14,7 @@ from autoprune.core.problem import LayerSolution
 from autoprune.machine.allocator import return_what_is_free
 from autoprune.model.anatomy import Anatomy, BlockAnatomy, examine
 from autoprune.storage.ahead import ReadAhead
-from autoprune.storage.complete import unplaced
+from autoprune.storage.complete import not_loaded, unplaced
 from autoprune.storage.skeleton import Skeleton
 from autoprune.storage.values import ValueCheck
 
@@ -117,7 +117,16 @@ class CheckpointStore:
 
         Raises: ModelError if whole blocks are in the checkpoint alone.
         """
-        extra = unplaced(self.skeleton, self.anatomy.name, len(self.anatomy.blocks))
+        return self._alone(unplaced(self.skeleton, self.anatomy.name, len(self.anatomy.blocks)))
+
+    @property
+    def recorded_alone(self) -> tuple[str, ...]:
+        """The same and all other tensors that the model does not load, such as tables of positions that it computes
+        itself.
+        """
+        return self._alone(not_loaded(self.skeleton))
+
+    def _alone(self, extra: list[str]) -> tuple[str, ...]:
         folders = {
             name[:end]
             for name in {*self.skeleton.owners}.difference(extra)

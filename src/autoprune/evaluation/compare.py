@@ -17,7 +17,7 @@ from autoprune.errors import NumericsError
 from autoprune.evaluation.perplexity import EvaluationStore
 from autoprune.events import Emit, Phase, Step
 from autoprune.model.calls import Mirror, hidden_of, probe_mirror, replaced_forward
-from autoprune.model.pipeline import prepare_inputs
+from autoprune.model.walk import prepare_inputs, walk
 from autoprune.model.stream import Place
 
 LOGITS = 2**23  # numbers of one model's logits that are there at a time
@@ -119,8 +119,8 @@ def _resident(
 ) -> _Ends:
     """A model in memory runs when its hidden states are asked for: none are kept."""
     modules = [block.module for block in store.anatomy.blocks]
-    for block in store.anatomy.blocks:
-        store.load(block.index)
+    for _ in walk(store):
+        pass  # a resident store keeps what it has loaded
     mirror, parts, last = probe_mirror(store.embed, modules, ids), ids.split(batch), modules[-1].forward
 
     def hidden(index: int) -> Tensor:
@@ -146,8 +146,7 @@ def _streamed(
     emit(Phase(f"forward {name}", total=len(blocks)))
     inputs, stream = prepare_inputs(store, ids, batch, place)
     kept = inputs.new_stream()
-    for block in blocks:
-        store.load(block.index)
+    for block in walk(store):
         for i in range(len(stream)):
             output = inputs.calls.of(i, block.index)(block.module, stream[i])
             if block is blocks[-1]:
@@ -155,5 +154,4 @@ def _streamed(
             else:
                 stream[i] = output
             emit(Step(block.index, len(blocks), f"forward {name}", i + 1, len(stream)))
-        store.release(block.index)
     return _Ends(store, inputs.mirror, kept.__getitem__)

@@ -99,9 +99,7 @@ class Block:
         """The block's output for hidden states of micro-batch ``i``, with its present weights."""
         return self.inputs.calls.of(i, self.index)(self.module, hidden)
 
-    def run_dense(
-        self, i: int, hidden: Float[Tensor, "samples tokens ..."]
-    ) -> Float[Tensor, "samples tokens ..."]:
+    def run_dense(self, i: int, hidden: Float[Tensor, "samples tokens ..."]) -> Float[Tensor, "samples tokens ..."]:
         """The same for hidden states of the dense stream, with what its earlier blocks left for this one."""
         return self.dense_inputs.calls.of(i, self.index)(self.module, hidden)
 

@@ -32,7 +32,8 @@ from autoprune.run.kinship import check_alike, check_descent, shortest_context
 from autoprune.run.measure import check_room
 from autoprune.run.memory import Layout
 from autoprune.run.open import Subject, fits, held_model, open_model
-from autoprune.run.plan import choose_seqlen, make_plan, source_name
+from autoprune.run.plan import choose_seqlen, make_plan
+from autoprune.run.texts import source_name
 from autoprune.storage.checkpoint import Checkpoint
 from autoprune.storage.locate import locate
 from autoprune.storage.manifest import versions

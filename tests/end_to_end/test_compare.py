@@ -151,7 +151,7 @@ def test_models_in_memory(tiny: Path, pruned: Path, options: Options) -> None:
 def test_blocks_of_a_streamed_model_come_one_at_a_time(
     tiny: Path, pruned: Path, options: Options, streamed: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from autoprune.storage.stores import CheckpointStore
+    from autoprune.storage.store import CheckpointStore
 
     most = 0
     load = CheckpointStore.load

@@ -18,7 +18,7 @@ from autoprune.errors import AutoPruneError, DataError, ModelError, NumericsErro
 from autoprune.evaluation.compare import compare_predictions
 from autoprune.events import silent
 from autoprune.model.stream import Place
-from autoprune.storage.stores import MemoryStore
+from autoprune.storage.store import MemoryStore
 from end_to_end.tiny import SEQLEN, Texts, change_weights, save_tiny, tiny_model
 
 Options = dict[str, Any]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from configs import DENSE, EXPERTS, REFUSED, TOKENS, VOCAB, WRAPPED, in_bfloat16, tiny_ids, tiny_model
+from configs import DENSE, EXPERTS, REFUSED, TOKENS, WRAPPED, in_bfloat16, tiny_ids, tiny_model
 from more import MORE, MORE_EXPERTS
 from safetensors.torch import save_file
 from shapes import OF_TYPE, SMALL
@@ -92,7 +92,9 @@ def _prune(here: Path) -> dict[str, str]:
         "blocks": f"`{seen.block_list}`",
         "layers": str(len(result.summary.layers)),
         "coverage": f"{seen.coverage:.1%}",
-        "sub-blocks": " or ".join(dict.fromkeys(", ".join(f"`{name}`" for name in order) for order in orders.values())),
+        "sub-blocks": " or ".join(
+            dict.fromkeys(", ".join(f"`{name}`" for name in order) for order in orders.values())
+        ),
         "replay": seen.replay,
         "stays dense": ", ".join(seen.unreached),
         "left alone": ", ".join(seen.left_alone),

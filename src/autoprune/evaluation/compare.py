@@ -17,8 +17,8 @@ from autoprune.errors import NumericsError
 from autoprune.evaluation.perplexity import EvaluationStore
 from autoprune.events import Emit, Phase, Step
 from autoprune.model.calls import Mirror, hidden_of, probe_mirror, replaced_forward
-from autoprune.model.walk import prepare_inputs, walk
 from autoprune.model.stream import Place
+from autoprune.model.walk import prepare_inputs, walk
 
 LOGITS = 2**23  # numbers of one model's logits that are there at a time
 

@@ -35,9 +35,9 @@ from autoprune.run.open import Subject, fits, held_model, open_model
 from autoprune.run.plan import choose_seqlen, make_plan
 from autoprune.run.texts import source_name
 from autoprune.storage.checkpoint import Checkpoint
+from autoprune.storage.files import file_sha256
 from autoprune.storage.locate import locate
 from autoprune.storage.manifest import versions
-from autoprune.storage.writer import file_sha256
 
 Model = str | Path | nn.Module
 STEM = "comparison"

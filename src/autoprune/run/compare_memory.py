@@ -12,7 +12,7 @@ from autoprune.events import Emit, Notice
 from autoprune.recipe.recipe import Recipe
 from autoprune.run.memory import FLOAT, PROGRAM, Layout, Shape, forward_bytes, human, parse_memory, shape_of
 from autoprune.run.open import Subject, held_bytes
-from autoprune.storage.stores import CheckpointStore
+from autoprune.storage.store import CheckpointStore
 
 
 def fitted(

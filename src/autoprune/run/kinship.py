@@ -13,9 +13,9 @@ from torch import Tensor
 
 from autoprune.errors import ModelError
 from autoprune.run.open import Subject
-from autoprune.storage.placing import MANIFEST
+from autoprune.storage.manifest import MANIFEST
 from autoprune.storage.pruned import other_shapes, unlike
-from autoprune.storage.stores import CheckpointStore
+from autoprune.storage.store import CheckpointStore
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 PROBE = (

@@ -31,7 +31,7 @@ from autoprune.core.selection import keep_for
 from autoprune.core.sparsity import SemiStructured, Target, Unstructured
 from autoprune.events import silent
 from autoprune.model.anatomy import select_layers
-from autoprune.model.pipeline import Pass, prepare_inputs, prune_blocks
+from autoprune.model.walk import Pass, prepare_inputs, prune_blocks
 from autoprune.model.stream import Place
 from autoprune.steps import Barber, Magnitude, SparseGPT, Wanda
 from autoprune.storage.manifest import versions

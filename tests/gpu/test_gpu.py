@@ -18,12 +18,12 @@ from autoprune.core.selection import keep_for
 from autoprune.core.sparsity import SemiStructured, Target, Unstructured
 from autoprune.events import silent
 from autoprune.model.anatomy import select_layers
-from autoprune.model.pipeline import Pass, prepare_inputs, prune_blocks
+from autoprune.model.walk import Pass, prepare_inputs, prune_blocks
 from autoprune.model.stream import Place
 from autoprune.steps import Barber, Magnitude, SparseGPT, Wanda
 from autoprune.storage.checkpoint import Checkpoint
 from autoprune.storage.skeleton import build_skeleton
-from autoprune.storage.stores import CheckpointStore, MemoryStore
+from autoprune.storage.store import CheckpointStore, MemoryStore
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
 CUDA = torch.device("cuda", 0)

@@ -14,12 +14,12 @@ from autoprune.core.problem import Method
 from autoprune.core.sparsity import Target, Unstructured
 from autoprune.events import BlockResult, silent
 from autoprune.model.anatomy import select_layers
-from autoprune.model.pipeline import Pass, prepare_inputs, prune_blocks
+from autoprune.model.walk import Pass, prepare_inputs, prune_blocks
 from autoprune.model.stream import Place
 from autoprune.steps.barber import Barber
 from autoprune.storage.checkpoint import Checkpoint
 from autoprune.storage.skeleton import build_skeleton
-from autoprune.storage.stores import CheckpointStore, MemoryStore
+from autoprune.storage.store import CheckpointStore, MemoryStore
 
 HALF = Unstructured(0.5)
 BARBER = Barber(prune_granularity="layer", threshold=0.2)

@@ -18,12 +18,12 @@ from transformers import AutoModelForCausalLM
 from autoprune.core.problem import Method
 from autoprune.model.anatomy import check_coverage, examine
 from autoprune.model.calls import replaced_forward
-from autoprune.model.pipeline import prepare_inputs
+from autoprune.model.walk import prepare_inputs
 from autoprune.model.replay import replay_check
 from autoprune.model.stream import Place
 from autoprune.results.outcome import LayerOutcome
 from autoprune.steps.wanda import Wanda
-from autoprune.storage.stores import CheckpointStore
+from autoprune.storage.store import CheckpointStore
 
 PAGE = read_page()
 REMEDY = "run `python scripts/list_architectures.py`"

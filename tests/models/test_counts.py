@@ -18,10 +18,10 @@ from autoprune.core.statistics import InputGram, InputNorm
 from autoprune.events import silent
 from autoprune.model.anatomy import select_layers
 from autoprune.model.calls import PROBE_TOKENS
-from autoprune.model.pipeline import Pass, prepare_inputs, prune_blocks
+from autoprune.model.walk import Pass, prepare_inputs, prune_blocks
 from autoprune.model.stream import Place
 from autoprune.steps import Barber, Magnitude, SparseGPT, Wanda
-from autoprune.storage.stores import MemoryStore
+from autoprune.storage.store import MemoryStore
 
 SAMPLES, BATCH = 6, 2
 BATCHES = SAMPLES // BATCH

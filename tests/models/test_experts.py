@@ -27,20 +27,20 @@ from autoprune.core.sparsity import SemiStructured, Unstructured
 from autoprune.core.statistics import GradientEnergy, InputGram, InputNorm
 from autoprune.errors import ModelError
 from autoprune.events import Event, Notice
-from autoprune.model.anatomy import Block, examine
+from autoprune.model.anatomy import BlockAnatomy, examine
 from autoprune.model.calls import hidden_of
 from autoprune.model.experts import eager_experts
 from autoprune.model.layers import Expert
 from autoprune.model.observe import InputObserver
-from autoprune.model.pipeline import prepare_inputs
+from autoprune.model.walk import prepare_inputs
 from autoprune.model.stream import Place
 from autoprune.steps.magnitude import Magnitude
 from autoprune.steps.sparsegpt import SparseGPT
 from autoprune.steps.wanda import Wanda
-from autoprune.storage.stores import MemoryStore
+from autoprune.storage.store import MemoryStore
 
 
-def experts_of(block: Block) -> list[Expert]:
+def experts_of(block: BlockAnatomy) -> list[Expert]:
     return [layer for layer in block.layers if isinstance(layer, Expert)]
 
 
@@ -137,7 +137,7 @@ def test_gradients_are_those_of_single_samples(name: str, batch: int) -> None:
     assert compared >= 4
 
 
-def inputs_of(model: PreTrainedModel, block: Block, child: str, ids: Tensor) -> Tensor:
+def inputs_of(model: PreTrainedModel, block: BlockAnatomy, child: str, ids: Tensor) -> Tensor:
     """What enters the part of a block that holds the experts."""
     caught: list[Tensor] = []
     handle = getattr(block.module, child).register_forward_pre_hook(lambda _, args: caught.append(args[0].detach()))

@@ -21,7 +21,7 @@ from autoprune.errors import NumericsError
 from autoprune.events import BlockResult, Step, silent
 from autoprune.machine.ranks import ALONE, Ranks
 from autoprune.model.anatomy import select_layers
-from autoprune.model.pipeline import Pass, prepare_inputs, prune_blocks
+from autoprune.model.walk import Pass, prepare_inputs, prune_blocks
 from autoprune.model.sharing import share, shared_out
 from autoprune.model.stages import Inputs
 from autoprune.model.stream import Place
@@ -30,7 +30,7 @@ from autoprune.steps.barber import Barber
 from autoprune.steps.magnitude import Magnitude
 from autoprune.steps.sparsegpt import SparseGPT
 from autoprune.steps.wanda import Wanda
-from autoprune.storage.stores import MemoryStore
+from autoprune.storage.store import MemoryStore
 
 HALF = Unstructured(0.5)
 SAMPLES = 7  # no rank count divides it

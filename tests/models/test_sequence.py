@@ -20,13 +20,13 @@ from autoprune.core.sparsity import Unstructured
 from autoprune.errors import RecipeError
 from autoprune.events import silent
 from autoprune.model.anatomy import select_layers
-from autoprune.model.pipeline import Pass, prepare_inputs, prune_blocks
+from autoprune.model.walk import Pass, prepare_inputs, prune_blocks
 from autoprune.model.stream import Place
 from autoprune.steps.barber import Barber
 from autoprune.steps.magnitude import Magnitude
 from autoprune.steps.sparsegpt import SparseGPT
 from autoprune.steps.wanda import Wanda
-from autoprune.storage.stores import MemoryStore
+from autoprune.storage.store import MemoryStore
 
 GROUPS = (
     ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),

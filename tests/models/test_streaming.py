@@ -16,12 +16,12 @@ from transformers import AutoModelForCausalLM
 
 from autoprune.core.problem import Method
 from autoprune.core.sparsity import SemiStructured, Target, Unstructured
-from autoprune.model.pipeline import prepare_inputs
+from autoprune.model.walk import prepare_inputs
 from autoprune.model.stream import Place, Stream
 from autoprune.steps.magnitude import Magnitude
 from autoprune.steps.sparsegpt import SparseGPT
 from autoprune.steps.wanda import Wanda
-from autoprune.storage.stores import MemoryStore
+from autoprune.storage.store import MemoryStore
 
 FIRST = (Magnitude(), Wanda(), SparseGPT())
 

@@ -25,12 +25,12 @@ from autoprune.core.sparsity import SemiStructured, Target, parse_target
 from autoprune.errors import RecipeError
 from autoprune.events import silent
 from autoprune.model.anatomy import select_layers
-from autoprune.model.pipeline import Pass, Place, prepare_inputs, prune_blocks
+from autoprune.model.walk import Pass, Place, prepare_inputs, prune_blocks
 from autoprune.steps import FIRST_PASSES
 from autoprune.steps.barber import Barber
 from autoprune.storage.checkpoint import Checkpoint
 from autoprune.storage.skeleton import build_skeleton
-from autoprune.storage.stores import CheckpointStore
+from autoprune.storage.store import CheckpointStore
 
 AGREEMENT = 0.999  # share of positions
 WEIGHTS = 1e-3  # relative difference of a layer's weights

@@ -25,11 +25,11 @@ from autoprune.model.anatomy import select_layers
 from autoprune.model.layers import Layer
 from autoprune.model.observe import InputSample
 from autoprune.model.parts import weight_gradients
-from autoprune.model.pipeline import Pass, Place, prepare_inputs, prune_blocks
+from autoprune.model.walk import Pass, Place, prepare_inputs, prune_blocks
 from autoprune.results.outcome import SubBlockOutcome
 from autoprune.steps.barber import Barber
 from autoprune.steps.magnitude import Magnitude
-from autoprune.storage.stores import MemoryStore
+from autoprune.storage.store import MemoryStore
 
 BLOCKS, TOKENS, SAMPLES, BATCH = 2, 10, 5, 2  # the last batch is ragged
 

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from autoprune.core.order import zeroed
+from autoprune.core.order_statistics import zeroed
 from autoprune.errors import NumericsError
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float
@@ -53,7 +56,7 @@ class InputGram:
 
 @dataclass
 class CrossGram:
-    """``C = sum x_dense x_pruned^T`` over all calibration tokens, in float32: how the pruned stream follows the dense one."""
+    """``C = sum x_dense x_pruned^T`` over all calibration tokens, in float32: how far the streams agree."""
 
     cross: Float[Tensor, "in in"]
     tokens: int = 0
@@ -102,4 +105,18 @@ class GradientEnergy:
         return (self.squares / self.samples).sqrt()
 
 
-Statistic = InputNorm | InputGram | GradientEnergy
+Statistic = InputNorm | InputGram | CrossGram | GradientEnergy
+S = TypeVar("S", bound="InputNorm | InputGram | CrossGram")
+
+
+def tensors_of(statistic: Statistic) -> list[Tensor]:
+    """The tensors in a statistic, every one a sum over what was seen."""
+    values = (getattr(statistic, field.name) for field in dataclasses.fields(statistic))
+    return [value for value in values if isinstance(value, Tensor)]
+
+
+def summed(statistics: Sequence[S]) -> S:
+    """One statistic of all that several of a kind have seen: their fields are sums, so they add up."""
+    first = statistics[0]
+    names = [field.name for field in dataclasses.fields(first)]
+    return type(first)(*(sum(getattr(statistic, name) for statistic in statistics) for name in names))

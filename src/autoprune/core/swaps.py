@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from autoprune.core.order import zeroed
+from autoprune.core.order_statistics import zeroed
 from autoprune.core.sparsity import SemiStructured, Target
 from autoprune.errors import NumericsError
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from autoprune.data.cache import cached_json
 from autoprune.data.windows import Windows
-from autoprune.errors import OutputError
 from autoprune.events import Emit, Notice, silent
 from autoprune.results.types import PerplexityResult, dump_json, to_jsonable
+from autoprune.storage.files import write_text, writing_to
 
 
 def remembered(
@@ -64,15 +64,8 @@ class Notes:
     def _write(self) -> None:
         if self._path is None:
             return
-        draft = self._path.with_name(self._path.name + ".writing")
-        try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            draft.write_text(dump_json(self._kept), encoding="utf-8")
-            draft.replace(self._path)
-        except OSError as error:
-            raise OutputError(
-                f"{self._path.parent}: can't write there ({error}); free some space or choose another place"
-            ) from error
+        with writing_to(self._path.parent):
+            write_text(self._path, dump_json(self._kept))
 
 
 def _read(path: Path) -> list[dict[str, object]]:

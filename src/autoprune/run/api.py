@@ -26,8 +26,9 @@ from autoprune.run.measure import accuracy, check_room, count_zeros, measured
 from autoprune.run.open import Subject, fits, held_model, open_model
 from autoprune.run.plan import Plan, check_apart, make_plan
 from autoprune.run.prune import prune_and_write
-from autoprune.storage.placing import check_target, delete_result, is_temporary, keep_result
-from autoprune.storage.stores import CheckpointStore
+from autoprune.storage.manifest import Manifest
+from autoprune.storage.result import check_target
+from autoprune.storage.store import CheckpointStore
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -119,7 +120,7 @@ def run(
     results hold no measurements.
     """
     output = recipe.output
-    dense_only = recipe.target is None and not recipe.rebuild.pruned_model
+    dense_only = recipe.target is None and not recipe.chosen.pruned_model
     if measure is None:
         asked = bool(output.save_ppl) or recipe.evaluation != EvaluationOptions()
         measure = asked or not (recipe.zeroshot.tasks or (output.save_model and not dense_only))
@@ -137,8 +138,8 @@ def run(
         if subject.checkpoint:  # a pruned checkpoint is as large as the dense one
             check_room(recipe, subject, resident=subject.store.resident or fits(subject.checkpoint, recipe))
         plan = make_plan(recipe, subject, emit, measure=measure, ranks=ranks)
-        directory = Path(output.save_model) if output.save_model and plan.methods else None
-        if plan.methods:
+        directory = Path(output.save_model) if output.save_model and plan.steps else None
+        if plan.steps:
             summary = prune_and_write(recipe, plan, directory, emit)
             row = EvaluationRow(*labels, summary.sparsity, (), recipe.to_dict(), summary)
         else:
@@ -154,10 +155,11 @@ def run(
 
 def _delete_or_keep(directory: Path, delete: bool, emit: Emit) -> None:
     """The end of a result: what this run's command says, unless an earlier run made it, to be kept."""
+    found = Manifest.read(directory)
     if not delete:
-        keep_result(directory)
-    elif is_temporary(directory):
-        delete_result(directory)
+        found.keep()
+    elif found.is_temporary:
+        found.delete()
     else:
         emit(Notice(f"{directory} was made by an earlier run that meant to keep it, so --delete leaves it there"))
 

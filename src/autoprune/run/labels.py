@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
-import json
+import dataclasses
 from pathlib import Path
 
 from autoprune.core.sparsity import SemiStructured, Target, Unstructured
-from autoprune.errors import RecipeError
-from autoprune.recipe.recipe import Recipe, recipe_from_flat
-from autoprune.storage.placing import MANIFEST
+from autoprune.errors import OutputError, RecipeError
+from autoprune.recipe.recipe import Recipe
+from autoprune.storage.manifest import Manifest
 
 DENSE = ("dense", "dense")
 
 
 def method_label(recipe: Recipe) -> str:
-    """The run's passes in one word, such as ``wanda+barber``."""
-    first = "given" if recipe.rebuild.pruned_model else recipe.pruning.prune_method
-    return f"{first}+barber" if recipe.rebuild.prune_barber else first
+    """The run's steps in one word, such as ``wanda+barber``."""
+    given = ("given",) if recipe.chosen.pruned_model else ()
+    return "+".join([*given, *recipe.steps])
+
+
+def described(recipe: Recipe) -> str:
+    """The same with the options that make it differ from others: ``wanda+barber-output1-0.01``."""
+    words = ["given"] if recipe.chosen.pruned_model else []
+    for name in recipe.steps:
+        options = recipe.options_of(name)
+        told = [
+            getattr(options, field.name)
+            for field in dataclasses.fields(options)
+            if field.metadata.get("shown") or getattr(options, field.name) != field.default
+        ]
+        words.append("-".join([name, *(f"{value:g}" if isinstance(value, float) else str(value) for value in told)]))
+    return "+".join(words)
 
 
 def target_label(target: Target | None) -> str:
@@ -29,17 +43,15 @@ def target_label(target: Target | None) -> str:
 def labels_of(directory: Path) -> tuple[str, str]:
     """Method and target of a checkpoint, if its manifest says that autoprune pruned it; any other is called dense."""
     try:
-        recorded = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))["recipe"]
-        recipe = recipe_from_flat(
-            {name: value for group in recorded.values() for name, value in group.items() if value is not None}
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecipeError):
+        recipe = Manifest.read(directory).recipe
+    except (OutputError, KeyError, TypeError, AttributeError, RecipeError):
         return DENSE
     return method_label(recipe), target_label(recipe.target)
 
 
 def report_stem(recipe: Recipe, labels: tuple[str, str]) -> str:
     """The part of the names of a run's tables that tells it from others; ``labels`` as of the row that they show."""
-    if recipe.target is not None or recipe.rebuild.pruned_model:
-        return f"{recipe.pruning.prune_method}_{recipe.barber.threshold:g}"
-    return f"dense_{recipe.barber.threshold:g}" if labels == DENSE else f"eval_{labels[0]}"
+    if recipe.target is None and not recipe.chosen.pruned_model:
+        return "dense" if labels == DENSE else f"eval_{labels[0]}"
+    target = target_label(recipe.target).replace(" %", "pct").replace(":", "of")
+    return f"{described(recipe)}_{target}"

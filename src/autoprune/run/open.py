@@ -21,7 +21,7 @@ from autoprune.storage.checkpoint import Checkpoint
 from autoprune.storage.complete import check_complete
 from autoprune.storage.locate import locate
 from autoprune.storage.skeleton import build_skeleton, storage_dtype
-from autoprune.storage.stores import CheckpointStore, MemoryStore
+from autoprune.storage.store import CheckpointStore, MemoryStore
 
 CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx")
 RESIDENT_SHARE = (

@@ -4,43 +4,43 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 
-from autoprune.core.problem import LayerProblem, LayerSolution, Scope
+from autoprune.core.problem import LayerProblem, LayerSolution
 from autoprune.core.selection import count_violations
 from autoprune.core.sparsity import SemiStructured, Target
 from autoprune.errors import ModelError, RecipeError
 from autoprune.events import Emit, Notice, silent
 from autoprune.model.layers import Layer
-from autoprune.storage.stores import CheckpointStore
+from autoprune.model.walk import walk
+from autoprune.steps.base import Block, LayerStep
+from autoprune.storage.store import CheckpointStore
 
 RATIO_TOLERANCE = 0.01  # between the ratio that the user states and the zeros that a given pattern has
 
 
 @dataclass(frozen=True)
-class GivenPattern:
-    """A first pass that chooses nothing: weights and zeros come from the pruned checkpoint, one block at a time."""
+class GivenPattern(LayerStep):
+    """A first step that chooses nothing: weights and zeros come from a pruned copy, one block at a time."""
 
     pruned: CheckpointStore
-    statistic: ClassVar[None] = None
-    scope: ClassVar[Scope] = Scope.INPUT_GROUP
+    name: ClassVar[str] = "given"
+    title: ClassVar[str] = "Given pattern"
 
-    def solve(self, problems: Sequence[LayerProblem]) -> list[LayerSolution]:
-        """The weights and zeros of these layers in the pruned copy; ``check_pattern`` has looked at them before."""
-        weights = {problem.name: self._weight(problem.name) for problem in problems}
-        return [LayerSolution(name, weight != 0, weight) for name, weight in weights.items()]
+    def apply(self, block: Block) -> None:
+        """Loads the pruned copy's block while it is read; ``check_pattern`` has looked at it before."""
+        for given in walk(self.pruned, start=block.index, stop=block.index + 1):
+            weights = {given.full_name(layer): layer.matrix.float() for layer in given.layers}
+            block.solve(block.observe(None), partial(self._taken, weights), None)
 
-    def _weight(self, name: str) -> torch.Tensor:
-        for block in self.pruned.anatomy.blocks:
-            for layer in block.layers:
-                if block.full_name(layer) == name:
-                    if not self.pruned.is_loaded(block.index):
-                        self.pruned.release_all()
-                    self.pruned.load(block.index)
-                    return layer.matrix.float()
-        raise ModelError(f"{self.pruned.skeleton.checkpoint.directory} has no layer {name}")
+    def _taken(self, weights: Mapping[str, Tensor], problems: Sequence[LayerProblem]) -> list[LayerSolution]:
+        if lost := [p.name for p in problems if p.name not in weights]:
+            raise ModelError(f"{self.pruned.skeleton.checkpoint.directory} has no layer {lost[0]}")
+        return [LayerSolution(p.name, weights[p.name] != 0, weights[p.name]) for p in problems]
 
 
 def check_pattern(
@@ -57,9 +57,8 @@ def check_pattern(
     """
     where = f"--pruned_model {pruned.skeleton.checkpoint.directory}"
     zeros = total = 0
-    for block in pruned.anatomy.blocks:
+    for block in walk(pruned):
         names = {layer.name for layer in chosen[block.index]}
-        pruned.load(block.index)
         for layer in block.layers:
             if layer.name not in names:
                 continue
@@ -76,7 +75,6 @@ def check_pattern(
                     f"{where}: {name} is not {target} sparse; drop --sparsity_type, or give the pattern that it has"
                 )
             zeros, total = zeros + int((weight == 0).sum()), total + layer.count
-        pruned.release(block.index)
     if target is None:
         _warn_of_groups(where, pruned, chosen, emit)
     if target is None and ratio and total and abs(zeros / total - ratio) > RATIO_TOLERANCE:
@@ -87,21 +85,20 @@ def check_pattern(
 
 
 def _warn_of_groups(where: str, pruned: CheckpointStore, chosen: Mapping[int, Sequence[Layer]], emit: Emit) -> None:
-    """LLM-Barber would break an N:M pattern that nobody told it of."""
-    first = next(block for block in pruned.anatomy.blocks if chosen[block.index])
-    names = {layer.name for layer in chosen[first.index]}
-    pruned.load(first.index)
-    weights = [layer.matrix for layer in first.layers if layer.name in names]
-    for pattern in (SemiStructured(2, 4), SemiStructured(4, 8)):
-        if all(w.shape[1] % pattern.m == 0 and not count_violations(w != 0, pattern) for w in weights):
-            emit(
-                Notice(
-                    f"{where} looks {pattern} sparse; without --sparsity_type {pattern} LLM-Barber does not keep to"
-                    " that"
+    """A later step would break an N:M pattern that nobody told it of."""
+    first = next(block.index for block in pruned.anatomy.blocks if chosen[block.index])
+    names = {layer.name for layer in chosen[first]}
+    for block in walk(pruned, start=first, stop=first + 1):
+        weights = [layer.matrix for layer in block.layers if layer.name in names]
+        for pattern in (SemiStructured(2, 4), SemiStructured(4, 8)):
+            if all(w.shape[1] % pattern.m == 0 and not count_violations(w != 0, pattern) for w in weights):
+                emit(
+                    Notice(
+                        f"{where} looks {pattern} sparse; without --sparsity_type {pattern} what follows does not"
+                        " keep to that"
+                    )
                 )
-            )
-            break
-    pruned.release(first.index)
+                break
 
 
 def check_ancestry(dense: CheckpointStore, pruned: CheckpointStore) -> None:

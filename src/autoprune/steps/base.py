@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -40,6 +40,7 @@ class Needs:
         return looks or self.dense_stream or self.survey
 
 
+@runtime_checkable
 class Layer(Protocol):
     """A linear map of the block."""
 
@@ -59,6 +60,7 @@ class Layer(Protocol):
         ...
 
 
+@runtime_checkable
 class Group(Protocol):
     """Layers that are fed by one and the same tensor."""
 
@@ -73,6 +75,7 @@ class Group(Protocol):
         ...
 
 
+@runtime_checkable
 class Part(Protocol):
     """A sub-block under work: the attention half or the MLP half of a block."""
 
@@ -97,6 +100,7 @@ class Part(Protocol):
 Solve = Callable[[Sequence[LayerProblem]], Sequence[LayerSolution]]
 
 
+@runtime_checkable
 class Block(Protocol):
     """One decoder block while it is worked on: all that a step may see and do."""
 
@@ -163,6 +167,7 @@ class Block(Protocol):
         ...
 
 
+@runtime_checkable
 class Training(Protocol):
     """A block whose values are trained, by parameter name and in the parameters' own layout."""
 
@@ -194,6 +199,7 @@ class Training(Protocol):
         ...
 
 
+@runtime_checkable
 class Trial(Protocol):
     """An attempt that may be undone."""
 
@@ -250,6 +256,7 @@ class LayerStep(Step):
         raise NotImplementedError
 
 
+@runtime_checkable
 class Survey(Protocol):
     """A walk that only looks: the dense model, block by block, on the calibration samples."""
 

@@ -18,8 +18,8 @@ from autoprune.core.selection import keep_for
 from autoprune.core.sparsity import SemiStructured, Target, Unstructured
 from autoprune.events import silent
 from autoprune.model.anatomy import select_layers
-from autoprune.model.walk import Pass, prepare_inputs, prune_blocks
 from autoprune.model.stream import Place
+from autoprune.model.walk import Pass, prepare_inputs, prune_blocks
 from autoprune.steps import Barber, Magnitude, SparseGPT, Wanda
 from autoprune.storage.checkpoint import Checkpoint
 from autoprune.storage.skeleton import build_skeleton

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from configs import DENSE, EXPERTS, REFUSED, TOKENS, VOCAB, WRAPPED, in_bfloat16, tiny_ids, tiny_model
+from configs import DENSE, EXPERTS, REFUSED, TOKENS, WRAPPED, in_bfloat16, tiny_ids, tiny_model
 from more import MORE, MORE_EXPERTS
 from safetensors.torch import save_file
 from shapes import OF_TYPE, SMALL

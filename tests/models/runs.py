@@ -14,8 +14,8 @@ from autoprune.core.problem import Method
 from autoprune.core.sparsity import Target, Unstructured
 from autoprune.events import BlockResult, silent
 from autoprune.model.anatomy import select_layers
-from autoprune.model.walk import Pass, prepare_inputs, prune_blocks
 from autoprune.model.stream import Place
+from autoprune.model.walk import Pass, prepare_inputs, prune_blocks
 from autoprune.steps.barber import Barber
 from autoprune.storage.skeleton import build_skeleton
 from autoprune.storage.source import open_checkpoint

@@ -18,9 +18,9 @@ from transformers import AutoModelForCausalLM
 from autoprune.core.problem import Method
 from autoprune.model.anatomy import check_coverage, examine
 from autoprune.model.calls import replaced_forward
-from autoprune.model.walk import prepare_inputs
 from autoprune.model.replay import replay_check
 from autoprune.model.stream import Place
+from autoprune.model.walk import prepare_inputs
 from autoprune.results.outcome import LayerOutcome
 from autoprune.steps.wanda import Wanda
 from autoprune.storage.store import CheckpointStore

@@ -18,8 +18,8 @@ from autoprune.core.statistics import InputGram, InputNorm
 from autoprune.events import silent
 from autoprune.model.anatomy import select_layers
 from autoprune.model.calls import PROBE_TOKENS
-from autoprune.model.walk import Pass, prepare_inputs, prune_blocks
 from autoprune.model.stream import Place
+from autoprune.model.walk import Pass, prepare_inputs, prune_blocks
 from autoprune.steps import Barber, Magnitude, SparseGPT, Wanda
 from autoprune.storage.store import MemoryStore
 

@@ -32,8 +32,8 @@ from autoprune.model.calls import hidden_of
 from autoprune.model.experts import eager_experts
 from autoprune.model.layers import Expert
 from autoprune.model.observe import InputObserver
-from autoprune.model.walk import prepare_inputs
 from autoprune.model.stream import Place
+from autoprune.model.walk import prepare_inputs
 from autoprune.steps.magnitude import Magnitude
 from autoprune.steps.sparsegpt import SparseGPT
 from autoprune.steps.wanda import Wanda

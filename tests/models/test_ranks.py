@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import pytest
 import torch
+from autoprune.model.stages import Inputs
 from models.configs import tiny_ids, tiny_model
 from models.threads import ThreadRanks, on_ranks
 from torch import Tensor
@@ -21,10 +22,9 @@ from autoprune.errors import NumericsError
 from autoprune.events import BlockResult, Step, silent
 from autoprune.machine.ranks import ALONE, Ranks
 from autoprune.model.anatomy import select_layers
-from autoprune.model.walk import Pass, prepare_inputs, prune_blocks
 from autoprune.model.sharing import share, shared_out
-from autoprune.model.stages import Inputs
 from autoprune.model.stream import Place
+from autoprune.model.walk import Pass, prepare_inputs, prune_blocks
 from autoprune.results.outcome import LayerOutcome
 from autoprune.steps.barber import Barber
 from autoprune.steps.magnitude import Magnitude

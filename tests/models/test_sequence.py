@@ -20,8 +20,8 @@ from autoprune.core.sparsity import Unstructured
 from autoprune.errors import RecipeError
 from autoprune.events import silent
 from autoprune.model.anatomy import select_layers
-from autoprune.model.walk import Pass, prepare_inputs, prune_blocks
 from autoprune.model.stream import Place
+from autoprune.model.walk import Pass, prepare_inputs, prune_blocks
 from autoprune.steps.barber import Barber
 from autoprune.steps.magnitude import Magnitude
 from autoprune.steps.sparsegpt import SparseGPT

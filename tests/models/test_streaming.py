@@ -16,8 +16,8 @@ from transformers import AutoModelForCausalLM
 
 from autoprune.core.problem import Method
 from autoprune.core.sparsity import SemiStructured, Target, Unstructured
-from autoprune.model.walk import prepare_inputs
 from autoprune.model.stream import Place, Stream
+from autoprune.model.walk import prepare_inputs
 from autoprune.steps.magnitude import Magnitude
 from autoprune.steps.sparsegpt import SparseGPT
 from autoprune.steps.wanda import Wanda

@@ -210,7 +210,10 @@ def test_upward_imports_are_seen(name: str, source: str) -> None:
     ("name", "source"),
     [
         ("steps", "from autoprune.core import exchange\nfrom autoprune.recipe.recipe import Recipe"),
-        ("storage", "from autoprune.model.anatomy import BlockAnatomy\nfrom autoprune import __version__\nimport json"),
+        (
+            "storage",
+            "from autoprune.model.anatomy import BlockAnatomy\nfrom autoprune import __version__\nimport json",
+        ),
         ("evaluation", "from autoprune.data.windows import Windows"),
         ("cli", "from autoprune.run import api"),
     ],

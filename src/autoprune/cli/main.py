@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import autoprune
+from autoprune.cli.compare import add_compare, run_compare
 from autoprune.cli.flags import Parser, add_flags, given
 from autoprune.errors import AutoPruneError, RecipeError
 from autoprune.machine.launch import launched, require_alone
@@ -69,6 +70,7 @@ def _console(arguments: list[str]) -> int:
         command = commands.add_parser(name, help=about, description=about.capitalize() + ".", allow_abbrev=False)
         groups, without = FLAGS[name]
         add_flags(command, groups, without, positional=None if name == "prune" else "model")
+    add_compare(commands)
     verify = commands.add_parser(
         "verify", help="audit a pruned checkpoint, trusting only its files", description=VERIFY, allow_abbrev=False
     )
@@ -109,6 +111,8 @@ def _console(arguments: list[str]) -> int:
         require_alone(f"autoprune {chosen.command}")
     if chosen.command == "reproduce":
         return _reproduce(chosen, given(chosen))
+    if chosen.command == "compare":
+        return run_compare(chosen)
     if chosen.command == "verify":
         return _verify(chosen.directory, chosen.model)
     if chosen.command == "bench":

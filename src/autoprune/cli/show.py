@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
+from autoprune.report.comparison import comparison_grids
 from autoprune.report.grid import grid_to_rich
 from autoprune.report.tables import print_barber, print_comparison, print_layers
 from autoprune.report.zeroshot import zeroshot_grid
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from autoprune.bench.bench import BenchSummary
     from autoprune.bench.reproduce import Reproduction
     from autoprune.evaluation.audit import AuditReport
+    from autoprune.results.comparison import Comparison
     from autoprune.run.api import PruneResult
     from autoprune.run.inspect import Inspection
 
@@ -55,6 +57,15 @@ def show_result(result: PruneResult) -> None:
         console.print(f"perplexity: {output.save_ppl}", highlight=False, soft_wrap=True)
     if output.save_zeroshot:
         console.print(f"zero-shot:  {output.save_zeroshot}", highlight=False, soft_wrap=True)
+
+
+def show_comparison(result: Comparison, directory: str | None) -> None:
+    """How far predictions moved, and where the files are."""
+    console = terminal()
+    for grid in comparison_grids(result):
+        console.print(grid_to_rich(grid))
+    if directory:
+        console.print(f"comparison: {directory}", highlight=False, soft_wrap=True)
 
 
 def show_inspection(inspection: Inspection) -> None:

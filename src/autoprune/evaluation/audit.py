@@ -13,6 +13,7 @@ from autoprune.core.selection import count_violations
 from autoprune.core.sparsity import SemiStructured, Target
 from autoprune.errors import ModelError, OutputError, RecipeError
 from autoprune.events import Emit, Notice, Phase, Step, silent
+from autoprune.model.walk import walk
 from autoprune.storage.checkpoint import Checkpoint
 from autoprune.storage.files import file_sha256
 from autoprune.storage.locate import locate
@@ -181,13 +182,11 @@ def _check_files(directory: Path, promise: Promise) -> tuple[list[Fault], dict[s
 def _audit_layers(store: CheckpointStore, promise: Promise, faults: list[Fault], emit: Emit) -> Iterator[LayerAudit]:
     blocks = store.anatomy.blocks
     emit(Phase("verifying", total=len(blocks)))
-    for block in blocks:
-        store.load(block.index)
+    for block in walk(store):
         for layer in block.layers:
             name = block.full_name(layer)
             if name in promise.zeros:
                 yield _layer(name, layer.matrix, promise.zeros[name], promise.target, faults)
-        store.release(block.index)
         emit(Step(block.index, len(blocks), "verifying", 1, 1))
 
 

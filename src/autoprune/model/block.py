@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -19,10 +20,12 @@ from autoprune.events import Emit, Notice
 from autoprune.events import Step as Progress
 from autoprune.model.anatomy import BlockAnatomy
 from autoprune.model.gradients import PartWork, work_by_parts
-from autoprune.model.layers import Expert, Layer, hold_originals
+from autoprune.model.layers import Layer, hold_originals
 from autoprune.model.observe import InputGroup, InputObserver, Kind, check_finite, observe_pairs, settle_experts
 from autoprune.model.sharing import merge_groups, observed_as, solved
 from autoprune.model.stream import Stream
+from autoprune.model.training import BlockTraining
+from autoprune.model.trial import Trial
 from autoprune.model.walk import Inputs
 from autoprune.results.outcome import LayerOutcome, SubBlockOutcome
 from autoprune.steps.base import Group, Solve
@@ -258,7 +261,34 @@ class Block:
         """The sub-blocks in their order, each behind the pruned ones before it."""
         yield from work_by_parts(self, compute_dtype)
 
-    # Trials.
+    # Training and trials.
+
+    @contextlib.contextmanager
+    def training(self, compute_dtype: str) -> Iterator[BlockTraining]:
+        """The layers to prune, norms and biases, ready to be trained; nothing has changed when it ends."""
+        training = BlockTraining(self, compute_dtype)
+        try:
+            yield training
+        finally:
+            training.restore()
+
+    def assign_values(self, values: Mapping[str, Tensor]) -> None:
+        """Gives the block what was trained, by parameter name; patterns stay."""
+        fused = {layer.parameter_name for layer in self.layers}
+        for layer in self.layers:
+            if layer.parameter_name in values:
+                before = self.problem(layer)
+                keep = torch.ones_like(layer.matrix, dtype=torch.bool) if before.keep is None else before.keep
+                weight = layer.of(values[layer.parameter_name])
+                self.assign(layer, LayerSolution(before.name, keep, weight))
+        for name, value in values.items():
+            if name not in fused:
+                self.assign_other(name, value)
+
+    def note(self, notes: Mapping[str, Any]) -> None:
+        """Adds to what the record says of every layer of the block."""
+        for name, outcome in self.outcomes.items():
+            self.outcomes[name] = replace(outcome, notes={**outcome.notes, **notes})
 
     @contextlib.contextmanager
     def only(self, layers: Sequence[LayerFace]) -> Iterator[None]:
@@ -281,31 +311,6 @@ class Block:
             self.advances = advances
             if not trial.kept:
                 trial.roll_back()
-
-
-class Trial:
-    """A block's weights and decisions as they were, until one says that the new ones are to stay."""
-
-    def __init__(self, block: Block) -> None:
-        self._block, self.kept = block, False
-        fused = {layer.parameter_name for layer in block.layers if isinstance(layer, Expert)}
-        self._values = {
-            name: (p, p.data.clone() if name in fused else p.data) for name, p in block.module.named_parameters()
-        }
-        self._decided = {name: dict(getattr(block, name)) for name in ("solutions", "outcomes", "others", "dense")}
-        self._sub_blocks, self._retargeted = list(block.sub_blocks), set(block._retargeted)
-
-    def keep(self) -> None:
-        """What was assigned stays."""
-        self.kept = True
-
-    def roll_back(self) -> None:
-        """The block as it was, bit for bit."""
-        for parameter, value in self._values.values():
-            parameter.data = value
-        for name, decided in self._decided.items():
-            setattr(self._block, name, decided)
-        self._block.sub_blocks, self._block._retargeted = self._sub_blocks, self._retargeted
 
 
 def solve_all(solve: Solve, problems: Sequence[LayerProblem]) -> list[LayerSolution]:

@@ -224,3 +224,5 @@ def observe_pairs(block: Block, groups: Sequence[InputGroup]) -> None:
             assert isinstance(statistic, CrossGram)
             statistic.update(before[leader.name], seen[leader.name])
         seen.clear()
+    for group in groups:
+        block.inputs.ranks.all_reduce(*tensors_of(group.statistics[CrossGram]))

@@ -10,10 +10,10 @@ from jaxtyping import Int
 from torch import Tensor
 
 from autoprune.core.sparsity import Target
+from autoprune.core.statistics import CrossGram
 from autoprune.errors import RecipeError
-from autoprune.events import BlockResult, Emit, silent
-from autoprune.machine.ranks import ALONE, Ranks
-from autoprune.model.anatomy import Anatomy, select_layers
+from autoprune.events import BlockResult, Emit
+from autoprune.model.anatomy import Anatomy
 from autoprune.model.block import Block
 from autoprune.model.calls import Calls
 from autoprune.model.experts import eager_experts
@@ -46,7 +46,8 @@ class Pass:
     @property
     def kinds(self) -> tuple[Kind, ...]:
         """The statistics that its steps want, each observed once."""
-        wanted = (step.needs.statistic for step in self.steps)
+        wanted = [step.needs.statistic for step in self.steps]
+        wanted += [CrossGram for step in self.steps if step.needs.cross]
         return tuple(dict.fromkeys(kind for kind in wanted if kind is not None))
 
     def inputs(self, common: Inputs) -> Inputs:
@@ -177,38 +178,6 @@ def replay_finished(
                     block = Block(anatomy, (), {}, called, emit, count, stream=current.stream)
                     with replaying(current.steps[-1], anatomy.module, current.stream.dtype) as dtype:
                         block.advance(dtype)
-
-
-def prune_with(
-    store: Store,
-    steps: Sequence[Step],
-    target: Target | Targets | None,
-    ids: Int[Tensor, "samples tokens"] | None = None,
-    *,
-    batch: int = 1,
-    place: Place | None = None,
-    ranks: Ranks = ALONE,
-    ignore: Sequence[str] = (),
-    in_sequence: bool = False,
-    errors: bool = False,
-    emit: Emit = silent,
-) -> list[BlockResult]:
-    """The inner door: prunes the store's model by these steps, calibrated on ``ids``, with nothing around it.
-
-    ``target`` is one for all layers, or a mapping from the layers' full names. ``in_sequence``: the first pass prunes
-    input group by input group. ``errors``: measure layer errors even where no step looks at data.
-    Raises: AutoPruneError as the steps do; RecipeError if a step can't work in sequence.
-    """
-    uniform = target if not isinstance(target, Mapping) else None
-    chosen = select_layers(store.anatomy, ignore, uniform)
-    targets = target if isinstance(target, Mapping) else uniform_targets(store.anatomy, chosen, target)
-    inputs, first = Inputs.none(ranks), None
-    if ids is not None and (errors or any(step.needs.samples for step in steps)):
-        inputs, first = prepare_inputs(store, ids, batch, place or Place(), ranks)
-    streams = open_streams(steps, inputs, first, errors=errors or steps[0].needs.samples)
-    if in_sequence and ids is not None:
-        send_at_once(store, streams, ids, inputs.place)
-    return list(prune_blocks(store, streams, chosen, targets, inputs, emit))
 
 
 def send_at_once(store: Store, streams: Streams, ids: Int[Tensor, "samples tokens"], place: Place) -> None:

@@ -24,9 +24,9 @@ class Place:
 
 
 class Stream:
-    """One tensor ``[samples, tokens, …]`` (width, or streams and width) in micro-batches; micro-batch i is read with ``[i]`` and replaced with
-    ``[i] = …``.
+    """One tensor ``[samples, tokens, …]`` (width, or streams and width) in micro-batches.
 
+    Micro-batch i is read with ``[i]`` and replaced with ``[i] = …``.
     Each comes back in the precision in which it was given: some models run on float32 between bfloat16 blocks.
     """
 

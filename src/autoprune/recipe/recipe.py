@@ -29,7 +29,7 @@ from autoprune.recipe.options import (
     ZeroShotOptions,
 )
 from autoprune.steps.classic import StepOptions, step_names
-from autoprune.steps.table import entry, option_owners, table
+from autoprune.steps.table import check_order, entry, option_owners, table
 
 # By group: where things from the hub are kept changes no result.
 CACHES = (("model", "cache_dir"), ("calibration", "datasets_cache_dir"))
@@ -239,6 +239,7 @@ def _check_steps(recipe: Recipe, target: Target | None) -> None:
         check = getattr(recipe.options_of(name), "check", None)
         if check is not None and dataclasses.fields(recipe.options_of(name)):
             check(target)
+    check_order(recipe.steps, given=chosen.pruned_model is not None)
     if chosen.pruned_model and recipe.pruning.sparsity_ratio == 0:
         raise RecipeError(
             "--sparsity_ratio 0 only evaluates the dense model, which --pruned_model contradicts; leave out one of the"

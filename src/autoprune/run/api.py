@@ -76,7 +76,7 @@ def prune(
     """
     held = model if isinstance(model, nn.Module) else None
     recipe = recipe_from_flat({"model": "" if held is not None else str(model), **options})
-    with _modes_kept(held):
+    with modes_kept(held):
         return run(
             recipe,
             emit,
@@ -100,7 +100,7 @@ def evaluate(
     """
     held = model if isinstance(model, nn.Module) else None
     recipe = recipe_from_flat({"model": "" if held is not None else str(model), "sparsity_ratio": 0, **options})
-    with _modes_kept(held):
+    with modes_kept(held):
         row = run(recipe, emit, held=held, tokenizer=tokenizer, measure=True).row
     return Perplexities(row.perplexity, row.zeroshot)
 
@@ -211,7 +211,7 @@ def _reopened(recipe: Recipe, subject: Subject, directory: Path | None) -> Subje
 
 
 @contextlib.contextmanager
-def _modes_kept(held: nn.Module | None) -> Iterator[None]:
+def modes_kept(held: nn.Module | None) -> Iterator[None]:
     """A model in memory runs in evaluation mode meanwhile; afterwards every part is in the mode in which it was."""
     modes = [(module, module.training) for module in held.modules()] if held is not None else []
     try:

@@ -193,7 +193,7 @@ def _pruning(shape: Shape, steps: Sequence[Step], layout: Layout, load: Load) ->
     kept = shape.stored * (load.models + any(price.new_weights for price in prices))
     weights = shape.block * (kept + (shape.copies - 1) * shape.running + shape.running + 1)
     work = max(
-        _at_once(shape, load) if layout.at_once else _forward(shape, layout.batch, load.tokens),
+        _at_once(shape, load) if layout.at_once else forward_bytes(shape, layout.batch, load.tokens),
         shape.block * (shape.copies + shape.stored),  # the pattern and the result, laid out as they are stored
         *(price.work for price in prices),
     )
@@ -219,11 +219,11 @@ def _evaluation(shape: Shape, layout: Layout, load: Load) -> Need:
         outside,
         weights,
         hidden,
-        max(logits, _forward(shape, layout.batch, load.evaluated_tokens)),
+        max(logits, forward_bytes(shape, layout.batch, load.evaluated_tokens)),
     )
 
 
-def _forward(shape: Shape, windows: int, tokens: int) -> int:
+def forward_bytes(shape: Shape, windows: int, tokens: int) -> int:
     """Activations inside a block (hidden states and residual, a few of the widest tensors, attention's scores), and a
     statistic's view of one.
     """
@@ -235,7 +235,7 @@ def _at_once(shape: Shape, load: Load) -> int:
     """All windows in one pass: a quarter more for holes in memory that is kept, and who may look at whom, for models
     that have a table of it.
     """
-    return _forward(shape, load.samples, load.tokens) * 5 // 4 + load.samples * load.tokens**2
+    return forward_bytes(shape, load.samples, load.tokens) * 5 // 4 + load.samples * load.tokens**2
 
 
 def _full_scores(config: Any) -> int:

@@ -84,12 +84,14 @@ def open_model(recipe: Recipe, *, resident: bool | None) -> Subject:
     )
 
 
-def fits(checkpoint: Checkpoint, recipe: Recipe) -> bool:
-    """Whether a model can be held in memory as a whole, beside what else is needed, and within the recipe's budget."""
+def fits(checkpoint: Checkpoint, recipe: Recipe, *beside: Checkpoint) -> bool:
+    """Whether a model, and others ``beside`` it, can be held in memory as a whole, with what else is needed, and
+    within the recipe's budget.
+    """
     room = psutil.virtual_memory().available
     if recipe.run.memory:
         room = min(room, parse_memory(recipe.run.memory) - PROGRAM)
-    return held_bytes(checkpoint, recipe) < RESIDENT_SHARE * room
+    return sum(held_bytes(model, recipe) for model in (checkpoint, *beside)) < RESIDENT_SHARE * room
 
 
 def held_bytes(checkpoint: Checkpoint, recipe: Recipe) -> int:

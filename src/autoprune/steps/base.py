@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ class Needs:
     """What a step asks of the walk."""
 
     statistic: InputStatistic | None = None  # of what enters the layers; None: looks at no data by layer
+    cross: bool = False  # the cross Gram of dense and pruned inputs beside it; the dense stream comes with it
     gradients: bool = False  # of the sub-blocks' losses
     data: bool = False  # calibration samples, though no statistic of a layer
     own_stream: bool = False  # begins a pass of its own: hidden states that only it and later steps have pruned
@@ -39,6 +40,7 @@ class Needs:
         return looks or self.dense_stream or self.survey
 
 
+@runtime_checkable
 class Layer(Protocol):
     """A linear map of the block."""
 
@@ -58,6 +60,7 @@ class Layer(Protocol):
         ...
 
 
+@runtime_checkable
 class Group(Protocol):
     """Layers that are fed by one and the same tensor."""
 
@@ -66,7 +69,13 @@ class Group(Protocol):
         """In the order in which they run."""
         ...
 
+    @property
+    def statistics(self) -> Mapping[InputStatistic, InputNorm | InputGram | CrossGram]:
+        """What was seen of that tensor, by kind."""
+        ...
 
+
+@runtime_checkable
 class Part(Protocol):
     """A sub-block under work: the attention half or the MLP half of a block."""
 
@@ -91,6 +100,7 @@ class Part(Protocol):
 Solve = Callable[[Sequence[LayerProblem]], Sequence[LayerSolution]]
 
 
+@runtime_checkable
 class Block(Protocol):
     """One decoder block while it is worked on: all that a step may see and do."""
 
@@ -133,6 +143,21 @@ class Block(Protocol):
         """From now on this is what the layer's output is measured against, and its present value."""
         ...
 
+    def training(self, compute_dtype: str) -> AbstractContextManager[Training]:
+        """The layers to prune, norms and biases, ready to be trained in ``auto``, ``float32`` or ``bfloat16``.
+
+        Nothing of the block has changed when it ends.
+        """
+        ...
+
+    def assign_values(self, values: Mapping[str, Tensor]) -> None:
+        """Gives the block what was trained; patterns stay."""
+        ...
+
+    def note(self, notes: Mapping[str, Any]) -> None:
+        """Adds JSON values to what the record says of every layer of the block."""
+        ...
+
     def trial(self) -> AbstractContextManager[Trial]:
         """Whatever is assigned inside is rolled back at the end unless ``keep`` was called."""
         ...
@@ -142,6 +167,39 @@ class Block(Protocol):
         ...
 
 
+@runtime_checkable
+class Training(Protocol):
+    """A block whose values are trained, by parameter name and in the parameters' own layout."""
+
+    @property
+    def values(self) -> Mapping[str, Tensor]:
+        """Those at the beginning."""
+        ...
+
+    @property
+    def patterns(self) -> Mapping[str, Tensor]:
+        """True where a value is kept; for those that have a pattern."""
+        ...
+
+    @property
+    def fitted(self) -> range:
+        """Numbers of the micro-batches to train on."""
+        ...
+
+    def gradients(self, values: Mapping[str, Tensor], i: int) -> Mapping[str, Tensor]:
+        """Those of the block's relative output error on one micro-batch."""
+        ...
+
+    def judge(self, values: Mapping[str, Tensor]) -> float:
+        """The relative output error on the held-out samples."""
+        ...
+
+    def progress(self, phase: str, done: int, total: int) -> None:
+        """Tells whoever watches."""
+        ...
+
+
+@runtime_checkable
 class Trial(Protocol):
     """An attempt that may be undone."""
 
@@ -198,6 +256,7 @@ class LayerStep(Step):
         raise NotImplementedError
 
 
+@runtime_checkable
 class Survey(Protocol):
     """A walk that only looks: the dense model, block by block, on the calibration samples."""
 

@@ -32,6 +32,13 @@ class NoOptions:
 
 
 @dataclass(frozen=True)
+class RIAOptions:
+    """Hyper-parameters of RIA (Plug-and-Play, ICLR 2024)."""
+
+    ria_power: float = option(0.5, "ria: power of the input's norm in the score", positive=True)
+
+
+@dataclass(frozen=True)
 class SparseGPTOptions:
     """Hyper-parameters of SparseGPT (arXiv 2301.00774, algorithm 1)."""
 
@@ -70,3 +77,77 @@ class BarberOptions:
                 f"--prune_granularity {self.prune_granularity} can't keep {target}: only output1 exchanges weights"
                 " inside N:M groups"
             )
+
+
+@dataclass(frozen=True)
+class MixedOptions:
+    """The mixed target: layers are also to make up for what the blocks before them have changed."""
+
+    mixed_share: float = option(
+        0.5,
+        "mixed: share of the correction for the inputs' error; 0 = the dense weights, 1 = all of it",
+        fraction=True,
+    )
+    mixed_damping: float = option(
+        0.01, "mixed: damping of the Gram, as a fraction of its mean diagonal", positive=True
+    )
+
+
+@dataclass(frozen=True)
+class SwapsOptions:
+    """Hyper-parameters of exchanges on the Gram (SparseSwaps, arXiv 2512.10922)."""
+
+    swap_limit: int = option(100, "swaps: exchanges per output row at most", metavar="N", at_least=1)
+    swap_candidates: int = option(
+        32, "swaps: weights of each kind among which a row's best exchange is sought first", metavar="N", at_least=1
+    )
+    swap_protect: float = option(
+        0.0,
+        "swaps: share of the kept weights of a row, the largest by |W| ||x||, that is never dropped",
+        fraction=True,
+    )
+
+
+@dataclass(frozen=True)
+class RefitOptions:
+    """Hyper-parameters of least squares on the kept weights (ALPS, arXiv 2406.07831, section 3.3)."""
+
+    refit_damping: float = option(
+        0.01, "refit: damping of the Gram, as a fraction of its mean diagonal", positive=True
+    )
+    refit_iterations: int = option(30, "refit: steps of conjugate gradients at most", metavar="N", at_least=1)
+
+
+@dataclass(frozen=True)
+class ALPSOptions:
+    """Hyper-parameters of ALPS (arXiv 2406.07831)."""
+
+    alps_damping: float = option(0.01, "alps: damping of the Gram, as a fraction of its mean diagonal", positive=True)
+    alps_compare: str = option(
+        "row", "alps: weights of a row are compared with each other, or all of a layer's", choices=("row", "layer")
+    )
+
+
+@dataclass(frozen=True)
+class ADMMOptions:
+    """Hyper-parameters of gradual ADMM (arXiv 2401.02938)."""
+
+    admm_damping: float = option(0.1, "admm: damping of the Gram, as a fraction of its mean diagonal", positive=True)
+
+
+@dataclass(frozen=True)
+class ReconstructOptions:
+    """Block reconstruction: kept weights, norms and biases are trained towards the dense block's output."""
+
+    epochs: int = option(4, "reconstruct: times that all samples are gone through", metavar="N", at_least=1)
+    learning_rate: float = option(
+        0.001, "reconstruct: rate of Adam at its highest; several are tried with --rate_trials", positive=True
+    )
+    rate_trials: bool = option(
+        False, "reconstruct: for each block also try half and twice the rate, for a quarter of the steps"
+    )
+    reconstruct_dtype: str = option(
+        "auto",
+        "reconstruct: precision of its passes (weights are float32 anyway); auto = bfloat16 where the machine has it",
+        choices=("auto", "float32", "bfloat16"),
+    )

@@ -5,13 +5,24 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
 from autoprune.errors import RecipeError
-from autoprune.steps.options import BarberOptions, NoOptions, SparseGPTOptions
+from autoprune.steps.options import (
+    ADMMOptions,
+    ALPSOptions,
+    BarberOptions,
+    MixedOptions,
+    NoOptions,
+    ReconstructOptions,
+    RefitOptions,
+    RIAOptions,
+    SparseGPTOptions,
+    SwapsOptions,
+)
 
 if TYPE_CHECKING:
     from autoprune.steps.base import Step
@@ -26,6 +37,8 @@ class Entry:
     options: type
     where: str  # module:class
     title: str  # as tables and pages call it
+    prunes: bool = True  # whether it chooses a pattern by itself
+    refines: bool = False  # whether it goes on with the pattern of an earlier step
 
     def load(self) -> type[Step]:
         """The step's class; imports torch."""
@@ -38,7 +51,16 @@ BUILT_IN: dict[str, Entry] = {
     "magnitude": Entry(NoOptions, "autoprune.steps.magnitude:Magnitude", "Magnitude"),
     "wanda": Entry(NoOptions, "autoprune.steps.wanda:Wanda", "Wanda"),
     "sparsegpt": Entry(SparseGPTOptions, "autoprune.steps.sparsegpt:SparseGPT", "SparseGPT"),
-    "barber": Entry(BarberOptions, "autoprune.steps.barber:Barber", "LLM-Barber"),
+    "ria": Entry(RIAOptions, "autoprune.steps.ria:RIA", "RIA"),
+    "alps": Entry(ALPSOptions, "autoprune.steps.alps:ALPS", "ALPS"),
+    "admm": Entry(ADMMOptions, "autoprune.steps.admm:ADMM", "ADMM"),
+    "mixed": Entry(MixedOptions, "autoprune.steps.mixed:Mixed", "Mixed target", prunes=False),
+    "swaps": Entry(SwapsOptions, "autoprune.steps.swaps:Swaps", "Swaps", prunes=False, refines=True),
+    "refit": Entry(RefitOptions, "autoprune.steps.refit:Refit", "Refit", prunes=False, refines=True),
+    "reconstruct": Entry(
+        ReconstructOptions, "autoprune.steps.reconstruct:Reconstruct", "Reconstruct", prunes=False, refines=True
+    ),
+    "barber": Entry(BarberOptions, "autoprune.steps.barber:Barber", "LLM-Barber", prunes=False, refines=True),
 }
 PRICED = tuple((first, *rest) for rest in ((), ("barber",)) for first in ("magnitude", "wanda", "sparsegpt"))
 
@@ -54,7 +76,8 @@ def table() -> Mapping[str, Entry]:
     for entry in entry_points(group=ENTRY_POINT_GROUP):
         if entry.name not in found:
             options = entry.load()
-            found[entry.name] = Entry(options, entry.value, getattr(options, "title", entry.name))
+            facts = {"prunes": getattr(options, "prunes", True), "refines": getattr(options, "refines", False)}
+            found[entry.name] = Entry(options, entry.value, getattr(options, "title", entry.name), **facts)
     return found
 
 
@@ -63,6 +86,21 @@ def entry(name: str, flag: str = "--steps") -> Entry:
     if name not in table():
         raise RecipeError(f"{flag} {name!r} is unknown; choose from {', '.join(table())}")
     return table()[name]
+
+
+def check_order(names: Sequence[str], *, given: bool) -> None:
+    """``given``: a pattern is there already.
+
+    Raises: RecipeError if a step has no pattern to go on with, or if none of them makes one.
+    """
+    there = given
+    for name in names:
+        if entry(name).refines and not there:
+            first = next(n for n, step in BUILT_IN.items() if step.prunes)
+            raise RecipeError(f"{name} goes on with a pattern, and no step before it makes one; put {first} before it")
+        there |= entry(name).prunes
+    if not there:
+        raise RecipeError(f"none of these steps prunes anything: {', '.join(names)}; add one that does")
 
 
 def option_owners() -> dict[str, str]:

@@ -69,6 +69,7 @@ def manifest(
         "layers": layers,
         "sub_blocks": [dataclasses.asdict(sub) for sub in summary.sub_blocks],
         "warnings": list(summary.warnings),
+        **({"surveys": to_jsonable(summary.surveys)} if summary.surveys else {}),
         "shards": [entry for entry in written if str(entry["name"]).endswith(".safetensors")],
         "written": sorted(str(entry["name"]) for entry in written),
         "files": [entry for entry in written if not str(entry["name"]).endswith(".safetensors")],
@@ -156,6 +157,7 @@ class Manifest:
             tuple(SubBlockOutcome(**sub) for sub in self.raw["sub_blocks"]),
             seconds,
             tuple(self.raw["warnings"]),
+            dict(self.raw.get("surveys", {})),
         )
 
     def keep(self) -> None:

@@ -102,35 +102,46 @@ def _warn_of_groups(where: str, pruned: CheckpointStore, chosen: Mapping[int, Se
 
 
 def check_ancestry(dense: CheckpointStore, pruned: CheckpointStore) -> None:
-    """Raises: ModelError unless the pruned one has the dense one's shapes, and its values wherever no layer is."""
-    here, there = dense.skeleton, pruned.skeleton
-    where = f"--pruned_model {there.checkpoint.directory}"
-    mine = {name: tuple(p.shape) for name, p in here.model.state_dict().items()}
-    theirs = {name: tuple(p.shape) for name, p in there.model.state_dict().items()}
-    if mine != theirs:
-        odd = next(name for name in sorted({*mine, *theirs}) if mine.get(name) != theirs.get(name))
+    """Raises: ModelError unless the pruned checkpoint has the dense shapes, and dense values outside the layers."""
+    if difference := unlike(dense, pruned):
         raise ModelError(
-            f"{where} does not fit the dense model: {odd} is {theirs.get(odd, 'absent')} there and"
-            f" {mine.get(odd, 'absent')} in --model {here.checkpoint.directory}"
+            f"--pruned_model {pruned.skeleton.checkpoint.directory} is no pruned copy of --model"
+            f" {dense.skeleton.checkpoint.directory}: {difference}"
         )
-    layers = {f"{block.name}.{layer.parameter_name}" for block in dense.anatomy.blocks for layer in block.layers}
+
+
+def unlike(dense: CheckpointStore, pruned: CheckpointStore) -> str | None:
+    """By what a checkpoint is no pruned copy of the dense one, in words; None if it has its shapes, and its values
+    wherever no layer is.
+    """
+    here, there = dense.skeleton, pruned.skeleton
     state = here.model.state_dict()
+    if difference := other_shapes(state, there.model.state_dict()):
+        return difference
+    layers = {f"{block.name}.{layer.parameter_name}" for block in dense.anatomy.blocks for layer in block.layers}
     mine_by_owner, theirs_by_owner = (
         {owner: name for name, owner in skeleton.owners.items()} for skeleton in (here, there)
     )
-    shared = sorted(
+    shared = sorted(  # files may call a parameter by different names
         set(mine_by_owner) & set(theirs_by_owner) & set(state) - layers
-    )  # files may call a parameter by different names
+    )
     if not shared:
-        raise ModelError(
-            f"{where}: none of its tensors outside the layers can be compared with those of --model"
-            f" {here.checkpoint.directory}"
-        )
+        return "they have no tensors outside the layers that could be compared"
     for owner in shared:
         name, other_name = mine_by_owner[owner], theirs_by_owner[owner]
         ours, other = here.checkpoint.read([name])[name], there.checkpoint.read([other_name])[other_name]
         if ours.shape != other.shape or not torch.equal(ours.to(other.dtype), other):
-            raise ModelError(
-                f"{where} is no pruned copy of --model {here.checkpoint.directory}: {owner}, which pruning leaves"
-                " alone, differs"
-            )
+            return f"{owner}, which pruning leaves alone, differs"
+    return None
+
+
+def other_shapes(dense: Mapping[str, torch.Tensor], pruned: Mapping[str, torch.Tensor]) -> str | None:
+    """The first tensor that two models don't have in the same shape, in words; None if there is none."""
+    mine, theirs = ({name: tuple(tensor.shape) for name, tensor in state.items()} for state in (dense, pruned))
+    if mine == theirs:
+        return None
+    odd = next(name for name in sorted({*mine, *theirs}) if mine.get(name) != theirs.get(name))
+    return (
+        f"it does not fit the dense model: {odd} is {theirs.get(odd, 'absent')} there and"
+        f" {mine.get(odd, 'absent')} in the dense model"
+    )

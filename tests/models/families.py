@@ -15,6 +15,7 @@ from configs import DENSE, EXPERTS, REFUSED, TOKENS, WRAPPED, in_bfloat16, tiny_
 from more import MORE, MORE_EXPERTS
 from safetensors.torch import save_file
 from shapes import OF_TYPE, SMALL
+from structure import beside, structure
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
@@ -23,6 +24,9 @@ from transformers.models.auto.modeling_auto import (
 
 import autoprune
 from autoprune.errors import AutoPruneError
+from autoprune.storage.skeleton import build_skeleton
+from autoprune.storage.source import open_checkpoint
+from autoprune.storage.store import CheckpointStore
 
 KNOWN = {**DENSE, **EXPERTS, **MORE, **MORE_EXPERTS, **WRAPPED, **REFUSED}
 TYPES = tuple(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
@@ -66,7 +70,7 @@ def _fields(config: type[Any]) -> dict[str, Any]:
 
 
 def build(model_type: str) -> PreTrainedModel:
-    """A random tiny model of the type, in bfloat16."""
+    """A random tiny model of the type, or of a variant that the tests' lists name, in bfloat16."""
     if model_type in KNOWN:
         return in_bfloat16(tiny_model(model_type))
     config = CONFIG_MAPPING[model_type](**shrunk(model_type))
@@ -80,43 +84,45 @@ def build(model_type: str) -> PreTrainedModel:
     return in_bfloat16(auto.from_config(config, dtype=torch.float32).eval())
 
 
-def judge(model_type: str) -> Verdict:
-    """Builds, saves, inspects, prunes by Wanda and LLM-Barber, writes, loads again."""
+def judge(name: str) -> Verdict:
+    """Builds, saves, inspects, prunes by Wanda and LLM-Barber, and writes the model of a type or variant."""
     with tempfile.TemporaryDirectory() as folder:
         here = Path(folder) / "dense"
         try:
-            try:
-                build(model_type).save_pretrained(here)
-            except ImportError as error:
-                return Verdict("refused", {"reason": f"transformers asks for a package: {str(error).strip()}"})
-            except TooLarge:
-                raise
-            except Exception as error:
-                reason = f"transformers does not build it from a small configuration: {type(error).__name__}: {error}"
-                return Verdict("refused", {"reason": reason})
-            save_file({"input_ids": tiny_ids()}, Path(folder) / "ids.safetensors")
+            build(name).save_pretrained(here)
+        except TooLarge as error:
+            return Verdict("fails", {"reason": str(error)})
+        except ImportError as error:
+            return _refused(f"transformers asks for a package: {error}")
+        except Exception as error:
+            return _refused(f"transformers did not build it: {type(error).__name__}: {error}")
+        try:
+            save_file({"input_ids": tiny_ids()}, here.parent / "ids.safetensors")
             return Verdict("works", _prune(here))
         except AutoPruneError as error:
-            return Verdict("refused", {"reason": str(error).replace(folder, "").replace("/dense", "MODEL")})
+            return _refused(str(error).replace(f"{here}: ", "").split("; not reached:")[0])
         except Exception as error:
-            return Verdict("fails", {"reason": f"{type(error).__name__}: {error}"})
+            return Verdict("fails", {"reason": _plain(f"{type(error).__name__}: {error}")})
+
+
+def _refused(reason: str) -> Verdict:
+    return Verdict("refused", {"reason": _plain(reason)})
+
+
+def _plain(text: str) -> str:
+    """On one line of a table."""
+    first = text.strip().split(" Model type should be one of")[0]
+    return " ".join(first.replace("|", "/").replace("*", r"\*").replace("`", "").split())
 
 
 def _prune(here: Path) -> dict[str, str]:
+    skeleton = build_skeleton(open_checkpoint(here), "auto", torch.device("cpu"), trust_remote_code=False)
+    store = CheckpointStore(skeleton, resident=False)
+    row = structure(store.anatomy) | {"left alone": beside(store), "experts": "yes" * store.anatomy.has_experts}
     data = {"calibration_data": here.parent / "ids.safetensors", "nsamples": 6, "seqlen": TOKENS}
     result = autoprune.prune(here, sparsity_ratio=0.5, prune_barber=True, save_model=here.parent / "out", **data)
-    seen = autoprune.inspect(here, seqlen=TOKENS)
     orders: dict[int, list[str]] = {}
     for sub in result.summary.sub_blocks:
         orders.setdefault(sub.block, []).append(sub.name)
-    return {
-        "blocks": f"`{seen.block_list}`",
-        "layers": str(len(result.summary.layers)),
-        "coverage": f"{seen.coverage:.1%}",
-        "sub-blocks": " or ".join(
-            dict.fromkeys(", ".join(f"`{name}`" for name in order) for order in orders.values())
-        ),
-        "replay": seen.replay,
-        "stays dense": ", ".join(seen.unreached),
-        "left alone": ", ".join(seen.left_alone),
-    }
+    named = dict.fromkeys(", ".join(f"`{part}`" for part in order) for order in orders.values())
+    return row | {"sub-blocks": " or ".join(named), "replay": "exact"}  # the run checks that before it prunes

@@ -59,7 +59,7 @@ class BlockCall:
 
 @dataclass(frozen=True)
 class Mirror:
-    """How a block, or a part of one, returns its hidden states, of which width: alone, or first in a tuple or a list."""
+    """How a block or part returns its hidden states, of which width: alone, or first in a tuple or a list."""
 
     width: int
     rest: tuple[Any, ...] | None

@@ -24,19 +24,19 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
-from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import (
-    WeightConverter,
-    WeightRenaming,
-    convert_and_load_state_dict_in_model,
-    rename_source_key,
-    revert_weight_conversion,
-)
-from transformers.modeling_utils import LoadStateDictConfig
 from transformers.utils import logging as hf_logging
 
 from autoprune.errors import ModelError
 from autoprune.storage.checkpoint import Checkpoint
+from autoprune.storage.internals import (
+    LoadStateDictConfig,
+    WeightConverter,
+    WeightRenaming,
+    convert_and_load_state_dict_in_model,
+    get_model_conversion_mapping,
+    rename_source_key,
+    revert_weight_conversion,
+)
 from autoprune.storage.quantised import quantisation_of
 
 STORED = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
@@ -157,6 +157,7 @@ def hollow_model(directory: Path, dtype: torch.dtype, *, trust_remote_code: bool
     try:
         with init_empty_weights(include_buffers=False):
             model = _auto_class(config).from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
+        model.get_input_embeddings(), model.config.get_text_config().vocab_size  # without them it reads no token ids
     except Exception as error:  # whatever a model's own code makes of an entry that it does not expect
         raise ModelError(
             f"{directory}: transformers can't build a causal language model from config.json: {type(error).__name__}:"

@@ -28,7 +28,7 @@ from autoprune.model.training import BlockTraining
 from autoprune.model.trial import Trial
 from autoprune.model.walk import Inputs
 from autoprune.results.outcome import LayerOutcome, SubBlockOutcome
-from autoprune.steps.base import Group, Solve
+from autoprune.steps.base import Decisions, Group, Solve
 from autoprune.steps.base import Layer as LayerFace
 
 
@@ -285,10 +285,23 @@ class Block:
             if name not in fused:
                 self.assign_other(name, value)
 
-    def note(self, notes: Mapping[str, Any]) -> None:
-        """Adds to what the record says of every layer of the block."""
-        for name, outcome in self.outcomes.items():
-            self.outcomes[name] = replace(outcome, notes={**outcome.notes, **notes})
+    def note(self, notes: Mapping[str, Any], layers: Sequence[LayerFace] | None = None) -> None:
+        """Adds to what the record says of the block's layers, all of them or some."""
+        for layer in self.layers if layers is None else layers:
+            outcome = self.outcomes[layer.name]
+            self.outcomes[layer.name] = replace(outcome, notes={**outcome.notes, **notes})
+
+    def decisions(self) -> Decisions:
+        """What was decided of its layers so far, to be adopted later."""
+        return Decisions(dict(self.solutions), dict(self.outcomes))
+
+    def adopt(self, decisions: Decisions, layers: Sequence[LayerFace]) -> None:
+        """Makes earlier decisions the present ones, for some of its layers."""
+        names = {layer.name for layer in layers}
+        for layer in self.layers:
+            if layer.name in names:
+                self.assign(layer, decisions.solutions[layer.name])
+                self.outcomes[layer.name] = decisions.outcomes[layer.name]
 
     @contextlib.contextmanager
     def only(self, layers: Sequence[LayerFace]) -> Iterator[None]:

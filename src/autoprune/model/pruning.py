@@ -10,7 +10,6 @@ from jaxtyping import Int
 from torch import Tensor
 
 from autoprune.core.sparsity import Target
-from autoprune.core.statistics import CrossGram
 from autoprune.errors import RecipeError
 from autoprune.events import BlockResult, Emit
 from autoprune.model.anatomy import Anatomy
@@ -46,8 +45,7 @@ class Pass:
     @property
     def kinds(self) -> tuple[Kind, ...]:
         """The statistics that its steps want, each observed once."""
-        wanted = [step.needs.statistic for step in self.steps]
-        wanted += [CrossGram for step in self.steps if step.needs.cross]
+        wanted = [kind for step in self.steps for kind in (step.needs.statistic, *step.needs.also)]
         return tuple(dict.fromkeys(kind for kind in wanted if kind is not None))
 
     def inputs(self, common: Inputs) -> Inputs:

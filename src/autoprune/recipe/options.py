@@ -38,6 +38,9 @@ class ModelOptions:
 class PruningOptions:
     """What is pruned, and how much."""
 
+    sparsity: str | None = option(
+        None, "the target in one word: a ratio such as 0.5, or N:M such as 2:4; --effort is medium then", metavar="S"
+    )
     sparsity_ratio: float | None = option(
         None, "fraction of weights to zero in [0, 1); 0 = only evaluate the dense model; follows from N:M when omitted"
     )

@@ -28,7 +28,7 @@ from autoprune.recipe.options import (
     RunOptions,
     ZeroShotOptions,
 )
-from autoprune.steps.classic import StepOptions, step_names
+from autoprune.steps.classic import StepOptions, step_names, with_effort
 from autoprune.steps.table import check_order, entry, option_owners, table
 
 # By group: where things from the hub are kept changes no result.
@@ -122,6 +122,7 @@ def recipe_from_flat(values: Mapping[str, Any]) -> Recipe:
         close = difflib.get_close_matches(unknown[0], known, 1)
         hint = f"did you mean {close[0]!r}? " if close else ""
         raise RecipeError(f"unknown option {unknown[0]!r}; {hint}known options: {', '.join(sorted(known))}")
+    values = _with_sparsity(with_effort(values))
     values = {**PROTOCOLS.get(str(values.get("protocol")), {}), **values}
     if values.get("save_zeroshot"):
         values = {"tasks": ZEROSHOT_TASKS, **values}
@@ -136,6 +137,22 @@ def recipe_from_flat(values: Mapping[str, Any]) -> Recipe:
         elif fields:
             steps[group.name] = made
     return validated(Recipe(**parts, step_options=steps))
+
+
+def _with_sparsity(values: dict[str, Any]) -> dict[str, Any]:
+    """``sparsity`` as type and ratio. Raises: RecipeError if it says the same as another option, or nothing."""
+    word = values.pop("sparsity", None)
+    if word is None:
+        return values
+    for name in ("sparsity_ratio", "sparsity_type"):
+        if values.get(name) is not None:
+            raise RecipeError(f"--sparsity and --{name} both name the target; leave out one of the two")
+    if ":" in str(word):
+        return {**values, "sparsity_type": str(word)}
+    try:
+        return {**values, "sparsity_ratio": float(word)}
+    except (TypeError, ValueError) as error:
+        raise RecipeError(f"--sparsity {_short(word)} is neither a ratio such as 0.5 nor N:M such as 2:4") from error
 
 
 def recipe_from_record(record: Mapping[str, Any]) -> Recipe:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +17,7 @@ from autoprune.model.replay import replay_check
 from autoprune.model.stream import Place
 from autoprune.model.walk import Store, prepare_inputs, walk
 from autoprune.recipe.recipe import Recipe, recipe_from_flat
+from autoprune.run.estimate import arithmetic, clock, flops_per_second
 from autoprune.run.layout import batch_size
 from autoprune.run.memory import Layout, Load, need_of, shape_of
 from autoprune.run.open import context_of, open_model
@@ -179,7 +179,7 @@ def _costs(
     model: Any, anatomy: Anatomy, dtype: torch.dtype, recipe: Recipe, seqlen: int, chosen: tuple[str, ...]
 ) -> tuple[Estimate, ...]:
     device, batch = choose_device(recipe.model.device), batch_size(recipe, seqlen)
-    samples, speed = recipe.calibration.nsamples, _flops_per_second(device)
+    samples, speed = recipe.calibration.nsamples, flops_per_second(device)
     shape = dataclasses.replace(
         shape_of(model, anatomy, dtype, moved=False), samples=samples, tokens=seqlen, batch=batch
     )
@@ -188,26 +188,5 @@ def _costs(
         steps = make_steps(names, recipe.step_options)
         load = Load(samples, seqlen) if any(step.needs.samples for step in steps) else Load()
         here, on_disk = (need_of(shape, steps, Layout(batch, place), load).total for place in ("cpu", "disk"))
-        forward = 2.0 * shape.parameters * samples * seqlen
-        prices = [step.price(shape) for step in steps]
-        work = sum(price.forwards * forward + price.flops for price in prices)
-        estimates.append(Estimate("+".join(names), here, on_disk, _clock(work / speed)))
+        estimates.append(Estimate("+".join(names), here, on_disk, clock(arithmetic(shape, steps) / speed)))
     return tuple(estimates)
-
-
-def _flops_per_second(device: torch.device) -> float:
-    a = torch.rand(512, 512, device=device)
-    best = 1.0
-    for _ in range(4):
-        start = time.perf_counter()
-        float((a @ a).sum())
-        best = max(best, 2 * 512**3 / (time.perf_counter() - start))
-    return best
-
-
-def _clock(seconds: float) -> str:
-    if seconds < 60:
-        return "under a minute"
-    if seconds < 5400:
-        return f"about {seconds / 60:.0f} min"
-    return f"about {seconds / 3600:.1f} h" if seconds < 172800 else f"about {seconds / 86400:.0f} days"

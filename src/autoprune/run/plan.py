@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +19,9 @@ from autoprune.model.anatomy import check_coverage, select_layers
 from autoprune.model.layers import Layer
 from autoprune.model.pruning import uniform_targets
 from autoprune.recipe.recipe import Recipe
+from autoprune.run.estimate import arithmetic, clock, flops_per_second
 from autoprune.run.layout import batch_size, choose_for
-from autoprune.run.memory import Layout
+from autoprune.run.memory import Layout, shape_of
 from autoprune.run.open import Subject
 from autoprune.run.texts import calibration_of, evaluation_of
 from autoprune.steps.base import Step
@@ -84,18 +86,9 @@ def make_plan(recipe: Recipe, subject: Subject, emit: Emit, *, measure: bool, ra
         if isinstance(steps[0], GivenPattern):
             check_pattern(steps[0].pruned, chosen, target, recipe.pruning.sparsity_ratio, emit)
     for step in steps:
+        step.check(target)
         step.check_machine(subject.store.device.type, ranks.count)
-    if target and (note := reading(target)):
-        emit(Notice(note))
-    if subject.context is None and recipe.calibration.seqlen is None:
-        emit(
-            Notice(
-                f"the model's configuration names no context length; windows of {DEFAULT_SEQLEN} tokens are used"
-                " (--seqlen changes that)"
-            )
-        )
-    if steps:
-        _say_of_weights(subject, emit)
+    _tell(recipe, subject, target, steps, emit)
     looks = needs_data(recipe, steps)
     calibration = ranks.from_first(lambda: calibration_of(recipe, subject, seqlen, emit)) if looks else None
     evaluation = evaluation_of(recipe, subject, seqlen, emit) if measure and ranks.first else {}
@@ -109,6 +102,8 @@ def make_plan(recipe: Recipe, subject: Subject, emit: Emit, *, measure: bool, ra
                 f"the calibration text is short: only {few} of the {len(calibration.ids)} windows drawn from it differ"
             )
         )
+    if recipe.chosen.effort and calibration:
+        emit(Notice(_announced(recipe, subject, steps, calibration)))
     targets = uniform_targets(subject.store.anatomy, chosen, target)
     return Plan(subject, steps, target, targets, chosen, calibration, evaluation, seqlen, layout, ranks)
 
@@ -124,6 +119,31 @@ def _say_of_weights(subject: Subject, emit: Emit) -> None:
                 f" {', '.join(subject.left_alone)}"
             )
         )
+
+
+def _tell(recipe: Recipe, subject: Subject, target: Target | None, steps: tuple[Step, ...], emit: Emit) -> None:
+    """What a user should know before anything is done."""
+    if target and (note := reading(target)):
+        emit(Notice(note))
+    if subject.context is None and recipe.calibration.seqlen is None:
+        emit(
+            Notice(
+                f"the model's configuration names no context length; windows of {DEFAULT_SEQLEN} tokens are used"
+                " (--seqlen changes that)"
+            )
+        )
+    if steps:
+        _say_of_weights(subject, emit)
+
+
+def _announced(recipe: Recipe, subject: Subject, steps: tuple[Step, ...], calibration: Windows) -> str:
+    """What an effort stands for, and how long it will roughly take."""
+    store, (samples, tokens) = subject.store, calibration.ids.shape
+    shape = shape_of(store.model, store.anatomy, next(store.model.parameters()).dtype, moved=False)
+    shape = dataclasses.replace(shape, samples=samples, tokens=tokens)
+    time = clock(arithmetic(shape, steps) / flops_per_second(store.device))
+    titles = ", then ".join(step.title for step in steps)
+    return f"--effort {recipe.chosen.effort}: {titles}, on {samples} windows of {tokens} tokens; {time} here"
 
 
 def _check_ranks(samples: int, batch: int, ranks: int) -> None:

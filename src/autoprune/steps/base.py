@@ -14,6 +14,7 @@ from autoprune.core.problem import LayerProblem, LayerSolution
 from autoprune.core.sparsity import Target
 from autoprune.core.statistics import CrossGram, InputGram, InputNorm
 from autoprune.errors import RecipeError
+from autoprune.results.outcome import LayerOutcome
 from autoprune.steps.price import Price, Shape, layer_price
 
 InputStatistic = type[InputNorm] | type[InputGram] | type[CrossGram]
@@ -24,7 +25,7 @@ class Needs:
     """What a step asks of the walk."""
 
     statistic: InputStatistic | None = None  # of what enters the layers; None: looks at no data by layer
-    cross: bool = False  # the cross Gram of dense and pruned inputs beside it; the dense stream comes with it
+    also: tuple[InputStatistic, ...] = ()  # further kinds; the cross Gram takes the dense stream too
     gradients: bool = False  # of the sub-blocks' losses
     data: bool = False  # calibration samples, though no statistic of a layer
     own_stream: bool = False  # begins a pass of its own: hidden states that only it and later steps have pruned
@@ -154,8 +155,16 @@ class Block(Protocol):
         """Gives the block what was trained; patterns stay."""
         ...
 
-    def note(self, notes: Mapping[str, Any]) -> None:
-        """Adds JSON values to what the record says of every layer of the block."""
+    def note(self, notes: Mapping[str, Any], layers: Sequence[Layer] | None = None) -> None:
+        """Adds JSON values to what the record says of the block's layers, all of them or some."""
+        ...
+
+    def decisions(self) -> Decisions:
+        """What was decided of its layers so far, to be adopted later."""
+        ...
+
+    def adopt(self, decisions: Decisions, layers: Sequence[Layer]) -> None:
+        """Makes earlier decisions the present ones, for some of its layers."""
         ...
 
     def trial(self) -> AbstractContextManager[Trial]:
@@ -165,6 +174,14 @@ class Block(Protocol):
     def loss(self, *, held_out: bool) -> float:
         """``||y - y_d||^2 / ||y_d||^2``: its output against the dense block's, on one part of the samples."""
         ...
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """By layer: its solution, and what the record says of it."""
+
+    solutions: Mapping[str, LayerSolution]
+    outcomes: Mapping[str, LayerOutcome]
 
 
 @runtime_checkable

@@ -22,7 +22,7 @@ class Mixed(MixedOptions, Step):
 
     name: ClassVar[str] = "mixed"
     title: ClassVar[str] = "Mixed target"
-    needs: ClassVar[Needs] = Needs(statistic=InputGram, cross=True, dense_stream=True)
+    needs: ClassVar[Needs] = Needs(statistic=InputGram, also=(CrossGram,), dense_stream=True)
 
     def apply(self, block: Block) -> None:
         """Every layer of the block, before anything in it is pruned."""

@@ -151,3 +151,21 @@ class ReconstructOptions:
         "reconstruct: precision of its passes (weights are float32 anyway); auto = bfloat16 where the machine has it",
         choices=("auto", "float32", "bfloat16"),
     )
+
+
+@dataclass(frozen=True)
+class AutoOptions:
+    """The automatic choice: for every sub-block, what is best on samples that nothing was fitted to."""
+
+    auto_tries: tuple[str, ...] = option(
+        ("wanda+refit", "mixed+wanda+refit", "mixed+wanda+swaps+refit", "mixed+alps", "mixed+sparsegpt"),
+        "auto: comma list of what is tried, each steps joined by +; barber may be followed by -GRANULARITY-THRESHOLD",
+        metavar="STEPS[,STEPS]",
+        comma=True,
+    )
+    auto_choices: tuple[str, ...] = option(
+        (),
+        "auto: what an earlier run chose, in the order of blocks and sub-blocks; then nothing is tried",
+        metavar="STEPS[,STEPS]",
+        comma=True,
+    )

@@ -14,6 +14,7 @@ from autoprune.errors import RecipeError
 from autoprune.steps.options import (
     ADMMOptions,
     ALPSOptions,
+    AutoOptions,
     BarberOptions,
     MixedOptions,
     NoOptions,
@@ -54,6 +55,7 @@ BUILT_IN: dict[str, Entry] = {
     "ria": Entry(RIAOptions, "autoprune.steps.ria:RIA", "RIA"),
     "alps": Entry(ALPSOptions, "autoprune.steps.alps:ALPS", "ALPS"),
     "admm": Entry(ADMMOptions, "autoprune.steps.admm:ADMM", "ADMM"),
+    "auto": Entry(AutoOptions, "autoprune.steps.auto:Auto", "Automatic choice"),
     "mixed": Entry(MixedOptions, "autoprune.steps.mixed:Mixed", "Mixed target", prunes=False),
     "swaps": Entry(SwapsOptions, "autoprune.steps.swaps:Swaps", "Swaps", prunes=False, refines=True),
     "refit": Entry(RefitOptions, "autoprune.steps.refit:Refit", "Refit", prunes=False, refines=True),

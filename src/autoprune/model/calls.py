@@ -61,9 +61,9 @@ class BlockCall:
 class Mirror:
     """How a block or part returns its hidden states, of which width: alone, or first in a tuple or a list."""
 
-    width: int
     rest: tuple[Any, ...] | None
     container: type[Any] = tuple
+    width: int = 0
 
     def wrap(self, hidden: Tensor) -> Any:
         """Hidden states in the shape that the model expects of a block."""
@@ -81,9 +81,9 @@ def mirror_of(output: Any) -> Mirror:
     """
     width = hidden_of(output).shape[-1]
     if isinstance(output, Tensor):
-        return Mirror(width, None)
+        return Mirror(None, width=width)
     rest = (None if isinstance(part, Tensor) and not isinstance(part, nn.Parameter) else part for part in output[1:])
-    return Mirror(width, tuple(rest), list if isinstance(output, list) else tuple)
+    return Mirror(tuple(rest), list if isinstance(output, list) else tuple, width)
 
 
 def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:

@@ -91,9 +91,7 @@ def open_gguf(path: Path) -> GgufCheckpoint:
     try:
         from gguf import GGUFReader
     except ImportError as error:
-        raise ModelError(
-            f"{path}: GGUF files are read by one more package: pip install 'autoprune[gguf]'"
-        ) from error
+        raise ModelError(f"{path}: GGUF files are read by one more package: pip install 'autoprune[gguf]'") from error
     from autoprune.storage.internals import (
         TENSOR_PROCESSORS,
         TensorProcessor,

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from configs import DENSE, EXPERTS, REFUSED, WRAPPED, in_bfloat16, tiny_ids, tiny_model
 from families import SHELLS, TYPES, judge
 from more import MORE, MORE_EXPERTS
@@ -54,7 +55,9 @@ def test_all_that_is_tried_is_on_the_page() -> None:
 
 
 def test_the_page_counts_the_types_of_the_installed_transformers() -> None:
-    """And leaves none without a verdict; the minor version decides which types there are."""
+    """And leaves none without a verdict."""
+    if f"transformers {transformers.__version__} has" not in PAGE_FILE.read_text(encoding="utf-8"):
+        pytest.skip("the page is of another version of transformers; scripts/list_architectures.py counts this one")
     words = {name: "refused" if "reason" in row else "works" for name, row in PAGE.items()}
     assert {*TYPES, *SHELLS} <= set(words), REMEDY
     assert count(words) in PAGE_FILE.read_text(encoding="utf-8"), REMEDY

@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 from autoprune.errors import ModelError
 from autoprune.storage.checkpoint import Checkpoint
+from autoprune.storage.internals import gguf_config, gguf_conversion
 from autoprune.storage.skeleton import hollow_model
 
 SUFFIX = ".gguf"
@@ -55,7 +56,10 @@ class GgufCheckpoint(Checkpoint):
         )
 
     def read(self, names: Iterable[str]) -> dict[str, Tensor]:
-        """The named parameters, dequantised one after the other."""
+        """The named parameters, dequantised one after the other.
+
+        Raises: ModelError if one has another shape than the header led to expect.
+        """
         return {name: self._make(name) for name in names}
 
     def _make(self, name: str) -> Tensor:
@@ -71,6 +75,11 @@ class GgufCheckpoint(Checkpoint):
             )
             if result.name in self.mapping:
                 made[name] = torch.from_numpy(result.weights.copy())
+        if made[name].shape != self.shaped[name]:
+            raise ModelError(
+                f"{self.path}: {name} is stored as {tuple(made[name].shape)}, but transformers understands the file's"
+                f" header as {self.shaped[name]}; prune the original model"
+            )
         return made[name].to(torch.bfloat16)
 
     def _pour(self, name: str, where: tuple[int, int], out: BinaryIO) -> None:
@@ -92,32 +101,23 @@ def open_gguf(path: Path) -> GgufCheckpoint:
         from gguf import GGUFReader
     except ImportError as error:
         raise ModelError(f"{path}: GGUF files are read by one more package: pip install 'autoprune[gguf]'") from error
-    from autoprune.storage.internals import (
-        TENSOR_PROCESSORS,
-        TensorProcessor,
-        get_gguf_hf_weights_map,
-        load_gguf_checkpoint,
-    )
-
     try:
         reader = GGUFReader(path)
         architecture = reader.fields["general.architecture"].contents()
-        stated = load_gguf_checkpoint(str(path), return_tensors=False)["config"]
         directory = _companions(path)
         model = hollow_model(directory, torch.bfloat16)
-        processor = TENSOR_PROCESSORS.get(architecture, TensorProcessor)(config=stated)
-        mapping = get_gguf_hf_weights_map(model, processor)
+        processor, mapping = gguf_conversion(model, architecture, gguf_config(path))
     except Exception as error:  # what transformers and the reader make of a damaged file or an unknown model
         raise ModelError(
             f"{path}: transformers can't read this GGUF file ({type(error).__name__}: {error}); prune the original"
             " model, which its page names as base_model"
         ) from error
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     parts: dict[str, list[Any]] = {}
     for tensor in reader.tensors:
         name = mapping.get(tensor.name) or mapping.get(tensor.name.removesuffix(".weight"))
-        if name is not None:
+        if name in shapes:
             parts.setdefault(name, []).append(tensor)
-    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     return GgufCheckpoint(
         directory,
         {name: str(path.absolute()) for name in parts},

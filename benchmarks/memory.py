@@ -28,7 +28,7 @@ from autoprune.core.problem import Method
 from autoprune.model.anatomy import examine
 from autoprune.run.inspect import METHODS
 from autoprune.run.memory import Layout, Load, need_of, shape_of
-from autoprune.steps import Barber
+from autoprune.steps.barber import Barber
 from autoprune.storage.skeleton import hollow_model
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -33,7 +33,10 @@ from autoprune.events import silent
 from autoprune.model.anatomy import select_layers
 from autoprune.model.walk import Pass, prepare_inputs, prune_blocks
 from autoprune.model.stream import Place
-from autoprune.steps import Barber, Magnitude, SparseGPT, Wanda
+from autoprune.steps.barber import Barber
+from autoprune.steps.magnitude import Magnitude
+from autoprune.steps.sparsegpt import SparseGPT
+from autoprune.steps.wanda import Wanda
 from autoprune.storage.manifest import versions
 
 CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}

@@ -19,13 +19,13 @@ from structure import structure
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from autoprune.core.problem import Method
 from autoprune.model.anatomy import check_coverage, examine
 from autoprune.model.calls import replaced_forward
 from autoprune.model.replay import replay_check
 from autoprune.model.stream import Place
 from autoprune.model.walk import prepare_inputs
 from autoprune.results.outcome import LayerOutcome
+from autoprune.steps.base import Step
 from autoprune.steps.wanda import Wanda
 from autoprune.storage.store import CheckpointStore
 
@@ -125,7 +125,7 @@ def test_replay_is_exact(saved: Path, dtype: str) -> None:
 
 
 @pytest.mark.parametrize("methods", [(Wanda(),), (Wanda(), BARBER)], ids=["wanda", "wanda+barber"])
-def test_pruned_written_and_loaded_again(name: str, saved: Path, methods: tuple[Method, ...], tmp_path: Path) -> None:
+def test_pruned_written_and_loaded_again(name: str, saved: Path, methods: tuple[Step, ...], tmp_path: Path) -> None:
     sub_blocks = check_pruned(saved, methods, tmp_path)
     if BARBER in methods:
         assert sub_blocks == {1 if name == "mamba" else 2}
@@ -143,7 +143,7 @@ def test_more_in_their_usual_precision(name: str, tmp_path: Path) -> None:
     assert check_pruned(saved, (Wanda(), BARBER), tmp_path / "pruned") <= {1, 2, 3, 5}
 
 
-def check_pruned(saved: Path, methods: tuple[Method, ...], target: Path) -> set[int]:
+def check_pruned(saved: Path, methods: tuple[Step, ...], target: Path) -> set[int]:
     """Prunes, writes to ``target`` and loads again; returns the numbers of sub-blocks that LLM-Barber found."""
     written: dict[str, Tensor] = {}
     store = open_store(saved, written)

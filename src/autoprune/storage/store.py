@@ -15,6 +15,7 @@ from autoprune.errors import AutoPruneError, ModelError
 from autoprune.machine.allocator import return_what_is_free
 from autoprune.model.anatomy import Anatomy, BlockAnatomy, examine
 from autoprune.storage.ahead import ReadAhead
+from autoprune.storage.applied import apply_solutions
 from autoprune.storage.complete import not_loaded, unplaced
 from autoprune.storage.skeleton import Skeleton
 from autoprune.storage.values import ValueCheck
@@ -247,40 +248,6 @@ class CheckpointStore:
         shallow = nn.Module()
         shallow._parameters, shallow._buffers = dict(module._parameters), dict(module._buffers)
         self.skeleton.check_filled(shallow, name)
-
-
-def apply_solutions(
-    skeleton: Skeleton,
-    block: BlockAnatomy,
-    stored: Mapping[str, Tensor],
-    solutions: Mapping[str, LayerSolution],
-    others: Mapping[str, Tensor],
-) -> dict[str, Tensor]:
-    """A block's stored tensors with the pruned layers in them; every other tensor is handed on untouched.
-
-    Patterns and new weights are laid out as the model's parameters and then converted to the checkpoint's names and
-    layout, so that survivors of methods that do not change weights keep their stored bits, whatever precision and
-    layout the blocks ran in.
-    """
-    keep: dict[str, Tensor] = {}
-    weights: dict[str, Tensor] = {}
-    for layer in block.layers:
-        solution = solutions.get(layer.name)
-        if solution is None:
-            continue
-        name = f"{block.name}.{layer.parameter_name}"
-        layer.of(keep.setdefault(name, torch.ones(layer.parameter.shape, dtype=torch.bool))).copy_(solution.keep)
-        if solution.weight is not None:
-            whole = weights.setdefault(name, layer.parameter.data.to("cpu", skeleton.storage_dtype, copy=True))
-            layer.of(whole).copy_(solution.weight)
-    result = dict(stored)
-    for name, value in skeleton.as_stored({f"{block.name}.{name}": v for name, v in others.items()}, stored).items():
-        result[name] = value.to(stored[name].dtype).contiguous()
-    changed = skeleton.as_stored(weights, stored)
-    for name, pattern in skeleton.as_stored(keep, stored).items():
-        old = stored[name]
-        result[name] = changed.get(name, old).to(old.dtype).masked_fill(~pattern, 0.0).contiguous()
-    return result
 
 
 def beside(anatomy: Anatomy) -> tuple[str, ...]:

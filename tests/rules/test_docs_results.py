@@ -11,11 +11,12 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from autoprune.report.views import variants_of
 
 from autoprune.bench.grid import read_grid
 from autoprune.recipe.recipe import Recipe
-from autoprune.report.views import variants_of
-from autoprune.results.types import EvaluationRow, PerplexityResult, to_jsonable
+from autoprune.results.codec import to_jsonable
+from autoprune.results.types import EvaluationRow, PerplexityResult
 from autoprune.run.labels import method_label, target_label
 
 ROOT = Path(__file__).resolve().parents[2]

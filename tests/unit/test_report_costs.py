@@ -6,14 +6,14 @@ import math
 from dataclasses import replace
 
 import pytest
-from test_report_html import parse, titles
-from test_report_samples import row, sample_rows
-
 from autoprune.report.costs import cost_grid, frontier, pareto
 from autoprune.report.frames import layers_frame, perplexity_frame, rows_frame
 from autoprune.report.html import render_html
 from autoprune.report.views import texts_of, variants_of
 from autoprune.report.zeroshot import Difference, accuracy_grid, difference_grid
+from test_report_html import parse, titles
+from test_report_samples import row, sample_rows
+
 from autoprune.results.types import Cost, EvaluationRow, Perplexities, TaskResult, ZeroShotResult
 
 SECONDS = {"wanda": 2.0, "wanda+barber": 5.0}

@@ -9,9 +9,9 @@ import xml.etree.ElementTree as ET
 from dataclasses import replace
 
 import pytest
+from autoprune.report.html import render_html
 from test_report_samples import row, sample_rows, summary
 
-from autoprune.report.html import render_html
 from autoprune.results.types import EvaluationRow, PruningSummary
 
 SVG = "{http://www.w3.org/2000/svg}"

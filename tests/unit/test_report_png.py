@@ -5,13 +5,12 @@ from __future__ import annotations
 import io
 
 import numpy as np
-from matplotlib.image import imread
-from test_report_samples import row, sample_rows
-
 from autoprune.report.plots import perplexity_bars
 from autoprune.report.png import DOTS_PER_INCH, to_png
 from autoprune.report.svg import LIGHT, UNITS_PER_INCH
 from autoprune.report.views import texts_of, variants_of
+from matplotlib.image import imread
+from test_report_samples import row, sample_rows
 
 STAND_INS = 6  # stand-in colours are darker than this in every channel; no colour of the palette is
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 
 import pytest
-
 from autoprune.report.views import seed_of, short_name, sparsity_before, texts_of, variants_of
+
 from autoprune.results.types import EvaluationRow, LayerOutcome, PerplexityResult, PruningSummary, SubBlockOutcome
 
 SHAPES = {"self_attn.q_proj": 1024, "self_attn.o_proj": 1024, "mlp.down_proj": 4096}

@@ -8,13 +8,13 @@ import re
 from dataclasses import replace
 
 import pytest
+from autoprune.report.grid import Grid, grid_to_latex, grid_to_markdown, grid_to_rich
+from autoprune.report.html import render_html
+from autoprune.report.views import barber_effect, texts_of, variants_of
 from rich.console import Console
 from test_report_samples import row, sample_rows, summary
 
 from autoprune.report import numbers, tables
-from autoprune.report.grid import Grid, grid_to_latex, grid_to_markdown, grid_to_rich
-from autoprune.report.html import render_html
-from autoprune.report.views import barber_effect, texts_of, variants_of
 from autoprune.results.types import PruningSummary
 
 

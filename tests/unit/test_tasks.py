@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from autoprune.report.zeroshot import zeroshot_grid
 from end_to_end.tiny import run_classic, save_tiny, tiny_model, tiny_tokenizer, write_words
 
 from autoprune.cli.main import classic
@@ -20,8 +21,8 @@ from autoprune.evaluation import tasks
 from autoprune.evaluation.tasks import check_tasks
 from autoprune.events import Event, Notice, Phase, Step
 from autoprune.recipe.recipe import ZeroShotOptions
-from autoprune.report.zeroshot import zeroshot_grid
-from autoprune.results.types import TaskResult, ZeroShotResult, row_from_json
+from autoprune.results.codec import row_from_json
+from autoprune.results.types import TaskResult, ZeroShotResult
 from autoprune.run import open as subject
 from autoprune.run.api import evaluate, prune
 

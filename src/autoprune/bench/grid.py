@@ -63,13 +63,17 @@ def read_grid(path: Path) -> Grid:
 
     Raises: RecipeError naming the file and the key, method or target that can't be used.
     """
+    return make_grid({"title": path.stem, **read_toml(path, "grid file")}, str(path))
+
+
+def read_toml(path: Path, kind: str) -> dict[str, Any]:
+    """A TOML file as a dictionary. Raises: RecipeError naming it if it is missing or no TOML."""
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise RecipeError(f"{path}: there is no such grid file") from error
+        raise RecipeError(f"{path}: there is no such {kind}") from error
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise RecipeError(f"{path} is no readable TOML: {error}") from error
-    return make_grid({"title": path.stem, **table}, str(path))
 
 
 def make_grid(table: Mapping[str, Any], where: str = "grid") -> Grid:
@@ -115,21 +119,20 @@ def _cells(table: Mapping[str, Any]) -> Iterator[Cell]:
             method, kind = _method(entry), _target(target)
             if str(target) not in [str(t) for t in method.get("only", [target])]:
                 continue
-            options = {
-                **common,
-                **{k: v for k, v in method.items() if k not in METHOD_KEYS},
-                **kind,
-                "model": model,
-                "seed": seed,
-            }
-            name = method.get("name") or method.get("prune_method", "wanda") + (
-                "+barber" if method.get("prune_barber") else ""
-            )
+            options = {k: v for k, v in method.items() if k not in METHOD_KEYS}
+            name = method.get("name") or method_word(options)
+            options = {**common, **options, **kind, "model": model, "seed": seed}
             yield Cell(f"{_short(model)} {name} {target} seed {seed}", options)
 
 
+def method_word(options: Mapping[str, Any]) -> str:
+    """The steps of an entry in one word; what the classic flags leave out is the first step of a recipe's default."""
+    first = options.get("prune_method", Recipe().pruning.prune_method)
+    return f"{first}+barber" if options.get("prune_barber") else str(first)
+
+
 def _method(entry: Any) -> dict[str, Any]:
-    """``"wanda+barber"`` is short for ``{prune_method = "wanda", prune_barber = true}``."""
+    """A word is short for the classic flags: ``"a+b"`` prunes by a and refines the result by b."""
     if isinstance(entry, Mapping):
         return dict(entry)
     first, plus, second = str(entry).partition("+")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 from autoprune.core.sparsity import SemiStructured, Target, Unstructured
@@ -14,9 +15,15 @@ DENSE = ("dense", "dense")
 
 
 def method_label(recipe: Recipe) -> str:
-    """The run's passes in one word, such as ``wanda+barber``."""
+    """The run's steps in one word, with the settings of those that have any: ``wanda+barber (block 0.1)``."""
     first = "given" if recipe.rebuild.pruned_model else recipe.pruning.prune_method
-    return f"{first}+barber" if recipe.rebuild.prune_barber else first
+    if not recipe.rebuild.prune_barber:
+        return first
+    chosen = recipe.barber
+    words = [f"{chosen.prune_granularity} {chosen.threshold:g}"]
+    words += [f"metric {chosen.prune_metric}"] if chosen.prune_metric != "WD" else []
+    words += ["update kept"] if chosen.retain_reconstruction else []
+    return f"{first}+barber ({', '.join(words)})"
 
 
 def target_label(target: Target | None) -> str:
@@ -38,8 +45,13 @@ def labels_of(directory: Path) -> tuple[str, str]:
     return method_label(recipe), target_label(recipe.target)
 
 
-def report_stem(recipe: Recipe, labels: tuple[str, str]) -> str:
-    """The part of the names of a run's tables that tells it from others; ``labels`` as of the row that they show."""
-    if recipe.target is not None or recipe.rebuild.pruned_model:
-        return f"{recipe.pruning.prune_method}_{recipe.barber.threshold:g}"
-    return f"dense_{recipe.barber.threshold:g}" if labels == DENSE else f"eval_{labels[0]}"
+def report_stem(labels: tuple[str, str], *, pruned_now: bool) -> str:
+    """The part of the names of a run's tables that tells it from others: ``wanda_0.5``,
+    ``wanda+barber_2-4_output1_0.1``, ``dense``; ``eval_wanda_0.5`` of a model that an earlier run has pruned.
+    """
+    if labels == DENSE:
+        return DENSE[0]
+    method, _, settings = labels[0].partition(" (")
+    target = f"{float(labels[1][:-2]) / 100:g}" if labels[1].endswith(" %") else labels[1].replace(":", "-")
+    words = re.findall(r"[\w.]+", settings)
+    return "_".join([*([] if pruned_now else ["eval"]), method, target, *words])

@@ -23,8 +23,9 @@ from autoprune.model.pipeline import Pass, prepare_inputs, prune_blocks, replay_
 from autoprune.model.stream import Place, Stream
 from autoprune.model.work import Inputs
 from autoprune.recipe.recipe import Recipe
+from autoprune.results.codec import dump_json, first_difference
 from autoprune.results.outcome import LayerOutcome, SubBlockOutcome
-from autoprune.results.types import PruningSummary, dump_json, first_difference
+from autoprune.results.types import PruningSummary
 from autoprune.run.check import check_model, check_values
 from autoprune.run.labels import method_label, target_label
 from autoprune.run.open import Subject

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from autoprune.errors import OutputError
 from autoprune.events import BlockResult
+from autoprune.results.codec import dump_json, first_difference, to_jsonable
 from autoprune.results.outcome import LayerOutcome, SubBlockOutcome
-from autoprune.results.types import dump_json, first_difference, to_jsonable
 from autoprune.storage.checkpoint import Checkpoint
 from autoprune.storage.placing import STATE
 from autoprune.storage.shards import CheckpointWriter

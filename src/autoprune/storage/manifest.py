@@ -8,7 +8,8 @@ from importlib.metadata import version
 from typing import Any
 
 from autoprune.recipe.recipe import CACHES, Recipe
-from autoprune.results.types import PruningSummary, dump_json, to_jsonable
+from autoprune.results.codec import dump_json, to_jsonable
+from autoprune.results.types import PruningSummary
 
 PACKAGES = ("autoprune", "torch", "transformers", "safetensors")
 NOT_PROVENANCE = (

@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from autoprune.report.html import render_html
-from autoprune.report.svg import DARK, LIGHT
 from matplotlib.image import imread
 from test_report_costs import answered
 from test_report_samples import row
 
+from autoprune.report.draw import DARK, LIGHT
+from autoprune.report.page import render_html
 from autoprune.results.types import Cost, EvaluationRow
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

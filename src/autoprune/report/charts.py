@@ -36,7 +36,7 @@ def bars(results: Results, text: Text) -> list[Drawing]:
         return []
     low, high = min(values), max(values)
     log = low > 0 and high / low > LOG_FROM
-    limits = (low / (high / low) ** 0.05, high * (high / low) ** 0.45) if log else (0.0, 1.45 * high or 1.0)
+    limits = (low / (high / low) ** 0.05, high * (high / low) ** 0.45) if log else (0.0, 1.36 * high or 1.0)
     colours, drawings = _colours(results), []
     for target in dict.fromkeys(v.target for v, _ in known):
         group = [(v, s) for v, s in known if v.target == target]
@@ -49,7 +49,8 @@ def bars(results: Results, text: Text) -> list[Drawing]:
             axes.set_yticks([])
             axes.spines["left"].set_visible(False)
             if dense:
-                axes.axvline(dense, color=INK, linestyle=DASHES, linewidth=1.2)
+                ends = [(i - 0.26, i + 0.3) for i in range(len(group))]  # not through the names
+                axes.vlines(dense, *zip(*ends, strict=True), color=INK, linestyle=(0, (3, 2)), linewidth=1.3)
                 words = f"dense {numbers.number_text(dense)}"
                 _note(axes, words, (dense, 1), (4, 5), xycoords=("data", "axes fraction"))
             _ticks(axes, log)

@@ -129,15 +129,28 @@ def to_latex(table: Table) -> str:
 
 
 def print_table(table: Table, console: Console) -> None:
-    """The table on a terminal, no wider than that: columns that there is no room for are named below it instead."""
+    """The table on a terminal, no wider than that: columns that there is no room for are named below it instead, and
+    if that is not enough the first column's words are cut.
+    """
     shown, left_out = table, list[str]()
-    while console.measure(_rich(shown)).maximum > console.width and any(c.spare for c in shown.columns):
+    while _width(shown) > console.width and any(c.spare for c in shown.columns):
         widest = max(shown.columns, key=lambda column: column.spare)
-        left_out.insert(0, widest.head)
+        left_out.insert(0, widest.short or widest.head)
         shown = replace(shown, columns=tuple(c for c in shown.columns if c is not widest))
+    if (over := _width(shown) - console.width) > 0:
+        first = shown.columns[0]
+        room = max(8, max(map(len, first.cells), default=0) - over)
+        cells = tuple(cell if len(cell) <= room else cell[: room - 1] + "…" for cell in first.cells)
+        shown = replace(shown, columns=(replace(first, cells=cells), *shown.columns[1:]))
     console.print(_rich(shown))
     if left_out:
-        console.print(f" no room for: {', '.join(left_out)}", style="dim", highlight=False)
+        console.print(f"no room for: {', '.join(left_out)}", style="dim", highlight=False)
+
+
+def _width(table: Table) -> int:
+    """Letters that a line takes: cells two spaces apart."""
+    widths = [max(map(len, [column.short or column.head, *column.aligned])) for column in table.columns]
+    return sum(widths) + 2 * len(widths) - 1
 
 
 def _rich(table: Table) -> RichTable:
@@ -146,15 +159,16 @@ def _rich(table: Table) -> RichTable:
     from rich.text import Text
 
     made = RichTable(
-        title=table.title or None, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", header_style="bold"
+        title=table.title or None, box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), pad_edge=True
     )
+    made.title_justify, made.title_style, made.header_style = "left", "bold", "bold"
     columns = []
     for column in table.columns:
         cells = [column.short or column.head, *column.aligned]
         if column.tail:  # rich strips spaces behind a word when it pushes it to the right, so this is done here
             cells = [cell.rjust(max(map(len, cells))) for cell in cells]
         justify = "left" if column.words or column.tail else "right"
-        made.add_column(Text(cells[0]), justify=justify, no_wrap=True, overflow="ellipsis")  # type: ignore[arg-type]
+        made.add_column(Text(cells[0]), justify=justify, no_wrap=True)  # type: ignore[arg-type]
         columns.append(cells[1:])
     for i, row in enumerate(zip(*columns, strict=True)):
         styles = ["bold green" if i in column.strong else "" for column in table.columns]

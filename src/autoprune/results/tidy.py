@@ -116,7 +116,8 @@ class Results:
         errors = named.dropna(subset="error").pivot(index="run", columns="column", values="error")
         keys = named.drop_duplicates("run").set_index("run")[list(KEYS)]
         order = [name for c in dict.fromkeys(column) for name in (c, f"{c} stderr")]
-        order.sort(key=(PRUNE_SECONDS, SECONDS, PEAK, DEVICE).__contains__)
+        last = ["", PRUNE_SECONDS, SECONDS, PEAK, DEVICE]
+        order.sort(key=lambda name: last.index(name) if name in last else 0)
         whole = keys.join(values).join(errors.add_suffix(" stderr"))
         whole = whole[[*KEYS, *(name for name in order if name in whole)]].reset_index(drop=True)
         return whole.astype({name: "Int64" for name in (PEAK, DEVICE) if name in whole})
@@ -131,7 +132,8 @@ class Results:
             key = (run, self.variants.index(variant), variant.model, row.method, variant.settings, row.target)
             lines += [(*key, seed_of(row), *measured) for measured in _measurements(row, labels)]
         columns = ["run", "variant", *KEYS, "metric", "on", "value", "error"]
-        return DataFrame(lines, columns=columns).astype({"seed": object, "value": float, "error": float})
+        kinds = {"run": int, "variant": int, "value": float, "error": float}
+        return DataFrame(lines, columns=columns, dtype=object).astype(kinds)
 
 
 def _measurements(row: EvaluationRow, labels: dict[tuple[str, int], str]) -> Iterator[tuple[str, str, float, Any]]:

@@ -103,8 +103,8 @@ def test_words_stand_clear_of_each_other_and_inside(browse: Callable[..., str], 
     measured: dict[str, Any] = json.loads(unescape(title[1]))
     assert measured["faults"] == []
     assert measured["too_wide"] <= 0
-    assert measured["drawings"] > 50
-    assert measured["words"] > 1000
+    assert measured["drawings"] > 10
+    assert measured["words"] > 250
 
 
 @pytest.mark.parametrize(("scheme", "palette"), [(1, LIGHT), (0, DARK)], ids=["light", "dark"])

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from autoprune.events import BlockResult, Emit, Event, Notice, Phase, Step, silent
 
-WIDE = 100  # columns of a terminal on which the bar may be long
+NARROW, WIDE = 70, 100  # columns of a terminal: without the time elapsed below, with a long bar above
 PLAIN_EVERY = 10.0  # seconds between lines of progress inside a block, without a terminal
 
 
@@ -31,8 +31,9 @@ def watching(*, quiet: bool) -> Iterator[Emit]:
     whole = Column(no_wrap=True, overflow="ellipsis")
     name = TextColumn("{task.description}", markup=False, table_column=whole)
     note = TextColumn("{task.fields[note]}", markup=False, table_column=whole)
-    bar = BarColumn(bar_width=12 if console.width < WIDE else 32)
-    columns = (SpinnerColumn(), name, bar, note, TimeElapsedColumn(), _TimeLeft())
+    bar = BarColumn(bar_width=10 if console.width < WIDE else 32)
+    clock = () if console.width < NARROW else (TimeElapsedColumn(),)
+    columns = (SpinnerColumn(), name, bar, note, *clock, _TimeLeft())
     with Progress(*columns, console=console, transient=True) as progress:
         yield _Bar(progress)
 

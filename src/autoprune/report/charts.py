@@ -50,7 +50,7 @@ def bars(results: Results, text: Text) -> list[Drawing]:
             axes.spines["left"].set_visible(False)
             if dense:
                 ends = [(i - 0.26, i + 0.3) for i in range(len(group))]  # not through the names
-                axes.vlines(dense, *zip(*ends, strict=True), color=INK, linestyle=(0, (3, 2)), linewidth=1.3)
+                axes.vlines([dense] * len(ends), *zip(*ends, strict=True), color=INK, linestyle=(0, (3, 2)), linewidth=1.3)
                 words = f"dense {numbers.number_text(dense)}"
                 _note(axes, words, (dense, 1), (4, 5), xycoords=("data", "axes fraction"))
             _ticks(axes, log)

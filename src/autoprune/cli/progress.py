@@ -14,7 +14,7 @@ from rich.text import Text
 
 from autoprune.events import BlockResult, Emit, Event, Notice, Phase, Step, silent
 
-NARROW, WIDE = 70, 100  # columns of a terminal: without the time elapsed below, with a long bar above
+NARROW, WIDE = 70, 100  # columns of a terminal: below no bar, above a long one
 PLAIN_EVERY = 10.0  # seconds between lines of progress inside a block, without a terminal
 
 
@@ -28,14 +28,19 @@ def watching(*, quiet: bool) -> Iterator[Emit]:
     if not console.is_terminal:
         yield _Lines()
         return
-    whole = Column(no_wrap=True, overflow="ellipsis")
-    name = TextColumn("{task.description}", markup=False, table_column=whole)
-    note = TextColumn("{task.fields[note]}", markup=False, table_column=whole)
-    bar = BarColumn(bar_width=10 if console.width < WIDE else 32)
-    clock = () if console.width < NARROW else (TimeElapsedColumn(),)
-    columns = (SpinnerColumn(), name, bar, note, *clock, _TimeLeft())
+    bar, names = (0 if console.width < NARROW else 10 if console.width < WIDE else 32), 20
+    room = console.width - names - bar - (14 if bar == 0 else 24)  # beside spinner, clocks and spaces
+    name = TextColumn("{task.description}", markup=False, table_column=_cut(names))
+    note = TextColumn("{task.fields[note]}", markup=False, table_column=_cut(room))
+    middle = (BarColumn(bar_width=bar), note, TimeElapsedColumn()) if bar else (note,)
+    columns = (SpinnerColumn(), name, *middle, _TimeLeft())
     with Progress(*columns, console=console, transient=True) as progress:
         yield _Bar(progress)
+
+
+def _cut(width: int) -> Column:
+    """One line of at most so many letters."""
+    return Column(no_wrap=True, overflow="ellipsis", max_width=width)
 
 
 class _TimeLeft(ProgressColumn):

@@ -49,8 +49,8 @@ def bars(results: Results, text: Text) -> list[Drawing]:
             axes.set_yticks([])
             axes.spines["left"].set_visible(False)
             if dense:
-                ends = [(i - 0.26, i + 0.3) for i in range(len(group))]  # not through the names
-                axes.vlines([dense] * len(ends), *zip(*ends, strict=True), color=INK, linestyle=(0, (3, 2)), linewidth=1.3)
+                lows, highs = ([i + end for i in range(len(group))] for end in (-0.26, 0.3))  # not through the names
+                axes.vlines([dense] * len(group), lows, highs, color=INK, linestyle=(0, (3, 2)), linewidth=1.3)
                 words = f"dense {numbers.number_text(dense)}"
                 _note(axes, words, (dense, 1), (4, 5), xycoords=("data", "axes fraction"))
             _ticks(axes, log)

@@ -39,7 +39,7 @@ of LLM-Barber:
 
 *The picture and both tables are made by `make results`, which also runs the two commands. ± is the standard deviation
 over the draws.
-Settings of LLM-Barber are its granularity and threshold; "update kept" is `--retain_reconstruction`.*
+Settings of LLM-Barber are its granularity and threshold; "retain reconstruction" is `--retain_reconstruction`.*
 
 What LLM-Barber does to the perplexity of its first pass here:
 

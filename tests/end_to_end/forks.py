@@ -80,9 +80,9 @@ def obey(order: dict[str, Any]) -> int:
 
 def die_in_save(number: int) -> None:
     """Lets the process kill itself when half of its n-th safetensors file is written."""
-    from autoprune.storage import writer
+    from autoprune.storage import result
 
-    real, calls = writer.save_file, [0]
+    real, calls = result.save_file, [0]
 
     def half(tensors: Any, path: Path, **named: Any) -> None:
         real(tensors, path, **named)
@@ -91,7 +91,7 @@ def die_in_save(number: int) -> None:
             os.truncate(path, path.stat().st_size // 2)
             os.kill(os.getpid(), signal.SIGKILL)
 
-    writer.save_file = half  # type: ignore[assignment]
+    result.save_file = half  # type: ignore[assignment]
 
 
 if __name__ == "__main__":

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from autoprune.storage import writer
+from autoprune.storage import files
+from autoprune.storage import result as results
 from end_to_end.conftest import Refuse, Run, refused
 from end_to_end.tiny import Texts, contents, flags, run_classic
 
@@ -128,7 +129,7 @@ def test_reports_beside_and_inside_the_checkpoint(run: Run, tiny: Path, tmp_path
 
 
 def test_no_room_on_the_disk(refuse: Refuse, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writer.shutil, "disk_usage", lambda path: USAGE(10**9, 10**9 - 1000, 1000))
+    monkeypatch.setattr(results.shutil, "disk_usage", lambda path: USAGE(10**9, 10**9 - 1000, 1000))
     message = refuse(tiny, f"--save_model {tmp_path / 'out'}: the result needs", "only 0.0 MiB are free")
     assert "checking weights" not in message
     assert list(tmp_path.iterdir()) == []
@@ -163,7 +164,7 @@ def test_disk_that_fills_up(
     out = tmp_path / "out"
     assert run_classic(capsys, flags(tiny, texts, save_model=out)).status == 0
     before = contents(out)
-    spoil(writer, name, FULL, at)
+    spoil(files if name == "sync" else results, name, FULL, at)
     answer = run_classic(capsys, flags(tiny, texts, save_model=out, prune_method="magnitude", overwrite=True))
     assert answer.status == 2
     assert "Traceback" not in answer.err
@@ -175,7 +176,7 @@ def test_disk_that_fills_up(
 def test_copy_that_fails(
     refuse: Refuse, capsys: pytest.CaptureFixture[str], texts: Texts, tiny: Path, tmp_path: Path, spoil: Spoil
 ) -> None:
-    spoil(writer.shutil, "copyfile", PermissionError(errno.EACCES, "Permission denied"), 2)
+    spoil(results.shutil, "copyfile", PermissionError(errno.EACCES, "Permission denied"), 2)
     answer = run_classic(capsys, flags(tiny, texts, save_model=tmp_path / "out"))
     assert answer.status == 2
     assert f"{tmp_path / 'out'}: can't write there" in answer.err
@@ -185,14 +186,14 @@ def test_copy_that_fails(
 def test_interruption_leaves_no_result(
     capsys: pytest.CaptureFixture[str], texts: Texts, tiny: Path, tmp_path: Path, spoil: Spoil
 ) -> None:
-    spoil(writer, "save_file", KeyboardInterrupt(), 2)
+    spoil(results, "save_file", KeyboardInterrupt(), 2)
     answer = run_classic(capsys, flags(tiny, texts, save_model=tmp_path / "out"))
     assert (answer.status, answer.err.splitlines()[-1]) == (130, "interrupted")
     assert not (tmp_path / "out").exists()
 
 
 def test_place_where_another_run_is_at_work(refuse: Refuse, run: Run, tiny: Path, tmp_path: Path) -> None:
-    other = writer.Workplace(tmp_path / "out", overwrite=False)
+    other = results.Workplace(tmp_path / "out", overwrite=False)
     other.begin(0)
     (other.path / "model-00001.safetensors").write_text("half")
     refuse(tiny, f"--save_model {tmp_path / 'out'}: another autoprune run is writing there", "wait for it")

@@ -13,7 +13,7 @@ import torch
 from autoprune.recipe.recipe import recipe_from_flat
 from autoprune.run import api
 from autoprune.run import open as subject
-from autoprune.storage import writer
+from autoprune.storage import shards
 from autoprune.storage.checkpoint import Checkpoint
 from end_to_end.conftest import Refuse, Run
 from end_to_end.tiny import Texts, contents, flags, run_classic, save_tiny
@@ -87,7 +87,7 @@ def test_large_files_beside_the_weights_are_left_behind(
     model = save_tiny(tmp_path / "model")
     (model / "notes.csv").write_text("x" * 100)
     (model / "train.csv").write_text("x" * 50_000)
-    monkeypatch.setattr(writer, "LARGEST_COMPANION", 20_000)
+    monkeypatch.setattr(shards, "LARGEST_COMPANION", 20_000)
     answer = run(model, save_model=tmp_path / "out")
     assert "not copied, for no file of a model but its weights is as large: train.csv" in answer.err
     assert (tmp_path / "out/notes.csv").is_file()
@@ -168,7 +168,7 @@ def test_a_manifest_that_can_not_be_written_again(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("autoprune.storage.placing.sync", full)
+        patch.setattr("autoprune.storage.files.sync", full)
         answer = run_classic(capsys, flags(tiny, texts, save_model=tmp_path / "out", resume=True))
     assert answer.status == 2
     assert "still says that the result is to be removed" in answer.err

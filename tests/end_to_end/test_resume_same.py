@@ -13,7 +13,8 @@ import torch
 from autoprune.evaluation.perplexity import perplexity
 from autoprune.run import api
 from autoprune.run import measure as measuring
-from autoprune.storage import manifest, writer
+from autoprune.storage import manifest
+from autoprune.storage import result as results
 from autoprune.storage.journal import Journal
 from end_to_end.conftest import Run
 from end_to_end.test_resume import BARBER, finished, partial
@@ -68,7 +69,7 @@ def unfinished(
         save_tiny(tmp_path / "model")
         write_words(tmp_path / "text.txt", 600, 0)
         with monkeypatch.context() as patch:
-            real, calls = writer.save_file, [0]
+            real, calls = results.save_file, [0]
 
             def stopping(*given: Any, **named: Any) -> None:
                 calls[0] += 1
@@ -76,7 +77,7 @@ def unfinished(
                     raise KeyboardInterrupt
                 real(*given, **named)
 
-            patch.setattr(writer, "save_file", stopping)
+            patch.setattr(results, "save_file", stopping)
             given = flags(
                 tmp_path / "model",
                 texts,

@@ -16,7 +16,7 @@ from autoprune.model.anatomy import Anatomy
 from autoprune.model.replay import replay_check
 from autoprune.steps.barber import Barber
 from autoprune.steps.wanda import Wanda
-from autoprune.storage.stores import CheckpointStore
+from autoprune.storage.store import CheckpointStore
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "architectures.md"
 STRUCTURE = ("class", "blocks", "layers in a block", "coverage", "stays dense")

@@ -15,15 +15,15 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from autoprune.core.problem import Method
 from autoprune.model.anatomy import check_coverage, examine
 from autoprune.model.calls import replaced_forward
-from autoprune.model.pipeline import prepare_inputs
 from autoprune.model.replay import replay_check
 from autoprune.model.stream import Place
+from autoprune.model.walk import prepare_inputs
 from autoprune.results.outcome import LayerOutcome
+from autoprune.steps.base import Step
 from autoprune.steps.wanda import Wanda
-from autoprune.storage.stores import CheckpointStore
+from autoprune.storage.store import CheckpointStore
 
 PAGE = read_page()
 REMEDY = "run `python scripts/list_architectures.py`"
@@ -97,7 +97,7 @@ def test_replay_is_exact(saved: Path, dtype: str) -> None:
 
 
 @pytest.mark.parametrize("methods", [(Wanda(),), (Wanda(), BARBER)], ids=["wanda", "wanda+barber"])
-def test_pruned_written_and_loaded_again(name: str, saved: Path, methods: tuple[Method, ...], tmp_path: Path) -> None:
+def test_pruned_written_and_loaded_again(name: str, saved: Path, methods: tuple[Step, ...], tmp_path: Path) -> None:
     sub_blocks = check_pruned(saved, methods, tmp_path)
     if BARBER in methods:
         assert sub_blocks == {1 if name == "mamba" else 2}
@@ -115,7 +115,7 @@ def test_more_in_their_usual_precision(name: str, tmp_path: Path) -> None:
     assert check_pruned(saved, (Wanda(), BARBER), tmp_path / "pruned") <= {1, 2, 3, 5}
 
 
-def check_pruned(saved: Path, methods: tuple[Method, ...], target: Path) -> set[int]:
+def check_pruned(saved: Path, methods: tuple[Step, ...], target: Path) -> set[int]:
     """Prunes, writes to ``target`` and loads again; returns the numbers of sub-blocks that LLM-Barber found."""
     written: dict[str, Tensor] = {}
     store = open_store(saved, written)

@@ -27,7 +27,7 @@ from autoprune.steps.magnitude import Magnitude
 from autoprune.steps.wanda import Wanda
 from autoprune.storage.ahead import ReadAhead
 from autoprune.storage.checkpoint import Checkpoint
-from autoprune.storage.stores import MemoryStore
+from autoprune.storage.store import MemoryStore
 
 
 @pytest.mark.parametrize("resident", [True, False])

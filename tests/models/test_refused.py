@@ -15,7 +15,7 @@ from autoprune.errors import ModelError
 from autoprune.model.anatomy import check_coverage, examine
 from autoprune.model.replay import require_replay
 from autoprune.steps.wanda import Wanda
-from autoprune.storage.stores import MemoryStore
+from autoprune.storage.store import MemoryStore
 
 REASONS = {
     "dbrx": r"only 20\.6% of the block parameters of DbrxForCausalLM can be reached.*experts\.mlp\.w1",

@@ -142,7 +142,7 @@ def test_tensor_that_must_be_the_dense_one(copy: Path, dense: Path, name: str) -
 
 def test_rewritten_hash_does_not_hide_a_changed_norm(copy: Path, dense: Path) -> None:
     """The files are judged, not the manifest's word."""
-    from autoprune.storage.writer import file_sha256
+    from autoprune.storage.files import file_sha256
 
     name = "model.norm.weight"
     shard = plant(copy, name, lambda tensor: tensor.view(-1)[:1].add_(1))

@@ -193,7 +193,7 @@ def test_a_finished_cell_ends_cleanly_while_its_starter_waits(options: dict[str,
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"methods": ["wanda", "vanda"]}, "cell tiny vanda 0.5 seed 0: --prune_method 'vanda' is unknown"),
+        ({"methods": ["wanda", "vanda"]}, "cell tiny vanda 0.5 seed 0: --steps 'vanda' is unknown"),
         ({"models": ["./nowhere"]}, "cell nowhere dense: --model ./nowhere: there is no such directory"),
         ({"options": {"eval_data": ["gone.txt"]}}, "cell tiny dense: --eval_data gone.txt: no such file"),
         ({"options": {"calibration_data": "gone.txt", "eval_data": ["demo"]}}, "--calibration_data gone.txt: no such"),

@@ -106,7 +106,7 @@ def test_settings_of_another_step_tell_nothing_apart() -> None:
 
 def test_labels_that_carry_settings() -> None:
     """They are the name, and steps are read off them."""
-    assert steps_of("sparsegpt (damping 0.1)+barber (layer 0.1, update kept)") == ("sparsegpt", "barber")
+    assert steps_of("sparsegpt (damping 0.1)+barber (layer 0.1, retain reconstruction)") == ("sparsegpt", "barber")
     results = Results([row("wanda", "50 %", 10), row("wanda+barber (block 0.1)", "50 %", 9)])
     first, second = results.variants
     assert (second.name, second.family, second.refined, first.refined) == (

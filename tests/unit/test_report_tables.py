@@ -249,7 +249,7 @@ def test_numbers_stand_below_each_other_on_a_terminal() -> None:
 def wide_rows() -> list[EvaluationRow]:
     """Long names and every column, as in README's larger table."""
     rows = [row("dense", "dense", 15.78, seed=None)]
-    for method in ("sparsegpt", "sparsegpt+barber (output1 0.1, update kept)"):
+    for method in ("sparsegpt", "sparsegpt+barber (output1 0.1, retain reconstruction)"):
         for seed in (0, 1):
             made = row(method, "2:4", 18.82 + seed, seed=seed)
             assert made.pruning is not None

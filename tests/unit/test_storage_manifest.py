@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,14 @@ import pytest
 import yaml
 from end_to_end.tiny import LAYERS, Texts, flags, run_classic, save_tiny, write_words
 
+from autoprune.errors import OutputError
 from autoprune.recipe.recipe import recipe_from_flat
 from autoprune.results.outcome import LayerOutcome, SubBlockOutcome
 from autoprune.results.types import PruningSummary
+from autoprune.storage.card import model_card
 from autoprune.storage.checkpoint import INDEX
-from autoprune.storage.manifest import manifest, model_card, provenance
-from autoprune.storage.writer import MANIFEST, file_sha256
+from autoprune.storage.files import file_sha256
+from autoprune.storage.manifest import FORMAT, MANIFEST, Manifest, manifest, provenance
 
 SUMMARY = PruningSummary(
     (
@@ -42,8 +45,9 @@ def card(**options: Any) -> tuple[dict[str, Any], str]:
 
 def test_manifest_says_what_was_done_to_every_layer() -> None:
     shards: list[dict[str, object]] = [{"name": "model.safetensors", "bytes": 3, "sha256": "0"}]
-    written = json.loads(manifest(about(), SUMMARY, shards, ["model.safetensors", "config.json"]))
-    assert written["format"] == 1
+    others: list[dict[str, object]] = [{"name": "config.json", "bytes": 2, "sha256": "1"}]
+    written = json.loads(manifest(about(), SUMMARY, [*shards, *others]))
+    assert written["format"] == FORMAT
     assert written["sparsity"] == 0.25
     assert written["layers"][0] == {
         **{"block": 0, "name": "model.layers.0.mlp.up_proj", "weights": 3, "zeros": 1},
@@ -53,6 +57,7 @@ def test_manifest_says_what_was_done_to_every_layer() -> None:
     assert written["sub_blocks"][0]["exchanged"] == 1
     assert written["warnings"] == ["something odd"]
     assert written["shards"] == shards
+    assert written["files"] == others
     assert written["written"] == ["config.json", "model.safetensors"]
     assert (written["seed"], written["calibration"], written["model"]["fingerprint"]) == (7, CALIBRATION, "def")
     assert {"python", "autoprune", "torch", "transformers", "safetensors"} <= set(written["versions"])
@@ -68,8 +73,8 @@ def test_manifest_depends_on_what_was_done_and_not_on_when_or_where_to() -> None
         "batch_size": 3,
     }
     slower = PruningSummary(SUMMARY.layers, SUMMARY.sub_blocks, {"prune": 99.0}, SUMMARY.warnings)
-    text = manifest(about(), SUMMARY, [], [])
-    assert manifest(about(**elsewhere), slower, [], []) == text
+    text = manifest(about(), SUMMARY, [])
+    assert manifest(about(**elsewhere), slower, []) == text
     for change in (
         {"seed": 8},
         {"sparsity_ratio": 0.6},
@@ -78,7 +83,7 @@ def test_manifest_depends_on_what_was_done_and_not_on_when_or_where_to() -> None
         {"dtype": "float32"},
         {"ignore": ["*"]},
     ):
-        assert manifest(about(**change), SUMMARY, [], []) != text
+        assert manifest(about(**change), SUMMARY, []) != text
 
 
 def test_card_names_the_original_only_if_the_hub_has_it() -> None:
@@ -118,9 +123,10 @@ def test_written_manifest_is_true(written: tuple[Path, Path]) -> None:
     assert {path.name for path in out.iterdir()} == {*said["written"], MANIFEST}
     shards = {path.name: path for path in out.glob("*.safetensors")}
     assert {shard["name"] for shard in said["shards"]} == set(shards)
-    for shard in said["shards"]:
-        assert shard["bytes"] == shards[shard["name"]].stat().st_size
-        assert shard["sha256"] == file_sha256(shards[shard["name"]])
+    assert {entry["name"] for entry in said["shards"] + said["files"]} == set(said["written"])
+    for entry in said["shards"] + said["files"]:
+        assert entry["bytes"] == (out / entry["name"]).stat().st_size
+        assert entry["sha256"] == file_sha256(out / entry["name"])
     assert len(said["layers"]) == LAYERS - 2
     assert all(0 < layer["error"] < 1 for layer in said["layers"])
     assert {sub["name"] for sub in said["sub_blocks"]} == {"self_attn", "mlp"}
@@ -158,3 +164,37 @@ def test_a_result_can_be_pruned_again(
     )
     assert answer.status == 0, answer.err
     assert json.loads((tmp_path / "again" / MANIFEST).read_text())["recipe"]["pruning"]["sparsity_ratio"] == 0.7
+
+
+def earlier(directory: Path) -> Path:
+    """A result as the first format described it: without the hashes of small files."""
+    raw = json.loads((directory / MANIFEST).read_text())
+    del raw["files"]
+    (directory / MANIFEST).write_text(json.dumps(raw | {"format": 1}))
+    return directory
+
+
+def test_a_result_of_the_first_format_stays_readable(written: tuple[Path, Path], tmp_path: Path) -> None:
+    from autoprune.evaluation.audit import audit
+    from autoprune.run.labels import labels_of
+
+    model, out = written
+    old = earlier(Path(shutil.copytree(out, tmp_path / "old")))
+    assert audit(old, model).sound
+    assert labels_of(old) == labels_of(out) == ("wanda+barber", "50 %")
+    assert Manifest.read(old).summary({}).layers == Manifest.read(out).summary({}).layers
+
+
+def test_a_result_of_the_first_format_is_not_gone_on_with(
+    written: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old = earlier(Path(shutil.copytree(written[1], tmp_path / "old")))
+    answer = run_classic(capsys, flags(written[0], None, prune_method="magnitude", save_model=old, resume=True))
+    assert answer.status == 2
+    assert "it is of an earlier version of autoprune (format 1, now 2)" in answer.err
+
+
+def test_a_later_format_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / MANIFEST).write_text(json.dumps({"format": FORMAT + 1, "written": []}))
+    with pytest.raises(OutputError, match=r"is of format 3, and this version of autoprune reads up to 2"):
+        Manifest.read(tmp_path)

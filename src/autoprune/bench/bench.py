@@ -93,9 +93,8 @@ def check_cells(grid: Grid, emit: Emit = silent) -> None:
         texts = [("--eval_data", word) for word in recipe.evaluation.eval_data]
         if recipe.target is not None:
             texts.append(("--calibration_data", recipe.calibration.calibration_data))
-        models = [word for word in (recipe.model.model, recipe.rebuild.pruned_model) if word]
+        models = [word for word in (recipe.model.model, recipe.chosen.pruned_model) if word]
         try:
-            _check_steps(cell.options)
             for flag, word in texts:
                 if (flag, word) not in seen:
                     parse_source(word, flag)
@@ -109,10 +108,3 @@ def check_cells(grid: Grid, emit: Emit = silent) -> None:
         except AutoPruneError as error:
             raise type(error)(f"cell {cell.name}: {error}") from error
         seen |= {*texts, *models, recipe.zeroshot}
-
-
-def _check_steps(options: Mapping[str, Any]) -> None:
-    from autoprune.recipe.recipe import recipe_from_flat
-    from autoprune.steps import passes
-
-    passes(recipe_from_flat(dict(options)))

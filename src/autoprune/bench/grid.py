@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import itertools
@@ -16,6 +17,7 @@ import autoprune
 from autoprune.core.sparsity import parse_target
 from autoprune.errors import AutoPruneError, RecipeError
 from autoprune.recipe.recipe import Recipe, recipe_from_flat
+from autoprune.steps.classic import StepOptions, step_names
 from autoprune.storage.locate import DEMO
 
 if sys.version_info >= (3, 11):
@@ -126,19 +128,19 @@ def _cells(table: Mapping[str, Any]) -> Iterator[Cell]:
 
 
 def method_word(options: Mapping[str, Any]) -> str:
-    """The steps of an entry in one word; what the classic flags leave out is the first step of a recipe's default."""
-    first = options.get("prune_method", Recipe().pruning.prune_method)
-    return f"{first}+barber" if options.get("prune_barber") else str(first)
+    """The steps of an entry in one word. Raises: RecipeError if it names them in two ways."""
+    names = {field.name for field in dataclasses.fields(StepOptions)} & set(options)
+    steps = options.get("steps", ())
+    steps = tuple(steps.replace(" ", "").split(",") if isinstance(steps, str) else map(str, steps))
+    chosen = StepOptions(**{**{name: options[name] for name in names}, "steps": steps})
+    if chosen.effort:
+        return f"effort {chosen.effort}"
+    return "+".join([*(["given"] if chosen.pruned_model else []), *step_names(chosen)])
 
 
 def _method(entry: Any) -> dict[str, Any]:
-    """A word is short for the classic flags: ``"a+b"`` prunes by a and refines the result by b."""
-    if isinstance(entry, Mapping):
-        return dict(entry)
-    first, plus, second = str(entry).partition("+")
-    if plus and second != "barber":
-        raise RecipeError(f"method {entry!r} is unknown; a word is a first pass, or one followed by +barber")
-    return {"prune_method": first, **({"prune_barber": True} if plus else {})}
+    """A word is short for its steps: ``"a+b"`` for ``{steps = ["a", "b"]}``."""
+    return dict(entry) if isinstance(entry, Mapping) else {"steps": str(entry).split("+")}
 
 
 def _target(target: Any) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import autoprune
+from autoprune.cli.compare import add_compare, run_compare
 from autoprune.cli.flags import Parser, add_flags, given
 from autoprune.errors import AutoPruneError, OutputError, RecipeError
 from autoprune.machine.launch import launched, require_alone
@@ -72,7 +73,13 @@ def _console(arguments: list[str]) -> int:
     ):
         command = commands.add_parser(name, help=about, description=about.capitalize() + ".", allow_abbrev=False)
         groups, without = FLAGS[name]
-        add_flags(command, groups, without, positional=None if name == "prune" else "model")
+        if name == "prune":
+            command.add_argument("model_word", metavar="MODEL", nargs="?", help="the model, instead of --model")
+            command.add_argument(
+                "place", metavar="OUT", nargs="?", help="where the result goes, instead of --save_model"
+            )
+        add_flags(command, groups, without, positional=None if name == "prune" else "model", optional_model=True)
+    add_compare(commands)
     verify = commands.add_parser(
         "verify", help="audit a pruned checkpoint, trusting only its files", description=VERIFY, allow_abbrev=False
     )
@@ -120,6 +127,8 @@ def _console(arguments: list[str]) -> int:
         require_alone(f"autoprune {chosen.command}")
     if chosen.command == "reproduce":
         return _reproduce(chosen, given(chosen))
+    if chosen.command == "compare":
+        return run_compare(chosen)
     if chosen.command == "verify":
         return _verify(chosen.directory, chosen.model)
     if chosen.command == "report":
@@ -129,7 +138,20 @@ def _console(arguments: list[str]) -> int:
     values = given(chosen)
     if chosen.command == "inspect":
         return _inspect(values)
-    return _prune(values if chosen.command == "prune" else values | {"sparsity_ratio": 0})
+    return _prune(values | {"sparsity_ratio": 0} if chosen.command == "eval" else _placed(values, chosen))
+
+
+def _placed(values: dict[str, object], chosen: argparse.Namespace) -> dict[str, object]:
+    """The options with model and place as they were given without flags."""
+    for name, word in (("model", chosen.model_word), ("save_model", chosen.place)):
+        if word is not None and name in values:
+            raise RecipeError(
+                f"{word!r} and --{name} {values[name]} say the same thing twice; leave out one of the two"
+            )
+        values |= {name: word} if word is not None else {}
+    if "model" not in values:
+        raise RecipeError("no model is named; write `autoprune prune MODEL OUT --sparsity 2:4`, or give --model")
+    return values
 
 
 def _prune(values: dict[str, object]) -> int:

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from autoprune.report.accuracy import zeroshot_table
+from autoprune.report.comparison import comparison_tables
 from autoprune.report.layers import exchange_table, layer_table
 from autoprune.report.significance import findings
 from autoprune.report.table import print_table
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from autoprune.bench.bench import BenchSummary
     from autoprune.bench.reproduce import Reproduction
     from autoprune.evaluation.audit import AuditReport
+    from autoprune.results.comparison import Comparison
     from autoprune.results.types import EvaluationRow
     from autoprune.run.api import PruneResult
     from autoprune.run.inspect import Inspection
@@ -63,6 +65,15 @@ def show_result(result: PruneResult, before: Sequence[EvaluationRow] = ()) -> No
         console.print(f"perplexity: {output.save_ppl}", highlight=False, soft_wrap=True)
     if output.save_zeroshot:
         console.print(f"zero-shot:  {output.save_zeroshot}", highlight=False, soft_wrap=True)
+
+
+def show_comparison(result: Comparison, directory: str | None) -> None:
+    """How far predictions moved, and where the files are."""
+    console = terminal()
+    for table in comparison_tables(result):
+        print_table(table, console)
+    if directory:
+        console.print(f"comparison: {directory}", highlight=False, soft_wrap=True)
 
 
 def show_inspection(inspection: Inspection) -> None:

@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from autoprune.data.windows import Windows
+from autoprune.storage.files import draft, write_text
 
 VARIABLE = "AUTOPRUNE_CACHE"
 
@@ -39,9 +40,8 @@ def cached_windows(key: Mapping[str, object] | None, make: Callable[[], Windows]
             return Windows(file.get_tensor("input_ids"), json.loads(file.metadata()["provenance"]))
     except (OSError, SafetensorError, KeyError, ValueError):
         windows = make()
-    draft = _draft(path)
-    save_file({"input_ids": windows.ids}, draft, metadata={"provenance": json.dumps(windows.provenance)})
-    draft.replace(path)
+    with draft(path) as made:
+        save_file({"input_ids": windows.ids}, made, metadata={"provenance": json.dumps(windows.provenance)})
     return windows
 
 
@@ -55,9 +55,7 @@ def cached_json(kind: str, key: Mapping[str, object], make: Callable[[], dict[st
         return dict(kept["value"])
     except (OSError, ValueError, KeyError, TypeError):
         value = make()
-    draft = _draft(path)
-    draft.write_text(json.dumps({"key": key, "value": value}, indent=2), encoding="utf-8")
-    draft.replace(path)
+    write_text(path, json.dumps({"key": key, "value": value}, indent=2))
     return value
 
 
@@ -65,8 +63,3 @@ def _path(kind: str, key: Mapping[str, object], ending: str) -> Path | None:
     folder = cache_folder()
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:20]
     return folder / f"{kind}-{name}.{ending}" if folder else None
-
-
-def _draft(path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path.with_suffix(f".{os.getpid()}.writing")

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import gzip
-import hashlib
 import json
 import zlib
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import IO, Any
 
 from autoprune.data.sources import Source
 from autoprune.errors import DataError
+from autoprune.storage.files import file_sha256
 
 _ONE_OBJECT = 'every line must be one JSON object such as {"text": "..."}'
 
@@ -32,15 +31,6 @@ def read_local(source: Source) -> tuple[list[str], dict[str, Any]]:
         raise DataError(
             f"{source.label}: can't be read ({error.strerror or error}); check the file and its permissions"
         ) from error
-
-
-def file_sha256(path: Path) -> str:
-    """sha256 of a file's bytes, in hex."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def text_field(is_text: Mapping[str, bool]) -> str | None:

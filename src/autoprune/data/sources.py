@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from autoprune.errors import DataError
+from autoprune.storage.locate import DEMO
 
 NAMED = ("c4", "wikitext2", "ptb")
 SUFFIXES = {
@@ -53,9 +54,6 @@ class Source:
         """The path of a local source."""
         assert self.path is not None, f"{self.label} is no local file"
         return self.path
-
-
-DEMO = Path(__file__).resolve().parent.parent / "demo"  # the texts that the project ships beside its model
 
 
 def parse_source(word: str, flag: str) -> Source:

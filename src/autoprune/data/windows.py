@@ -14,10 +14,10 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from autoprune.data.local import file_sha256
 from autoprune.data.texts import ONE_TEXT, Purpose, Source, parse_source, read_corpus
 from autoprune.data.tokens import check_ids, read_token_file, token_counts, tokenise
 from autoprune.errors import DataError
+from autoprune.storage.files import file_sha256
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

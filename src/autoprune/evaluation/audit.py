@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from autoprune.core.selection import count_violations
-from autoprune.core.sparsity import SemiStructured, Target, parse_target
+from autoprune.core.sparsity import SemiStructured, Target
 from autoprune.errors import ModelError, OutputError, RecipeError
 from autoprune.events import Emit, Notice, Phase, Step, silent
+from autoprune.model.walk import walk
 from autoprune.storage.checkpoint import Checkpoint
+from autoprune.storage.files import file_sha256
 from autoprune.storage.locate import locate
-from autoprune.storage.placing import MANIFEST
+from autoprune.storage.manifest import MANIFEST, Manifest
 from autoprune.storage.skeleton import build_skeleton
-from autoprune.storage.stores import CheckpointStore
-from autoprune.storage.writer import file_sha256
+from autoprune.storage.source import open_checkpoint
+from autoprune.storage.store import CheckpointStore
+from autoprune.storage.values import is_finite
 
 MISSING = "is missing"
 
@@ -80,10 +81,10 @@ def audit(
     Raises: OutputError if there is no manifest to say what was promised; ModelError if the dense model can't be read.
     """
     promise = read_promise(directory)
-    original = Checkpoint.open(dense) if dense else None
+    original = open_checkpoint(dense) if dense else None
     faults, hashes = _check_files(directory, promise)
     try:
-        checkpoint = Checkpoint.open(directory)
+        checkpoint = open_checkpoint(directory)
         store = CheckpointStore(
             build_skeleton(checkpoint, "auto", torch.device("cpu"), trust_remote_code=trust_remote_code),
             resident=False,
@@ -108,7 +109,7 @@ def audit(
     emit(Phase("comparing" if original else "reading", total=len(checkpoint.shards)))
     for done, name in enumerate(sorted(checkpoint.shards)):
         tensor = checkpoint.read([name])[name]
-        if not _finite(tensor):
+        if not is_finite(tensor):
             faults.append(Fault(name, "holds NaN or infinity"))
         if original is not None and store.skeleton.owners[name] not in pruned:
             _compare(name, tensor, original, faults)
@@ -143,27 +144,22 @@ def find_dense(directory: Path, model: str | None, emit: Emit = silent) -> Path 
 def read_promise(directory: Path) -> Promise:
     """What ``autoprune.json`` promises. Raises: OutputError if it is missing, damaged or of another form."""
     try:
-        raw = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
+        found = Manifest.read(directory)
+        raw = found.raw
         return Promise(
             {entry["name"]: entry["sha256"] for entry in raw["shards"]},
             {entry["name"]: int(entry["zeros"]) for entry in raw["layers"]},
-            _target(raw["recipe"]["pruning"]),
+            found.target,
             tuple(raw["written"]),
             str(raw["model"]["name"]),
             raw["model"].get("fingerprint") == "in memory",
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecipeError) as error:
+    except (OutputError, ValueError, KeyError, TypeError, AttributeError, RecipeError) as error:
         reason = (
             f"no readable {MANIFEST}, so nothing says what this directory should hold ({type(error).__name__}:"
             f" {error})"
         )
         raise OutputError(f"{directory}: {reason}; give a directory that --save_model wrote") from error
-
-
-def _target(pruning: Mapping[str, Any]) -> Target | None:
-    if pruning["sparsity_type"] == "unstructured" and pruning["sparsity_ratio"] is None:
-        return None
-    return parse_target(pruning["sparsity_type"], pruning["sparsity_ratio"])
 
 
 def _check_files(directory: Path, promise: Promise) -> tuple[list[Fault], dict[str, str]]:
@@ -186,13 +182,11 @@ def _check_files(directory: Path, promise: Promise) -> tuple[list[Fault], dict[s
 def _audit_layers(store: CheckpointStore, promise: Promise, faults: list[Fault], emit: Emit) -> Iterator[LayerAudit]:
     blocks = store.anatomy.blocks
     emit(Phase("verifying", total=len(blocks)))
-    for block in blocks:
-        store.load(block.index)
+    for block in walk(store):
         for layer in block.layers:
             name = block.full_name(layer)
             if name in promise.zeros:
                 yield _layer(name, layer.matrix, promise.zeros[name], promise.target, faults)
-        store.release(block.index)
         emit(Step(block.index, len(blocks), "verifying", 1, 1))
 
 
@@ -207,13 +201,6 @@ def _layer(name: str, tensor: Tensor, promised: int, target: Target | None, faul
     if zeros != promised:
         faults.append(Fault(name, f"has {zeros:,} zeros, the manifest says {promised:,}"))
     return LayerAudit(name, tensor.numel(), zeros, violations)
-
-
-def _finite(tensor: Tensor) -> bool:
-    if not tensor.is_floating_point() or not tensor.numel():
-        return True
-    low, high = (tensor.float() if tensor.dtype.itemsize < 2 else tensor).aminmax()  # NaN carries through
-    return bool(torch.isfinite(low) & torch.isfinite(high))
 
 
 def _compare(name: str, tensor: Tensor, original: Checkpoint, faults: list[Fault]) -> None:

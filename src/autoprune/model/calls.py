@@ -28,8 +28,8 @@ class BlockCall:
     dtype: torch.dtype  # of the hidden states that these arguments were made for
 
     def __call__(
-        self, block: nn.Module, hidden: Float[Tensor, "samples tokens width"]
-    ) -> Float[Tensor, "samples tokens width"]:
+        self, block: nn.Module, hidden: Float[Tensor, "samples tokens ..."]
+    ) -> Float[Tensor, "samples tokens ..."]:
         """Runs the block and returns its hidden states."""
         call = self.cast(hidden.dtype)
         named = {call.by_keyword: hidden} if call.by_keyword else {}
@@ -153,7 +153,7 @@ def probe_mirror(
 @torch.no_grad()
 def capture(
     run: Callable[[Tensor], Any], blocks: Sequence[nn.Module], mirror: Mirror, ids: Int[Tensor, "samples tokens"]
-) -> tuple[Float[Tensor, "samples tokens width"], list[BlockCall]]:
+) -> tuple[Float[Tensor, "samples tokens ..."], list[BlockCall]]:
     """A hollow forward pass: block 0's input, and every block's own arguments.
 
     Raises: ModelError if some block was not called, or was called more than once, or if hidden states are not laid out
@@ -180,10 +180,10 @@ def capture(
             f"block {odd[0]} was called {len(calls[odd[0]])} times in one forward pass; autoprune needs every block to"
             " be called once"
         )
-    if inputs[0].dim() != 3 or inputs[0].shape[:2] != ids.shape:
+    if inputs[0].dim() < 3 or inputs[0].shape[:2] != ids.shape:
         raise ModelError(
             f"the blocks are given hidden states of shape {tuple(inputs[0].shape)} for {ids.shape[0]} samples of"
-            f" {ids.shape[1]} tokens; autoprune knows models whose hidden states are (samples, tokens, width), so it"
+            f" {ids.shape[1]} tokens; autoprune knows models whose hidden states are (samples, tokens, …), so it"
             " can't prune this one"
         )
     return inputs[0], [seen[0] for seen in calls]

@@ -20,6 +20,7 @@ class PruningSummary:
     sub_blocks: tuple[SubBlockOutcome, ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)  # wall time by phase
     warnings: tuple[str, ...] = ()
+    surveys: dict[str, Any] = field(default_factory=dict)  # by step: what it found before anything was pruned
 
     @property
     def sparsity(self) -> float:

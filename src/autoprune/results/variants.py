@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
@@ -122,10 +122,17 @@ def model_of(row: EvaluationRow) -> str:
     return str(_flat(row.settings).get("model") or "")
 
 
-def _flat(settings: dict[str, Any]) -> dict[str, Any]:
+def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of groups and of steps side by side; no two have an option of one name."""
     flat: dict[str, Any] = {}
     for key, value in settings.items():
-        flat.update(_flat(value) if isinstance(value, dict) else {key: value})
+        if isinstance(value, dict):
+            flat.update(_flat(value))
+        elif key == "steps" and all(isinstance(step, dict) for step in value):
+            for step in value:
+                flat.update({name: option for name, option in step.items() if name != "name"})
+        else:
+            flat[key] = value
     return flat
 
 

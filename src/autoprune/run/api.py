@@ -25,8 +25,9 @@ from autoprune.run.measure import about, accuracy, check_room, count_zeros, meas
 from autoprune.run.open import Subject, fits, held_model, open_model
 from autoprune.run.plan import Plan, check_apart, make_plan
 from autoprune.run.prune import prune_and_write
-from autoprune.storage.placing import check_target, delete_result, is_temporary, keep_result
-from autoprune.storage.stores import CheckpointStore
+from autoprune.storage.manifest import Manifest
+from autoprune.storage.result import check_target
+from autoprune.storage.store import CheckpointStore
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -74,7 +75,7 @@ def prune(
     """
     held = model if isinstance(model, nn.Module) else None
     recipe = recipe_from_flat({"model": "" if held is not None else str(model), **options})
-    with _modes_kept(held):
+    with modes_kept(held):
         return run(
             recipe,
             emit,
@@ -98,7 +99,7 @@ def evaluate(
     """
     held = model if isinstance(model, nn.Module) else None
     recipe = recipe_from_flat({"model": "" if held is not None else str(model), "sparsity_ratio": 0, **options})
-    with _modes_kept(held):
+    with modes_kept(held):
         row = run(recipe, emit, held=held, tokenizer=tokenizer, measure=True).row
     return Evaluation(row.perplexity, row.zeroshot)
 
@@ -118,7 +119,7 @@ def run(
     results hold no measurements.
     """
     output = recipe.output
-    dense_only = recipe.target is None and not recipe.rebuild.pruned_model
+    dense_only = recipe.target is None and not recipe.chosen.pruned_model
     if measure is None:
         asked = bool(output.save_ppl) or recipe.evaluation != EvaluationOptions()
         measure = asked or not (recipe.zeroshot.tasks or (output.save_model and not dense_only))
@@ -132,12 +133,12 @@ def run(
         subject = held_model(held, tokenizer) if held is not None else open_model(recipe, resident=resident)
         labels = _labels(subject) if dense_only else (method_label(recipe), target_label(recipe.target))
         if ranks.first:
-            check_earlier(recipe, report_stem(labels, pruned_now=not dense_only), labels)
+            check_earlier(recipe, report_stem(recipe, labels), labels)
         if subject.checkpoint:  # a pruned checkpoint is as large as the dense one
             check_room(recipe, subject, resident=subject.store.resident or fits(subject.checkpoint, recipe))
         plan = make_plan(recipe, subject, emit, measure=measure, ranks=ranks)
-        directory = Path(output.save_model) if output.save_model and plan.methods else None
-        if plan.methods:
+        directory = Path(output.save_model) if output.save_model and plan.steps else None
+        if plan.steps:
             summary = prune_and_write(recipe, plan, directory, emit)
             row = EvaluationRow(*labels, summary.sparsity, (), recipe.to_dict(), summary, about=about(subject))
         else:
@@ -153,10 +154,11 @@ def run(
 
 def _delete_or_keep(directory: Path, delete: bool, emit: Emit) -> None:
     """The end of a result: what this run's command says, unless an earlier run made it, to be kept."""
+    found = Manifest.read(directory)
     if not delete:
-        keep_result(directory)
-    elif is_temporary(directory):
-        delete_result(directory)
+        found.keep()
+    elif found.is_temporary:
+        found.delete()
     else:
         emit(Notice(f"{directory} was made by an earlier run that meant to keep it, so --delete leaves it there"))
 
@@ -169,7 +171,7 @@ def _labels(subject: Subject) -> tuple[str, str]:
 def _evaluated(recipe: Recipe, plan: Plan, row: EvaluationRow, directory: Path | None, emit: Emit) -> EvaluationRow:
     """The row with all that the recipe wants measured, saved where it says."""
     after = _reopened(recipe, plan.subject, directory) if plan.evaluation or recipe.zeroshot.tasks else plan.subject
-    stem = report_stem((row.method, row.target), pruned_now=row.pruning is not None)
+    stem = report_stem(recipe, (row.method, row.target))
     notes = Notes(notes_of(recipe, stem), resume=recipe.output.resume, emit=emit)
     row = dataclasses.replace(
         row, perplexity=measured(plan, after, notes, emit, folder=directory.resolve() if directory else None)
@@ -208,7 +210,7 @@ def _reopened(recipe: Recipe, subject: Subject, directory: Path | None) -> Subje
 
 
 @contextlib.contextmanager
-def _modes_kept(held: nn.Module | None) -> Iterator[None]:
+def modes_kept(held: nn.Module | None) -> Iterator[None]:
     """A model in memory runs in evaluation mode meanwhile; afterwards every part is in the mode in which it was."""
     modes = [(module, module.training) for module in held.modules()] if held is not None else []
     try:

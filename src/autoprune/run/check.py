@@ -9,7 +9,7 @@ from autoprune.errors import ModelError
 from autoprune.events import Emit, Phase, Step
 from autoprune.model.replay import require_replay
 from autoprune.run.open import Subject
-from autoprune.storage.stores import CheckpointStore
+from autoprune.storage.store import CheckpointStore
 from autoprune.storage.values import ValueCheck
 
 REPLAY_TOKENS = 16  # of two windows: what the replay check runs on

@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
-import json
+import dataclasses
 import re
 from pathlib import Path
 
 from autoprune.core.sparsity import SemiStructured, Target, Unstructured
-from autoprune.errors import RecipeError
-from autoprune.recipe.recipe import Recipe, recipe_from_flat
-from autoprune.storage.placing import MANIFEST
+from autoprune.errors import OutputError, RecipeError
+from autoprune.recipe.recipe import Recipe
+from autoprune.storage.manifest import Manifest
 
 DENSE = ("dense", "dense")
 
 
 def method_label(recipe: Recipe) -> str:
-    """The run's steps in one word, with the settings of those that have any: ``wanda+barber (block 0.1)``."""
-    first = "given" if recipe.rebuild.pruned_model else recipe.pruning.prune_method
-    if not recipe.rebuild.prune_barber:
-        return first
-    chosen = recipe.barber
-    words = [f"{chosen.prune_granularity} {chosen.threshold:g}"]
-    words += [f"metric {chosen.prune_metric}"] if chosen.prune_metric != "WD" else []
-    words += ["update kept"] if chosen.retain_reconstruction else []
-    return f"{first}+barber ({', '.join(words)})"
+    """The run's steps, each with the options that make it differ from others: ``wanda+barber (output1 0.01)``.
+
+    Told are options that are always shown, and those that are not as usual; numbers and switches of these by name.
+    """
+    words = ["given"] if recipe.chosen.pruned_model else []
+    for name in recipe.steps:
+        options, shown, named = recipe.options_of(name), list[str](), list[str]()
+        for field in dataclasses.fields(options):
+            value, spelled = getattr(options, field.name), field.name.replace("_", " ")
+            word = f"{value:g}" if isinstance(value, float) else str(value)
+            if field.metadata.get("shown"):
+                shown.append(word)
+            elif value != field.default:
+                named.append(spelled if value is True else f"{spelled} {word}")
+        told = ", ".join([*([" ".join(shown)] if shown else []), *named])
+        words.append(f"{name} ({told})" if told else name)
+    return "+".join(words)
 
 
 def target_label(target: Target | None) -> str:
@@ -36,22 +44,19 @@ def target_label(target: Target | None) -> str:
 def labels_of(directory: Path) -> tuple[str, str]:
     """Method and target of a checkpoint, if its manifest says that autoprune pruned it; any other is called dense."""
     try:
-        recorded = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))["recipe"]
-        recipe = recipe_from_flat(
-            {name: value for group in recorded.values() for name, value in group.items() if value is not None}
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecipeError):
+        recipe = Manifest.read(directory).recipe
+    except (OutputError, KeyError, TypeError, AttributeError, RecipeError):
         return DENSE
     return method_label(recipe), target_label(recipe.target)
 
 
-def report_stem(labels: tuple[str, str], *, pruned_now: bool) -> str:
-    """The part of the names of a run's tables that tells it from others: ``wanda_0.5``,
-    ``wanda+barber_2-4_output1_0.1``, ``dense``; ``eval_wanda_0.5`` of a model that an earlier run has pruned.
+def report_stem(recipe: Recipe, labels: tuple[str, str]) -> str:
+    """The part of the names of a run's tables that tells it from others, of the labels of the row that they show:
+    ``dense``, ``wanda+barber-output1-0.01_50pct``; ``eval_wanda_2of4`` of what an earlier run has pruned.
     """
     if labels == DENSE:
         return DENSE[0]
-    method, _, settings = labels[0].partition(" (")
-    target = f"{float(labels[1][:-2]) / 100:g}" if labels[1].endswith(" %") else labels[1].replace(":", "-")
-    words = re.findall(r"[\w.]+", settings)
-    return "_".join([*([] if pruned_now else ["eval"]), method, target, *words])
+    method = re.sub(r"[ (,]+", "-", labels[0]).replace(")", "")
+    target = labels[1].replace(" %", "pct").replace(":", "of")
+    only_measured = recipe.target is None and not recipe.chosen.pruned_model
+    return f"{'eval_' if only_measured else ''}{method}_{target}"

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
+from autoprune.core.sparsity import Target, target_from
 from autoprune.errors import OutputError
 from autoprune.events import BlockResult
 from autoprune.results.codec import dump_json, first_difference, to_jsonable
 from autoprune.results.outcome import LayerOutcome, SubBlockOutcome
 from autoprune.storage.checkpoint import Checkpoint
-from autoprune.storage.placing import STATE
+from autoprune.storage.manifest import FORMAT
+from autoprune.storage.result import JOURNAL, STATE, Workplace
 from autoprune.storage.shards import CheckpointWriter
-from autoprune.storage.writer import JOURNAL, Workplace
 
 
 @dataclass
@@ -32,7 +34,7 @@ class Journal:
 
     def begin(self) -> None:
         """A new run: notes what it depends on."""
-        self.workplace.write(STATE, dump_json(self.about))
+        self.workplace.write(STATE, dump_json({"format": FORMAT} | self.about))
 
     def resume(self, blocks: int) -> list[BlockResult]:
         """The outcomes of the blocks that are finished, in order from block 0.
@@ -40,10 +42,16 @@ class Journal:
         Raises: OutputError if the unfinished run was another one, quoting the first thing that differs.
         """
         try:
-            before = json.loads((self.workplace.path / STATE).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            before = dict(json.loads((self.workplace.path / STATE).read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
             self.begin()  # killed before anything was noted: there is nothing to go on from
             return []
+        if (number := before.pop("format", 1)) != FORMAT:
+            raise OutputError(
+                f"--resume: the unfinished run beside {self.workplace.target} is of another version of autoprune (its"
+                f" journal is of format {number}, and this version goes on with format {FORMAT}); finish it with that"
+                " version, or start again with --overwrite"
+            )
         now = json.loads(dump_json(self.about))
         if difference := first_difference(before, now):
             raise OutputError(
@@ -61,6 +69,19 @@ class Journal:
     def finish(self, result: BlockResult) -> None:
         """Notes a block whose shard is on disk."""
         self.workplace.write(_record(result.block), dump_json(to_jsonable(result)))
+
+    def keep_survey(self, targets: Mapping[str, Target], notes: Mapping[str, Any]) -> None:
+        """Notes what the steps' surveys found, for they are not made again."""
+        words = {name: {"kind": type(target).__name__, **vars(target)} for name, target in targets.items()}
+        self.workplace.write(SURVEY, dump_json({"targets": words, "notes": notes}))
+
+    def survey(self) -> tuple[Mapping[str, Target], dict[str, Any]] | None:
+        """What ``keep_survey`` was given; None if it was not."""
+        try:
+            raw = json.loads((self.workplace.path / SURVEY).read_text(encoding="utf-8"))
+        except OSError:
+            return None
+        return {name: target_from(**words) for name, words in raw["targets"].items()}, raw["notes"]
 
     def keep_pass(self, number: int, index: int, tensors: dict[str, Tensor]) -> None:
         """Keeps a block as an earlier pass left it."""
@@ -83,6 +104,9 @@ class Journal:
             layers,
             tuple(SubBlockOutcome(**sub) for sub in raw["sub_blocks"]),
         )
+
+
+SURVEY = f"{JOURNAL}survey.json"
 
 
 def _record(index: int) -> str:

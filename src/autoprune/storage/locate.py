@@ -6,7 +6,7 @@ from pathlib import Path
 
 from autoprune.errors import ModelError
 
-DEMO = Path(__file__).resolve().parent.parent / "demo"
+DEMO = Path(__file__).resolve().parent.parent / "demo"  # the model and the texts that the project ships
 PATTERNS = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "*.py"]
 
 

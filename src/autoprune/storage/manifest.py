@@ -1,23 +1,34 @@
-"""Provenance: what ``autoprune.json`` and the model card say about how a checkpoint was made."""
+"""``autoprune.json``: what a result is, how it was made, which files it consists of. Written and read here alone."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path, PurePath
 from typing import Any
 
-from autoprune.recipe.recipe import CACHES, Recipe
-from autoprune.results.codec import dump_json, to_jsonable
+from autoprune.core.sparsity import Target, parse_target
+from autoprune.errors import OutputError
+from autoprune.recipe.recipe import CACHES, Recipe, recipe_from_record
+from autoprune.results.codec import dump_json, first_difference, to_jsonable
+from autoprune.results.outcome import LayerOutcome, SubBlockOutcome
 from autoprune.results.types import PruningSummary
+from autoprune.storage.files import write_text, writing_to
 
+MANIFEST = "autoprune.json"
+FORMAT = 2  # of manifests and journals; 1 was that of the first releases, which notes no files but the shards
+TEMPLATES = "additional_chat_templates"  # the one folder of a model: transformers keeps chat templates there
 PACKAGES = ("autoprune", "torch", "transformers", "safetensors")
-NOT_PROVENANCE = (
+NOT_PROVENANCE = (  # where results go does not change them: two runs give identical files
     "output",
     "run",
     "evaluation",
     "zeroshot",
-)  # where results go does not change them: two runs give identical files
+)
 
 
 def versions() -> dict[str, str]:
@@ -42,67 +53,139 @@ def provenance(recipe: Recipe, model: dict[str, Any], calibration: dict[str, Any
 def manifest(
     about: dict[str, Any],
     summary: PruningSummary,
-    shards: list[dict[str, object]],
-    written: list[str],
+    written: Sequence[Mapping[str, object]],
     *,
     delete: bool = False,
 ) -> str:
     """The text of ``autoprune.json``; no times and no places of output or caches, so that it is the same for the same
-    run.
+    run. ``written``: name, bytes and sha256 of all files of the result but this one.
 
     ``delete``: the run will remove its result in the end; should it be stopped before, the next one knows that it may.
     """
     layers = [to_jsonable(layer) | {"sparsity": round(layer.sparsity, 6)} for layer in summary.layers]
     document = {
-        "format": 1,
+        "format": FORMAT,
         **about,
         "sparsity": summary.sparsity,
         "layers": layers,
         "sub_blocks": [dataclasses.asdict(sub) for sub in summary.sub_blocks],
         "warnings": list(summary.warnings),
-        "shards": shards,
-        "written": sorted(written),
+        **({"surveys": to_jsonable(summary.surveys)} if summary.surveys else {}),
+        "shards": [entry for entry in written if str(entry["name"]).endswith(".safetensors")],
+        "written": sorted(str(entry["name"]) for entry in written),
+        "files": [entry for entry in written if not str(entry["name"]).endswith(".safetensors")],
         **({"delete": True} if delete else {}),
     }
     return dump_json(document)
 
 
-def model_card(about: dict[str, Any], summary: PruningSummary, label: str, target: str) -> str:
-    """The text of the checkpoint's README.md."""
-    model, recipe = about["model"], about["recipe"]
-    base = f"base_model: {model['name']}\n" if "/" in model["name"] and not model["local"] else ""
-    calibration = about["calibration"]
-    data = "none"
-    if calibration:
-        data = (
-            f"{calibration['source']} ({recipe['calibration']['nsamples']} windows of {calibration['seqlen']} tokens,"
-            f" seed {about['seed']})"
+@dataclass(frozen=True)
+class Manifest:
+    """``autoprune.json`` of a result directory, of this format or an earlier one."""
+
+    directory: Path
+    raw: Mapping[str, Any]
+
+    @classmethod
+    def read(cls, directory: Path) -> Manifest:
+        """Raises: OutputError if it is missing, damaged, or of a later version of the program."""
+        path = directory / MANIFEST
+        try:
+            raw = dict(json.loads(path.read_text(encoding="utf-8")))
+            names = {str(PurePath(name)) for name in raw["written"]}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise OutputError(
+                f"{path} does not say what autoprune wrote there ({error}); choose another directory"
+            ) from error
+        if not isinstance(number := raw.get("format", 1), int) or number > FORMAT:
+            raise OutputError(
+                f"{path} is of format {number!r}, and this version of autoprune reads up to {FORMAT}; use the version"
+                " that wrote it"
+            )
+        return cls(directory, raw | {"written": sorted(names)})
+
+    @property
+    def format(self) -> int:
+        """1 or ``FORMAT``."""
+        return int(self.raw.get("format", 1))
+
+    @property
+    def written(self) -> list[str]:
+        """The files of the result but for the manifest, and for names that would lead out of the directory."""
+        names = [PurePath(name) for name in self.raw["written"]]
+        return [str(name) for name in names if str(name) in (name.name, f"{TEMPLATES}/{name.name}")]
+
+    @property
+    def files(self) -> list[Path]:
+        """The files that autoprune wrote and that are there, the manifest last; others are not ours to touch."""
+        return [path for name in [*self.written, MANIFEST] if (path := self.directory / name).is_file()]
+
+    @property
+    def recipe(self) -> Recipe:
+        """What the result depends on, as it was asked for.
+
+        Raises: KeyError, TypeError or RecipeError if it says nothing that can be understood.
+        """
+        return recipe_from_record(self.raw["recipe"])
+
+    @property
+    def target(self) -> Target | None:
+        """What every layer was pruned to; None: a pattern that was given from outside.
+
+        Raises: KeyError, TypeError or RecipeError if the recipe says nothing that can be understood.
+        """
+        pruning = self.raw["recipe"]["pruning"]
+        kind, ratio = pruning["sparsity_type"], pruning["sparsity_ratio"]
+        return None if kind == "unstructured" and ratio is None else parse_target(kind, ratio)
+
+    @property
+    def is_temporary(self) -> bool:
+        """Whether the result was made by a run that was to remove it in the end (--delete)."""
+        return bool(self.raw.get("delete"))
+
+    def difference(self, about: Mapping[str, Any]) -> str | None:
+        """Where a run that depends on ``about`` differs from the one that made this; None if it is the same."""
+        if self.format != FORMAT:
+            return f"it is of an earlier version of autoprune (format {self.format}, now {FORMAT})"
+        now = json.loads(dump_json(dict(about)))
+        return first_difference({key: self.raw.get(key) for key in now}, now)
+
+    def summary(self, seconds: dict[str, float]) -> PruningSummary:
+        """What became of the layers; ``seconds`` are those of the run that asks, for a manifest holds no times."""
+        layers = ({k: v for k, v in layer.items() if k != "sparsity"} for layer in self.raw["layers"])
+        return PruningSummary(
+            tuple(LayerOutcome(**layer) for layer in layers),
+            tuple(SubBlockOutcome(**sub) for sub in self.raw["sub_blocks"]),
+            seconds,
+            tuple(self.raw["warnings"]),
+            dict(self.raw.get("surveys", {})),
         )
-    return f"""---
-library_name: transformers
-pipeline_tag: text-generation
-{base}tags:
-- pruning
-- sparse
-- autoprune
----
 
-# {model["name"].rsplit("/", 1)[-1]}, pruned by {label} ({target})
+    def keep(self) -> None:
+        """A result that was to be removed in the end stays after all: its manifest becomes what it would have been
+        from the start. Raises: OutputError if it can't be written.
+        """
+        if not self.is_temporary:
+            return
+        found = {key: value for key, value in self.raw.items() if key != "delete"}
+        try:
+            with writing_to(self.directory / MANIFEST):
+                write_text(self.directory / MANIFEST, dump_json(found))
+        except OutputError as error:
+            raise OutputError(
+                f"{error}. It still says that the result is to be removed; repeat the command with --resume"
+            ) from error
 
-{summary.sparsity:.2%} of the weights in the {len(summary.layers)} linear layers of its blocks are exactly zero.
-Embeddings, norms, biases
-and the head are those of the original, byte for byte. It was pruned in one shot, without training, by AutoPrune
-{about["versions"]["autoprune"]}.
+    def delete(self) -> None:
+        """Removes what autoprune wrote into the directory, and the directory if nothing else is in it."""
+        for path in self.files:
+            path.unlink()
+        drop_templates(self.directory)
+        if not any(self.directory.iterdir()):
+            self.directory.rmdir()
 
-| | |
-|---|---|
-| original | {model["name"]} |
-| method | {label} |
-| target | {target} |
-| calibration | {data} |
 
-It loads like any other checkpoint: `AutoModelForCausalLM.from_pretrained(DIR)`.
-The zeros are stored as zeros in ordinary
-dense tensors: the files are not smaller and plain matrix products are not faster. What was done to every layer is in
-`autoprune.json`.
-"""
+def drop_templates(directory: Path) -> None:
+    """The folder of chat templates goes when nothing is in it any more."""
+    if (directory / TEMPLATES).is_dir() and not any((directory / TEMPLATES).iterdir()):
+        (directory / TEMPLATES).rmdir()

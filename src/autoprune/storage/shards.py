@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 
 from torch import Tensor
 
 from autoprune.errors import OutputError
 from autoprune.storage.checkpoint import INDEX, Checkpoint
-from autoprune.storage.writer import Workplace
+from autoprune.storage.manifest import MANIFEST, TEMPLATES
+from autoprune.storage.result import Workplace
 
 OUTSIDE_SHARD = 256 * 2**20  # bytes: tensors outside the blocks are copied in pieces of about this size
+LARGEST_COMPANION = 100 * 2**20  # bytes; the largest tokenizers are of some 40 MB
+NOT_COPIED = (".safetensors", ".bin", ".index.json", ".pt", ".pth", ".h5", ".msgpack", ".gguf", ".onnx")
 
 
 class CheckpointWriter:
@@ -46,7 +50,10 @@ class CheckpointWriter:
                 f"{self._workplace.target}: tensor {sorted(missing)[0]} of the original was not written; nothing was"
                 " put in place"
             )
-        self._workplace.copy_companions(self._checkpoint.directory)
+        for path in companions(self._checkpoint.directory):
+            self._workplace.copy_file(path.relative_to(self._checkpoint.directory).as_posix(), path)
+        for name, text in self._checkpoint.rewritten.items():
+            self._workplace.write(name, text)
         index = {
             "metadata": {"total_size": sum(written.sizes().values())},
             "weight_map": dict(sorted(written.shards.items())),
@@ -68,3 +75,25 @@ def _pieces(checkpoint: Checkpoint, names: Sequence[str]) -> list[list[str]]:
         pieces[-1].append(name)
         room -= sizes[name]
     return pieces
+
+
+def companions(source: Path) -> list[Path]:
+    """The files of a model that are copied byte for byte: all but weights, what autoprune itself writes, hidden ones,
+    and what is too large.
+    """
+    files = [path for path in _beside_weights(source) if path.name not in (MANIFEST, "README.md")]
+    return [path for path in files if path.stat().st_size <= LARGEST_COMPANION]
+
+
+def too_large(source: Path) -> list[str]:
+    """The names of files that lie beside a model's weights and are no part of it, to judge by their size."""
+    return [path.name for path in _beside_weights(source) if path.stat().st_size > LARGEST_COMPANION]
+
+
+def _beside_weights(source: Path) -> list[Path]:
+    found = sorted([*source.iterdir(), *(source / TEMPLATES).glob("*.jinja")])
+    return [
+        path
+        for path in found
+        if path.is_file() and not path.name.endswith(NOT_COPIED) and not path.name.startswith(".")
+    ]

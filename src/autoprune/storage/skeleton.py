@@ -29,6 +29,7 @@ from transformers.utils import logging as hf_logging
 
 from autoprune.errors import ModelError
 from autoprune.storage.checkpoint import Checkpoint
+from autoprune.storage.quantised import quantisation_of
 
 STORED = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
@@ -178,14 +179,12 @@ def read_config(directory: Path, trust_remote_code: bool = False) -> PreTrainedC
             f"{directory / 'config.json'} describes no model that transformers knows{hint}: {type(error).__name__}:"
             f" {error}"
         ) from error
-    if quantised := getattr(config, "quantization_config", None):
-        method = (
-            quantised.get("quant_method") if isinstance(quantised, dict) else getattr(quantised, "quant_method", None)
-        )
-        raise ModelError(
-            f"{directory / 'config.json'} has a quantization_config ({method or 'of an unknown method'}): its weights"
-            " are quantised; prune the original float16, bfloat16 or float32 model"
-        )
+    text = config.get_text_config()
+    stated = {"quantization_config": getattr(config, "quantization_config", None)}
+    stated["text_config"] = {"quantization_config": getattr(text, "quantization_config", None)}
+    if quantisation_of(stated, directory):  # what is read are dequantised weights
+        for part in (config, text):
+            part.__dict__.pop("quantization_config", None)
     return config
 
 

@@ -29,7 +29,7 @@ class ValueCheck:
         for name, tensor in tensors.items():
             if name in self._digests:
                 continue
-            if tensor.is_floating_point() and tensor.numel() and not _finite(tensor):
+            if not is_finite(tensor):
                 where = self._checkpoint.directory / self._checkpoint.shards[name]
                 raise ModelError(
                     f"{where}: tensor {name} holds NaN or infinity; the checkpoint is damaged or its training diverged"
@@ -55,7 +55,10 @@ class ValueCheck:
         return hashlib.sha256(b"".join(self._digests[name] for name in sorted(self._digests))).hexdigest()
 
 
-def _finite(tensor: Tensor) -> bool:
+def is_finite(tensor: Tensor) -> bool:
+    """Whether no value is NaN or infinite."""
+    if not tensor.is_floating_point() or not tensor.numel():
+        return True
     if tensor.dtype.itemsize < 2:  # float8: torch has no isfinite for it
         tensor = tensor.float()
     low, high = tensor.aminmax()  # NaN carries through

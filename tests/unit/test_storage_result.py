@@ -11,14 +11,17 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from autoprune.errors import OutputError
-from autoprune.storage import shards, writer
+from autoprune.storage import result as results
+from autoprune.storage import shards
 from autoprune.storage.checkpoint import INDEX, SINGLE, Checkpoint
-from autoprune.storage.placing import MANIFEST, check_target, delete_result, written_files
-from autoprune.storage.shards import CheckpointWriter
-from autoprune.storage.writer import Workplace, companions, file_sha256
+from autoprune.storage.files import draft, file_sha256
+from autoprune.storage.manifest import MANIFEST, Manifest
+from autoprune.storage.result import Workplace, check_target
+from autoprune.storage.shards import CheckpointWriter, companions
 
 ONE = {"w": torch.ones(2)}
 
@@ -185,7 +188,7 @@ def test_room_is_asked_for_at_the_start(tmp_path: Path, need: int) -> None:
     "error",
     [
         OSError(28, "No space left on device"),
-        writer.SafetensorError("I/O error: No space left on device (os error 28)"),
+        SafetensorError("I/O error: No space left on device (os error 28)"),
     ],
 )
 def test_full_disk_by_either_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
@@ -194,12 +197,12 @@ def test_full_disk_by_either_library(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     place = Workplace(tmp_path / "out", overwrite=False)
     place.begin(0)
-    monkeypatch.setattr(writer, "save_file", full)
+    monkeypatch.setattr(results, "save_file", full)
     with pytest.raises(
         OutputError, match=r"out: the disk is full; what was there before is unchanged\. Free some space"
     ):
         place.save("model.safetensors", ONE)
-    assert place.shards() == []
+    assert place.made() == []
     place.abandon()
 
 
@@ -220,8 +223,8 @@ def test_written_files_never_leave_the_directory(tmp_path: Path) -> None:
     ]
     out = result(tmp_path / "out", [*names, "ours.txt"])
     (out / "ours.txt").write_text("ours")
-    assert written_files(out) == [out / "ours.txt", out / MANIFEST]
-    delete_result(out)
+    assert Manifest.read(out).files == [out / "ours.txt", out / MANIFEST]
+    Manifest.read(out).delete()
     assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.txt")) == [
         "out/sub/precious.txt",
         "precious.txt",
@@ -231,7 +234,7 @@ def test_written_files_never_leave_the_directory(tmp_path: Path) -> None:
 def test_deleting_removes_the_directory_if_nothing_else_is_in_it(tmp_path: Path) -> None:
     out = result(tmp_path / "out", ["a.txt"])
     (out / "a.txt").touch()
-    delete_result(out)
+    Manifest.read(out).delete()
     assert list(tmp_path.iterdir()) == []
 
 
@@ -277,6 +280,20 @@ def test_companions_are_all_but_weights_and_our_own_files(tmp_path: Path) -> Non
 def test_hash(tmp_path: Path) -> None:
     (tmp_path / "abc").write_bytes(b"abc")
     assert file_sha256(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_a_draft_has_a_name_of_its_own_and_leaves_nothing(tmp_path: Path) -> None:
+    """Two that write one file do not mix, whatever the length of its name."""
+    for name in ("table.json", "n" * 255, "ü" * 127):
+        with draft(tmp_path / name) as first, draft(tmp_path / name) as second:
+            first.write_text("first")
+            second.write_text("second")
+        assert (tmp_path / name).read_text() == "first", "the one that ends last stays"
+        with pytest.raises(KeyboardInterrupt), draft(tmp_path / name) as third:
+            third.write_text("half")
+            raise KeyboardInterrupt
+        assert (tmp_path / name).read_text() == "first"
+    assert len(list(tmp_path.iterdir())) == 3
 
 
 @pytest.fixture

@@ -1,9 +1,9 @@
-"""A result directory made beside its target, file by file, and put in its place when it is whole."""
+"""A result directory made beside its target, file by file, and put in its place when it is whole: never a mixture of
+two results.
+"""
 
 from __future__ import annotations
 
-import errno
-import hashlib
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -11,30 +11,18 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from autoprune.errors import OutputError
 from autoprune.storage.checkpoint import INDEX, SINGLE, Checkpoint
-from autoprune.storage.placing import (
-    INSIDE,
-    MANIFEST,
-    STATE,
-    TEMPLATES,
-    check_foreign,
-    check_target,
-    listed,
-    put_in_place,
-    settle,
-    sync,
-)
+from autoprune.storage.files import DRAFT, draft, file_sha256, sync, writing_to
+from autoprune.storage.manifest import MANIFEST, TEMPLATES, Manifest, drop_templates
 
 LOCK = "in-use.lock"
 JOURNAL = "journal-"  # files that only serve to resume start with this
-DRAFT = ".writing"
-LARGEST_COMPANION = 100 * 2**20  # bytes; the largest tokenizers are of some 40 MB
-NOT_COPIED = (".safetensors", ".bin", ".index.json", ".pt", ".pth", ".h5", ".msgpack", ".gguf", ".onnx")
+STATE = "state.json"  # what an unfinished run depends on; see journal.py
+INSIDE = ".autoprune-partial"  # the workplace's name where it has to lie in the target itself
 
 
 class Workplace:
@@ -55,7 +43,7 @@ class Workplace:
         """Ends what a run that was stopped right after its result was in place has left to clear away."""
         old = self._place.parent / f".{self._place.name}.autoprune-old"
         if old.is_dir() and (self._place / MANIFEST).is_file():
-            settle(old, self._place)
+            _settle(old, self._place)
         if self.path.parent == self._place and self.path.is_dir() and not any(self.path.iterdir()):
             self.path.rmdir()
 
@@ -113,42 +101,33 @@ class Workplace:
 
     @contextmanager
     def _draft(self, name: str) -> Iterator[Path]:
-        """A file of another name, which becomes ``name`` when it is written and on the disk: so that is whole, or not
-        there.
-        """
-        draft = self.path / f"{name}{DRAFT}"
-        with writing_to(self.target):
-            draft.parent.mkdir(exist_ok=True)
-            yield draft
-            sync(draft)
-            draft.replace(self.path / name)
-            sync(draft.parent)
+        with writing_to(self.target), draft(self.path / name) as made:
+            yield made
 
     def save(self, name: str, tensors: dict[str, Tensor]) -> None:
         """Writes one safetensors file, whole or not at all."""
-        with self._draft(name) as draft:
-            save_file(tensors, draft, metadata={"format": "pt"})
+        with self._draft(name) as made:
+            save_file(tensors, made, metadata={"format": "pt"})
 
     def copy(self, name: str, checkpoint: Checkpoint, tensors: Sequence[str]) -> None:
         """Writes one safetensors file of tensors as another checkpoint holds them, whole or not at all."""
-        with self._draft(name) as draft:
-            checkpoint.copy(tensors, draft)
+        with self._draft(name) as made:
+            checkpoint.copy(tensors, made)
 
-    def shards(self) -> list[dict[str, object]]:
-        """Name, size and SHA-256 of every shard written, in order."""
-        shards = [self.path / name for name in self.names() if name.endswith(".safetensors")]
-        return [{"name": p.name, "bytes": p.stat().st_size, "sha256": file_sha256(p)} for p in shards]
+    def made(self) -> list[dict[str, object]]:
+        """Name, size and SHA-256 of every file made so far but for the manifest, in order."""
+        paths = [(name, self.path / name) for name in self.names() if name != MANIFEST]
+        return [{"name": n, "bytes": path.stat().st_size, "sha256": file_sha256(path)} for n, path in paths]
 
-    def copy_companions(self, source: Path) -> None:
-        """Copies the model's other files (config, tokenizer, …) byte for byte."""
-        for path in companions(source):
-            with self._draft(path.relative_to(source).as_posix()) as draft:
-                shutil.copyfile(path, draft)
+    def copy_file(self, name: str, source: Path) -> None:
+        """Copies a file byte for byte, whole or not at all."""
+        with self._draft(name) as made:
+            shutil.copyfile(source, made)
 
     def write(self, name: str, text: str) -> None:
         """Writes a text file, whole or not at all."""
-        with self._draft(name) as draft:
-            draft.write_text(text, encoding="utf-8")
+        with self._draft(name) as made:
+            made.write_text(text, encoding="utf-8")
 
     def names(self) -> list[str]:
         """The files made so far."""
@@ -164,7 +143,7 @@ class Workplace:
 
         After a stop in the middle of it, the same call goes on with what is left.
         """
-        names = [*listed(self.path), MANIFEST] if (self.path / MANIFEST).is_file() else self.names()
+        names = [*Manifest.read(self.path).written, MANIFEST] if (self.path / MANIFEST).is_file() else self.names()
         with writing_to(self.target):
             (self.path / LOCK).unlink(missing_ok=True)
             (self.path / LOCK).touch()
@@ -176,7 +155,7 @@ class Workplace:
                 sync(self.path / name)
             self._forget_journal()
             (self.path / LOCK).unlink()
-            put_in_place(self.path, self._place, names, self._overwrite)
+            _put_in_place(self.path, self._place, names, self._overwrite)
         self._lock.release()
         return [self.target / name for name in names]
 
@@ -197,49 +176,102 @@ class Workplace:
         shutil.rmtree(self.path, ignore_errors=True)
 
 
-def companions(source: Path) -> list[Path]:
-    """The files of a model that are copied byte for byte: all but weights, what autoprune itself writes, hidden ones,
-    and what is too large.
-    """
-    files = [path for path in _beside_weights(source) if path.name not in (MANIFEST, "README.md")]
-    return [path for path in files if path.stat().st_size <= LARGEST_COMPANION]
-
-
-def too_large(source: Path) -> list[str]:
-    """The names of files that lie beside a model's weights and are no part of it, to judge by their size."""
-    return [path.name for path in _beside_weights(source) if path.stat().st_size > LARGEST_COMPANION]
-
-
-def _beside_weights(source: Path) -> list[Path]:
-    found = sorted([*source.iterdir(), *(source / TEMPLATES).glob("*.jinja")])
-    return [
-        path
-        for path in found
-        if path.is_file() and not path.name.endswith(NOT_COPIED) and not path.name.startswith(".")
-    ]
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, in hex."""
-    with path.open("rb") as handle:
-        digest = hashlib.sha256()
-        while chunk := handle.read(1 << 22):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-@contextmanager
-def writing_to(target: Path) -> Iterator[None]:
-    """Turns the system's errors while writing into one that names the place and the remedy."""
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        full = (
-            getattr(error, "errno", None) == errno.ENOSPC
-            or "No space left" in str(error)
-            or "os error 28" in str(error)
-        )
-        cause = "the disk is full" if full else f"can't write there ({error})"
+def check_target(target: Path, overwrite: bool) -> None:
+    """Raises: OutputError if ``target`` is a file, or holds files that may not be replaced."""
+    if target.is_file():
+        raise OutputError(f"--save_model {target}: a file of that name exists; choose another directory")
+    if not target.is_dir() or not _entries(target) or _half_moved(target):
+        return
+    if not overwrite:
         raise OutputError(
-            f"{target}: {cause}; what was there before is unchanged. Free some space or choose another place"
-        ) from error
+            f"--save_model {target}: the directory is not empty; choose another, or replace an earlier autoprune"
+            " result with --overwrite"
+        )
+    if not (target / MANIFEST).is_file():
+        raise OutputError(
+            f"--save_model {target}: the directory is not empty and was not written by autoprune (no {MANIFEST}), so"
+            " --overwrite leaves it alone; choose another"
+        )
+    Manifest.read(target)
+
+
+def check_foreign(target: Path, names: Sequence[str]) -> None:
+    """Raises: OutputError if the result would replace a file in ``target`` that autoprune did not write."""
+    if not target.is_dir() or not _entries(target) or _half_moved(target):
+        return
+    ours = {path.relative_to(target).as_posix() for path in Manifest.read(target).files}
+    if foreign := [name for name in sorted(names) if name not in ours and (target / name).exists()]:
+        raise OutputError(
+            f"--save_model {target}: {foreign[0]} there was not written by autoprune, so --overwrite leaves it alone;"
+            " move it away"
+        )
+
+
+def _put_in_place(work: Path, target: Path, names: Sequence[str], overwrite: bool) -> None:
+    if work.parent == target:
+        _move_out(work, target, names, overwrite)
+        return
+    old = target.parent / f".{target.name}.autoprune-old"
+    if target.is_dir() and not _entries(target):
+        target.rmdir()
+    if target.exists() and not old.exists():
+        check_target(target, overwrite)
+        check_foreign(target, names)
+        target.rename(old)  # two renames: whoever looks sees the old result, none, or the new one, and no mixture
+    if not target.exists():
+        work.rename(target)
+    sync(target.parent)
+    if old.is_dir():
+        _settle(old, target)
+
+
+def _settle(old: Path, target: Path) -> None:
+    """The files in an earlier result's directory that autoprune did not write move to the new one; the others go."""
+    ours = (
+        Manifest.read(old).files if (old / MANIFEST).is_file() else []
+    )  # the manifest, which says which are ours, is the last of them
+    for path in sorted([*old.iterdir(), *(old / TEMPLATES).glob("*")]):
+        if path not in ours and not (path.name == TEMPLATES and path.is_dir()):
+            (target / path.relative_to(old)).parent.mkdir(exist_ok=True)
+            path.rename(target / path.relative_to(old))
+    _remove(old, ours)
+    old.rmdir()
+    sync(target)
+
+
+def _move_out(work: Path, target: Path, names: Sequence[str], overwrite: bool) -> None:
+    """File by file, where the directory itself can't be replaced; the old result goes first, so that none is half the
+    other's.
+    """
+    left = [name for name in names if (work / name).exists()]  # of a stop in the middle
+    if len(left) == len(names):
+        check_target(target, overwrite)
+        check_foreign(target, left)
+        _remove(
+            target, Manifest.read(target).files if (target / MANIFEST).is_file() else []
+        )  # the manifest is the last of them
+    for name in sorted(left, key=lambda n: n == MANIFEST):
+        (target / name).parent.mkdir(exist_ok=True)
+        (work / name).replace(target / name)
+    drop_templates(work)
+    work.rmdir()
+    sync(target)
+
+
+def _entries(directory: Path) -> list[Path]:
+    """What lies in a directory besides a workplace of ours."""
+    return [path for path in directory.iterdir() if path.name != INSIDE]
+
+
+def _half_moved(target: Path) -> bool:
+    """Whether a whole result lies in a workplace in the target, or partly there and partly moved out of it already."""
+    work = target / INSIDE
+    if not (work / MANIFEST).is_file() or (work / STATE).is_file() or (target / MANIFEST).is_file():
+        return False
+    return all((work / name).exists() != (target / name).exists() for name in Manifest.read(work).written)
+
+
+def _remove(directory: Path, paths: Sequence[Path]) -> None:
+    for path in paths:
+        path.unlink()
+    drop_templates(directory)

@@ -1,0 +1,49 @@
+"""The model card: README.md of a pruned checkpoint."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from autoprune.results.types import PruningSummary
+
+
+def model_card(about: dict[str, Any], summary: PruningSummary, label: str, target: str) -> str:
+    """The text of the checkpoint's README.md."""
+    model, recipe = about["model"], about["recipe"]
+    base = f"base_model: {model['name']}\n" if "/" in model["name"] and not model["local"] else ""
+    calibration = about["calibration"]
+    data = "none"
+    if calibration:
+        data = (
+            f"{calibration['source']} ({recipe['calibration']['nsamples']} windows of {calibration['seqlen']} tokens,"
+            f" seed {about['seed']})"
+        )
+    weights = f"\nOf the original, {model['weights']}.\n" if "weights" in model else ""
+    return f"""---
+library_name: transformers
+pipeline_tag: text-generation
+{base}tags:
+- pruning
+- sparse
+- autoprune
+---
+
+# {model["name"].rsplit("/", 1)[-1]}, pruned by {label} ({target})
+
+{summary.sparsity:.2%} of the weights in the {len(summary.layers)} linear layers of its blocks are exactly zero.
+Embeddings, norms, biases
+and the head are those of the original, byte for byte. It was pruned in one shot, without training, by AutoPrune
+{about["versions"]["autoprune"]}.
+{weights}
+| | |
+|---|---|
+| original | {model["name"]} |
+| method | {label} |
+| target | {target} |
+| calibration | {data} |
+
+It loads like any other checkpoint: `AutoModelForCausalLM.from_pretrained(DIR)`.
+The zeros are stored as zeros in ordinary
+dense tensors: the files are not smaller and plain matrix products are not faster. What was done to every layer is in
+`autoprune.json`.
+"""

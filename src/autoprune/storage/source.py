@@ -1,0 +1,16 @@
+"""The weights of a model as they will be pruned, however they are stored."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from autoprune.storage.checkpoint import Checkpoint
+from autoprune.storage.dequantise import as_bfloat16
+
+
+def open_checkpoint(place: Path) -> Checkpoint:
+    """The checkpoint in a directory; quantised weights are seen as the bfloat16 values that they stand for.
+
+    Raises: ModelError if it is missing, damaged, or quantised in a way that is not read here.
+    """
+    return as_bfloat16(Checkpoint.open(place))

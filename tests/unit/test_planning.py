@@ -81,8 +81,8 @@ def test_which_methods_look_at_data() -> None:
 
 def test_labels() -> None:
     assert method_label(recipe(prune_method="sparsegpt")) == "sparsegpt"
-    assert method_label(recipe(prune_barber=True)) == "wanda+barber"
-    assert method_label(recipe(prune_barber=True, pruned_model="x")) == "given+barber"
+    assert method_label(recipe(prune_barber=True)) == "wanda+barber (output1 0.01)"
+    assert method_label(recipe(prune_barber=True, pruned_model="x")) == "given+barber (output1 0.01)"
     assert [target_label(t) for t in (Unstructured(0.5), Unstructured(0.123), SemiStructured(2, 4), None)] == [
         "50 %",
         "12.3 %",

@@ -13,7 +13,7 @@ import pytest
 from autoprune.core.sparsity import SemiStructured, Unstructured
 from autoprune.errors import RecipeError
 from autoprune.recipe.recipe import groups, recipe_from_flat
-from autoprune.results.types import dump_json
+from autoprune.results.codec import dump_json
 
 HALF: dict[str, Any] = {"sparsity_ratio": 0.5}
 FIELDS = [(group, field) for group in groups() for field in dataclasses.fields(group.type)]

@@ -20,8 +20,9 @@ from autoprune.evaluation import tasks
 from autoprune.evaluation.tasks import check_tasks
 from autoprune.events import Event, Notice, Phase, Step
 from autoprune.recipe.recipe import ZeroShotOptions
-from autoprune.report.zeroshot import zeroshot_grid
-from autoprune.results.types import TaskResult, ZeroShotResult, row_from_json
+from autoprune.report.accuracy import zeroshot_table
+from autoprune.results.codec import row_from_json
+from autoprune.results.types import TaskResult, ZeroShotResult
 from autoprune.run import open as subject
 from autoprune.run.api import evaluate, prune
 
@@ -189,10 +190,10 @@ def test_model_that_does_not_fit_is_refused_before_work_begins(
 def test_files(pruned: tuple[Path, ZeroShotResult]) -> None:
     """An aligned table whose means say what they average, and JSON with everything."""
     place, result = pruned
-    row = row_from_json(json.loads((place / "results/zeroshot_magnitude_0.01.json").read_text()))
+    row = row_from_json(json.loads((place / "results/zeroshot_magnitude_0.5.json").read_text()))
     assert row.zeroshot == result
     assert row.settings["zeroshot"]["tasks"] == ["plain_words", "long_words"]
-    text = (place / "results/zeroshot_magnitude_0.01.txt").read_text()
+    text = (place / "results/zeroshot_magnitude_0.5.txt").read_text()
     header = next(line for line in text.splitlines() if line.startswith("task"))
     mean = next(line for line in text.splitlines() if line.startswith("mean of the column"))
     assert header.split() == ["task", "version", "shots", "samples", "acc", "acc_norm"]
@@ -207,7 +208,7 @@ def test_table_of_other_metrics() -> None:
         TaskResult("reading", "1", 0, 9, {"acc": 0.5, "perplexity": 12.5}, {"acc": 0.1}),
         TaskResult("sums", "3", 5, 9, {"exact_match,strict-match": 0.25}, {}),
     )
-    grid = zeroshot_grid(ZeroShotResult(tasks))
+    grid = zeroshot_table(ZeroShotResult(tasks))
     assert grid.header[4:] == ("acc", "acc_norm", "perplexity", "exact_match,strict-match")
     assert grid.rows[0][4:] == ("50.00 ± 10.00", "-", "12.50", "-")
     assert grid.rows[2][4:] == ("50.00 (of 1)", "-", "-", "25.00 (of 1)")

@@ -10,7 +10,7 @@ from pathlib import Path
 import autoprune
 from autoprune.cli.compare import add_compare, run_compare
 from autoprune.cli.flags import Parser, add_flags, given
-from autoprune.errors import AutoPruneError, RecipeError
+from autoprune.errors import AutoPruneError, OutputError, RecipeError
 from autoprune.machine.launch import launched, require_alone
 from autoprune.recipe.recipe import recipe_from_flat
 
@@ -22,6 +22,10 @@ VERIFY = (
 BENCH = (
     "Runs every cell of a grid in a process of its own; what is finished is not run again. Exit status 1 if a cell"
     " failed."
+)
+REPORT = (
+    "Sets results of autoprune bench, --save_ppl and --save_zeroshot beside each other: mean and deviation over seeds,"
+    " the best of each target bold, significance in words; as a page with pictures too."
 )
 REPRODUCE = (
     "Runs a published table again and sets each result beside its value: pass, differs, or could not run. Exit status"
@@ -94,6 +98,13 @@ def _console(arguments: list[str]) -> int:
         help="where cells and reports go; a second run takes up what is there (default %(default)s)",
     )
     bench.add_argument("--jobs", metavar="N", type=int, default=1, help="cells at the same time (default %(default)s)")
+    report = commands.add_parser(
+        "report", help="results of earlier runs as a table or a page", description=REPORT, allow_abbrev=False
+    )
+    report.add_argument("results", metavar="RESULTS", nargs="+", type=Path, help="JSON files, or directories of them")
+    report.add_argument("--format", choices=("md", "csv", "latex", "html"), default="md", help="default %(default)s")
+    report.add_argument("--out", metavar="FILE", type=Path, help="where to write it; default: standard output")
+    report.add_argument("--title", metavar="WORDS", default="AutoPrune results", help="of the page")
     reproduce = commands.add_parser(
         "reproduce", help="run a published table again and compare", description=REPRODUCE, allow_abbrev=False
     )
@@ -120,6 +131,8 @@ def _console(arguments: list[str]) -> int:
         return run_compare(chosen)
     if chosen.command == "verify":
         return _verify(chosen.directory, chosen.model)
+    if chosen.command == "report":
+        return _report(chosen)
     if chosen.command == "bench":
         return _bench(chosen.grid, chosen.out, chosen.jobs)
     values = given(chosen)
@@ -195,6 +208,21 @@ def _bench(grid: str, out: str, jobs: int) -> int:
 
     show_bench(summary)
     return 1 if summary.failed else 0
+
+
+def _report(chosen: argparse.Namespace) -> int:
+    from autoprune.report.publish import published
+    from autoprune.results.codec import read_rows
+
+    text = published(read_rows(chosen.results), chosen.format, title=chosen.title)
+    if chosen.out is None:
+        sys.stdout.write(text)
+        return 0
+    try:
+        chosen.out.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise OutputError(f"--out {chosen.out}: can't write there ({error}); choose another file") from error
+    return 0
 
 
 def _reproduce(chosen: argparse.Namespace, overrides: dict[str, object]) -> int:

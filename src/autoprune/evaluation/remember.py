@@ -13,7 +13,8 @@ from typing import Any
 from autoprune.data.cache import cached_json
 from autoprune.data.windows import Windows
 from autoprune.events import Emit, Notice, silent
-from autoprune.results.types import PerplexityResult, dump_json, to_jsonable
+from autoprune.results.codec import dump_json, to_jsonable
+from autoprune.results.types import PerplexityResult
 from autoprune.storage.files import write_text, writing_to
 
 

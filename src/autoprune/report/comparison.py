@@ -7,25 +7,25 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from autoprune.core.shift import Estimate, PredictionShift
-from autoprune.report.grid import Grid, to_text
-from autoprune.report.numbers import percent_text, perplexity_text
+from autoprune.report.numbers import number_text, percent_text
+from autoprune.report.table import Table, from_rows, to_text
 from autoprune.results.comparison import Comparison, Flips
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
 
-def divergence_grid(result: Comparison) -> Grid:
+def divergence_table(result: Comparison) -> Table:
     """The divergence of every model on every text: its mean and how it is spread over the tokens."""
     header = ("model", "text", "mean", "median", "90 %", "95 %", "99 %", "99.9 %", "max")
     rows = []
     for model, text, shift in _shifts(result):
         spread = dataclasses.astuple(shift.kld_spread)
         rows.append((model, text, _estimate(shift.kld), *(_nats(value) for value in spread)))
-    return Grid(header, tuple(rows), title=f"KL divergence from {result.dense}, in nats for each token")
+    return Table(from_rows(header, rows, words=2), title=f"KL divergence from {result.dense}, in nats for each token")
 
 
-def tokens_grid(result: Comparison) -> Grid:
+def tokens_table(result: Comparison) -> Table:
     """What became of the tokens that follow: their probability, the model's first choice, perplexity."""
     header = ("model", "text", "same top", "Δp", "Δp rms", "ln(ppl ratio)", "dense ppl", "ppl")
     rows = []
@@ -39,14 +39,14 @@ def tokens_grid(result: Comparison) -> Grid:
                 f"{100 * delta.mean:+.2f} ± {100 * delta.error:.2f} %",
                 percent_text(shift.delta_p_rms),
                 _estimate(shift.log_ratio),
-                perplexity_text(shift.dense_perplexity),
-                perplexity_text(shift.pruned_perplexity),
+                number_text(shift.dense_perplexity),
+                number_text(shift.pruned_perplexity),
             )
         )
-    return Grid(header, tuple(rows), title="The tokens that follow, in the second half of each window")
+    return Table(from_rows(header, rows, words=2), title="The tokens that follow, in the second half of each window")
 
 
-def places_grid(result: Comparison) -> Grid:
+def places_table(result: Comparison) -> Table:
     """ln(ppl ratio) by place in the window: whether a longer context suffers more."""
     shifts = list(_shifts(result))
     longest = max((shift.stretches for _, _, shift in shifts), key=len)
@@ -55,27 +55,27 @@ def places_grid(result: Comparison) -> Grid:
     for model, text, shift in shifts:
         losses = [f"{stretch.pruned_loss - stretch.dense_loss:+.4f}" for stretch in shift.stretches]
         rows.append((model, text, *losses, *("-",) * (len(stretches) - len(losses))))
-    return Grid(("model", "text", *stretches), tuple(rows), title="ln(ppl ratio) by place in the window")
+    return Table(from_rows(("model", "text", *stretches), rows, words=2), title="ln(ppl ratio) by place in the window")
 
 
-def flips_grid(result: Comparison) -> Grid:
+def flips_table(result: Comparison) -> Table:
     """Answers that changed."""
     header = ("model", "task", "metric", "items", "changed", "correct → wrong", "wrong → correct", "McNemar's p")
-    rows = tuple((model.model, *_flips(flip)) for model in result.models for flip in model.flips)
-    return Grid(header, rows, words=3, title=f"Answers that are not those of {result.dense}")
+    rows = [(model.model, *_flips(flip)) for model in result.models for flip in model.flips]
+    return Table(from_rows(header, rows, words=3), title=f"Answers that are not those of {result.dense}")
 
 
-def comparison_grids(result: Comparison, *, places: bool = True) -> list[Grid]:
+def comparison_tables(result: Comparison, *, places: bool = True) -> list[Table]:
     """All tables that have something to show."""
-    grids = []
+    tables = []
     if any(model.shifts for model in result.models):
-        grids = [divergence_grid(result), tokens_grid(result), *([places_grid(result)] if places else [])]
-    return [*grids, *([flips_grid(result)] if any(model.flips for model in result.models) else [])]
+        tables = [divergence_table(result), tokens_table(result), *([places_table(result)] if places else [])]
+    return [*tables, *([flips_table(result)] if any(model.flips for model in result.models) else [])]
 
 
 def comparison_text(result: Comparison, *, places: bool = False) -> str:
     """The tables one below the other."""
-    return "\n".join(f"{grid.title}\n{to_text(grid)}" for grid in comparison_grids(result, places=places)).rstrip()
+    return "\n".join(f"{table.title}\n{to_text(table)}" for table in comparison_tables(result, places=places)).rstrip()
 
 
 def comparison_frame(result: Comparison) -> DataFrame:

@@ -17,12 +17,11 @@ from autoprune.events import Emit, Notice, silent
 from autoprune.machine.launch import joined
 from autoprune.recipe.options import EvaluationOptions
 from autoprune.recipe.recipe import Recipe, recipe_from_flat
-from autoprune.report.frames import layers_frame
 from autoprune.report.save import check_earlier, check_report_directory, notes_of, save_row
-from autoprune.results.types import EvaluationRow, Perplexities, PruningSummary
+from autoprune.results.types import Evaluation, EvaluationRow, PruningSummary
 from autoprune.run.check import check_values
 from autoprune.run.labels import DENSE, labels_of, method_label, report_stem, target_label
-from autoprune.run.measure import accuracy, check_room, count_zeros, measured
+from autoprune.run.measure import about, accuracy, check_room, count_zeros, measured
 from autoprune.run.open import Subject, fits, held_model, open_model
 from autoprune.run.plan import Plan, check_apart, make_plan
 from autoprune.run.prune import prune_and_write
@@ -57,7 +56,7 @@ class PruneResult:
 
     def to_pandas(self) -> DataFrame:
         """What became of every layer, one line each; no line where nothing was pruned."""
-        return layers_frame(self.summary or PruningSummary(()))
+        return (self.summary or PruningSummary(())).to_pandas()
 
 
 def prune(
@@ -92,7 +91,7 @@ def evaluate(
     tokenizer: PreTrainedTokenizerBase | None = None,
     emit: Emit = silent,
     **options: Any,
-) -> Perplexities:
+) -> Evaluation:
     """Perplexity of a model as it is, on every text of ``eval_data``, and beside it its accuracy on ``tasks``, if any
     are named.
 
@@ -102,7 +101,7 @@ def evaluate(
     recipe = recipe_from_flat({"model": "" if held is not None else str(model), "sparsity_ratio": 0, **options})
     with modes_kept(held):
         row = run(recipe, emit, held=held, tokenizer=tokenizer, measure=True).row
-    return Perplexities(row.perplexity, row.zeroshot)
+    return Evaluation(row.perplexity, row.zeroshot)
 
 
 def run(
@@ -141,10 +140,10 @@ def run(
         directory = Path(output.save_model) if output.save_model and plan.steps else None
         if plan.steps:
             summary = prune_and_write(recipe, plan, directory, emit)
-            row = EvaluationRow(*labels, summary.sparsity, (), recipe.to_dict(), summary)
+            row = EvaluationRow(*labels, summary.sparsity, (), recipe.to_dict(), summary, about=about(subject))
         else:
             check_values(subject, emit)
-            row = EvaluationRow(*labels, count_zeros(subject.store), (), recipe.to_dict())
+            row = EvaluationRow(*labels, count_zeros(subject.store), (), recipe.to_dict(), about=about(subject))
     if ranks.first:
         row = _evaluated(recipe, plan, row, directory, emit)
         if directory:

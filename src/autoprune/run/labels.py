@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 
 from autoprune.core.sparsity import SemiStructured, Target, Unstructured
@@ -14,22 +15,22 @@ DENSE = ("dense", "dense")
 
 
 def method_label(recipe: Recipe) -> str:
-    """The run's steps in one word, such as ``wanda+barber``."""
-    given = ("given",) if recipe.chosen.pruned_model else ()
-    return "+".join([*given, *recipe.steps])
+    """The run's steps, each with the options that make it differ from others: ``wanda+barber (output1 0.01)``.
 
-
-def described(recipe: Recipe) -> str:
-    """The same with the options that make it differ from others: ``wanda+barber-output1-0.01``."""
+    Told are options that are always shown, and those that are not as usual; numbers and switches of these by name.
+    """
     words = ["given"] if recipe.chosen.pruned_model else []
     for name in recipe.steps:
-        options = recipe.options_of(name)
-        told = [
-            getattr(options, field.name)
-            for field in dataclasses.fields(options)
-            if field.metadata.get("shown") or getattr(options, field.name) != field.default
-        ]
-        words.append("-".join([name, *(f"{value:g}" if isinstance(value, float) else str(value) for value in told)]))
+        options, shown, named = recipe.options_of(name), list[str](), list[str]()
+        for field in dataclasses.fields(options):
+            value, spelled = getattr(options, field.name), field.name.replace("_", " ")
+            word = f"{value:g}" if isinstance(value, float) else str(value)
+            if field.metadata.get("shown"):
+                shown.append(word)
+            elif value != field.default:
+                named.append(spelled if value is True else f"{spelled} {word}")
+        told = ", ".join([*([" ".join(shown)] if shown else []), *named])
+        words.append(f"{name} ({told})" if told else name)
     return "+".join(words)
 
 
@@ -50,8 +51,12 @@ def labels_of(directory: Path) -> tuple[str, str]:
 
 
 def report_stem(recipe: Recipe, labels: tuple[str, str]) -> str:
-    """The part of the names of a run's tables that tells it from others; ``labels`` as of the row that they show."""
-    if recipe.target is None and not recipe.chosen.pruned_model:
-        return "dense" if labels == DENSE else f"eval_{labels[0]}"
-    target = target_label(recipe.target).replace(" %", "pct").replace(":", "of")
-    return f"{described(recipe)}_{target}"
+    """The part of the names of a run's tables that tells it from others, of the labels of the row that they show:
+    ``dense``, ``wanda+barber-output1-0.01_50pct``; ``eval_wanda_2of4`` of what an earlier run has pruned.
+    """
+    if labels == DENSE:
+        return DENSE[0]
+    method = re.sub(r"[ (,]+", "-", labels[0]).replace(")", "")
+    target = labels[1].replace(" %", "pct").replace(":", "of")
+    only_measured = recipe.target is None and not recipe.chosen.pruned_model
+    return f"{'eval_' if only_measured else ''}{method}_{target}"

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import datetime
 import functools
 from pathlib import Path
+
+import torch
 
 from autoprune.data.cache import cache_folder
 from autoprune.errors import ModelError
@@ -13,7 +16,7 @@ from autoprune.events import Emit
 from autoprune.model.stream import Place
 from autoprune.model.walk import walk
 from autoprune.recipe.recipe import Recipe
-from autoprune.results.types import PerplexityResult, ZeroShotResult
+from autoprune.results.types import About, PerplexityResult, ZeroShotResult
 from autoprune.run.check import check_replay, check_values
 from autoprune.run.open import AnyStore, Subject
 from autoprune.run.plan import Plan
@@ -99,3 +102,12 @@ def count_zeros(store: AnyStore) -> float:
         zeros += sum(layer.count - int((layer.matrix != 0).sum()) for layer in block.layers)
         total += block.reached
     return zeros / total if total else 0.0
+
+
+def about(subject: Subject) -> About:
+    """The model's size and what it runs on, with the versions and the time of now."""
+    model, device = subject.store.model, subject.store.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    dtype = str(model.dtype).removeprefix("torch.")
+    return About(sum(parameter.numel() for parameter in model.parameters()), dtype, name, now, versions())

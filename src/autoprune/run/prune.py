@@ -28,8 +28,9 @@ from autoprune.model.stream import Place, Stream
 from autoprune.model.survey import survey
 from autoprune.model.walk import Inputs, prepare_inputs
 from autoprune.recipe.recipe import Recipe
+from autoprune.results.codec import first_difference
 from autoprune.results.outcome import LayerOutcome
-from autoprune.results.types import PruningSummary, first_difference
+from autoprune.results.types import PruningSummary
 from autoprune.run.check import check_model, check_values
 from autoprune.run.plan import Plan
 from autoprune.run.state import Run, timed

@@ -12,8 +12,8 @@ from torch import Tensor
 from autoprune.core.sparsity import Target, target_from
 from autoprune.errors import OutputError
 from autoprune.events import BlockResult
+from autoprune.results.codec import dump_json, first_difference, to_jsonable
 from autoprune.results.outcome import LayerOutcome, SubBlockOutcome
-from autoprune.results.types import dump_json, first_difference, to_jsonable
 from autoprune.storage.checkpoint import Checkpoint
 from autoprune.storage.manifest import FORMAT
 from autoprune.storage.result import JOURNAL, STATE, Workplace

@@ -14,8 +14,9 @@ from typing import Any
 from autoprune.core.sparsity import Target, parse_target
 from autoprune.errors import OutputError
 from autoprune.recipe.recipe import CACHES, Recipe, recipe_from_record
+from autoprune.results.codec import dump_json, first_difference, to_jsonable
 from autoprune.results.outcome import LayerOutcome, SubBlockOutcome
-from autoprune.results.types import PruningSummary, dump_json, first_difference, to_jsonable
+from autoprune.results.types import PruningSummary
 from autoprune.storage.files import write_text, writing_to
 
 MANIFEST = "autoprune.json"

@@ -182,12 +182,12 @@ def scaled(weight: Tensor, scale: Tensor, block: tuple[int, int]) -> Float[Tenso
         return torch.stack([scaled(part, scales, block) for part, scales in parts]).view(weight.shape)
     rows, columns = weight.shape
     result = torch.empty(rows, columns, dtype=torch.bfloat16)
-    across = torch.arange(columns) // block[1]
+    wide = grid[:, torch.arange(columns) // block[1]] if grid.shape[1] > 1 else grid
     step = max(1, STEP // max(1, columns))
     for start in range(0, rows, step):
         part = weight[start : start + step].float()
         down = torch.arange(start, start + len(part)) // block[0]
-        result[start : start + step] = part * grid[down][:, across]
+        result[start : start + step] = part.mul_(wide[down])
     return result
 
 

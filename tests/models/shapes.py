@@ -20,6 +20,8 @@ SMALL: dict[str, Any] = {
     "dim_model": 32,
     "embedding_size": 32,
     "intermediate_size": 64,
+    "embed_dim": 32,
+    "layers": 2,
     "ffn_dim": 64,
     "dim_ff": 64,
     "d_ff": 64,
@@ -86,4 +88,102 @@ SMALL: dict[str, Any] = {
     "decoder_start_token_id": 2,
 }
 
-OF_TYPE: dict[str, dict[str, Any]] = {}
+_KV = {"num_key_value_heads": 4}
+_EXPERTS = {"moe_intermediate_size": 128, "n_routed_experts": 8}  # so many that the rest does not weigh
+_BLT = {"hidden_size": 32, "hidden_size_global": 32, **_KV}
+_DRAFT = {
+    "model_type": "gemma4_text",
+    "hidden_size_per_layer_input": 0,
+    "vocab_size_per_layer_input": 0,
+    "num_kv_shared_layers": 2,
+    "layer_types": ["sliding_attention", "full_attention"],
+}
+_TEXT = {
+    key: SMALL[key] for key in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "head_dim")
+} | {"num_attention_heads": 4, "num_key_value_heads": 2}
+
+_SLIGHT = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+_PICTURES = {"base_channels": 32, "latent_channels": 32, "num_embeddings": 64, "channel_multiplier": (1, 1)}
+_SECTIONS = {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}}
+_FEW = {"rope_parameters": {**_SECTIONS["rope_parameters"], "mrope_section": [1, 1, 0], "partial_rotary_factor": 0.5}}
+
+# By type: what the values above do not fit.
+OF_TYPE: dict[str, dict[str, Any]] = {
+    "axk1": _KV,
+    "axk2": _KV,
+    "blt": {
+        "encoder_hash_byte_group_vocab": VOCAB,
+        "encoder_hash_byte_group_size": [3, 4],
+        "patch_size": 4,
+        "vocab_size": 260,
+    },
+    "blt_patcher": _BLT | {"vocab_size": 260},
+    "blt_local_encoder": _BLT | {"vocab_size": 260},
+    "blt_local_decoder": _BLT | {"vocab_size": 260},
+    "blt_global_transformer": _BLT,
+    "cohere_compass_text": {
+        "layer_types": ["sliding_attention", "full_attention"],
+        "rope_parameters": {
+            kind: {"rope_type": "default", "rope_theta": 10000.0} for kind in ("sliding_attention", "full_attention")
+        },
+    },
+    "deepseek_v4": _EXPERTS,
+    "dots3_note": _KV,
+    "dots3_note_text": _KV,
+    "emu3": {"vocabulary_map": {"<image>": 4}},
+    "emu3_vqgan": {"base_channels": 32, "hidden_size": 32, "channel_multiplier": (1, 1), "codebook_size": 64},
+    "fuyu": {"text_config": {"model_type": "persimmon", **_TEXT}},
+    "gemma4_assistant": {"text_config": _DRAFT | _TEXT, "backbone_hidden_size": 32},
+    "gemma4_unified_assistant": {
+        "text_config": _DRAFT | _TEXT | {"model_type": "gemma4_unified_text"},
+        "backbone_hidden_size": 32,
+    },
+    "git_vision_model": _SLIGHT,
+    "hy_v4": _EXPERTS,
+    "moshi": {"audio_vocab_size": 64, **_KV},
+    "moshi_depth": {"input_size": 32, "audio_vocab_size": 64, **_KV},
+    "moss_transcribe_diarize": {"text_config": {"model_type": "qwen3", **_TEXT}},
+    "phi4_multimodal": {"pad_token_id": 0},
+    "phi4_multimodal_audio": {
+        "num_blocks": 1,
+        "ext_pw_out_channel": 32,
+        "depthwise_separable_out_channel": 32,
+        "nemo_conv_channels": 16,
+        **{"hidden_size": 16, "intermediate_size": 16},
+    },
+    "phi4_multimodal_vision": {**_SLIGHT, "crop_size": 8, "num_hidden_layers": 3, "feature_layer": -2},
+    "qwen4_exp_text": {"hc_lowrank": 8, "moe_intermediate_size": 128, "ngram_vocab_size_base": 64},
+    "reformer": {
+        "is_decoder": True,
+        "attn_layers": ["local", "local"],
+        "axial_pos_embds": False,
+        "attention_head_size": 8,
+        "local_attn_chunk_length": 8,
+    },
+    "cosmos3_edge_text": _SECTIONS,
+    "deepseek_v3": _KV,
+    "florence_vision": {"embed_dim": [8, 8, 8, 8], "num_heads": [2, 2, 2, 2], "num_groups": [2, 2, 2, 2]},
+    "glm4v_text": _SECTIONS,
+    "glm4v_moe_text": _FEW,
+    "glm5_next_text": {**_KV, "index_topk": 16},
+    "glm_ocr_text": _SECTIONS,
+    "glmga_text": _SECTIONS,
+    "chameleon": {"vocabulary_map": {"<image>": 4}},
+    "chameleon_vqgan": _PICTURES,
+    "ernie4_5_vl_moe_text": {"moe_intermediate_size": [24, 24], "moe_k": 2},
+    "granite4_vision": {"deepstack_layer_map": [], "spatial_target_layers": [], "downsample_rate": "1/2"},
+    "janus_vision_model": {"projection_dim": 32},
+    "janus_vqgan": {**_PICTURES, "projection_dim": 32, "image_token_embed_dim": 32},
+    "molmo2_adapter": {"vision_feature_layer": [0, 1], "text_hidden_size": 32},
+    "muse_spark_audio": {"patch_sizes": (16, 6), "hidden_sizes": (32, 32), "depths": (1, 1)},
+    "radio": {"video_temporal_patch_size": 2},
+    "inkling2_vision": {"text_hidden_size": 32},
+    "mistral4": _KV,
+    "mistral_large4_text": _EXPERTS | _KV,
+    "paddleocr_vl_text": _SECTIONS,
+    "qwen2_5_omni_text": _SECTIONS,
+    "qwen2_5_vl_text": _SECTIONS,
+    "qwen2_vl_text": _SECTIONS,
+    "xmod": {"default_language": "en_XX"},
+    "zaya": {"num_experts_per_tok": 1, "router_hidden_size": 16},
+}

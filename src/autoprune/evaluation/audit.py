@@ -130,7 +130,7 @@ def find_dense(directory: Path, model: str | None, emit: Emit = silent) -> Path 
     if model is not None:
         return locate(model)
     promise = read_promise(directory)
-    if not promise.in_memory and (promise.model == "demo" or Path(promise.model).is_dir()):
+    if not promise.in_memory and (promise.model == "demo" or Path(promise.model).exists()):
         return locate(promise.model)
     emit(
         Notice(

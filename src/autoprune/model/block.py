@@ -264,9 +264,9 @@ class Block:
     # Training and trials.
 
     @contextlib.contextmanager
-    def training(self, compute_dtype: str) -> Iterator[BlockTraining]:
+    def training(self, compute_dtype: str, *, by_token: bool) -> Iterator[BlockTraining]:
         """The layers to prune, norms and biases, ready to be trained; nothing has changed when it ends."""
-        training = BlockTraining(self, compute_dtype)
+        training = BlockTraining(self, compute_dtype, by_token)
         try:
             yield training
         finally:

@@ -59,10 +59,11 @@ class BlockCall:
 
 @dataclass(frozen=True)
 class Mirror:
-    """How a block returns its hidden states: alone, or first in a tuple or a list."""
+    """How a block or part returns its hidden states, of which width: alone, or first in a tuple or a list."""
 
     rest: tuple[Any, ...] | None
     container: type[Any] = tuple
+    width: int = 0
 
     def wrap(self, hidden: Tensor) -> Any:
         """Hidden states in the shape that the model expects of a block."""
@@ -78,10 +79,11 @@ def mirror_of(output: Any) -> Mirror:
     """Remembers the shape of an output; of tensors beside the hidden states only parameters are kept, which are the
     same for all samples.
     """
+    width = hidden_of(output).shape[-1]
     if isinstance(output, Tensor):
-        return Mirror(None)
+        return Mirror(None, width=width)
     rest = (None if isinstance(part, Tensor) and not isinstance(part, nn.Parameter) else part for part in output[1:])
-    return Mirror(tuple(rest), list if isinstance(output, list) else tuple)
+    return Mirror(tuple(rest), list if isinstance(output, list) else tuple, width)
 
 
 def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
@@ -132,6 +134,8 @@ def probe_mirror(
     """Runs block 0 for real on a few tokens to see how a block of this model returns its hidden states.
 
     ``run`` takes token ids through the model's embedding and blocks; block 0 must hold its weights.
+
+    Raises: ModelError if block 0 has no part in that.
     """
     seen: list[Mirror] = []
     first = blocks[0].forward
@@ -147,6 +151,8 @@ def probe_mirror(
 
     with replaced_forward(blocks, [real] + [echo] * (len(blocks) - 1)):
         run(ids[:1, :PROBE_TOKENS])
+    if not seen:
+        raise ModelError("the model runs without its block 0; autoprune needs every block to be called once")
     return seen[0]
 
 

@@ -175,7 +175,7 @@ class SubBlockRunner:
             for member, mirror in zip(sub.members, sub.mirrors, strict=True):
                 answers = i < active and member is sub.output
                 modules.append(member)
-                stubs.append(_returns(mirror, earlier[i]) if answers else _zeros(mirror, member))
+                stubs.append(_returns(mirror, earlier[i]) if answers else _zeros(mirror))
         return modules, stubs
 
 
@@ -192,11 +192,10 @@ def _input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     return args[0] if args else kwargs.get("hidden_states", next(iter(kwargs.values())))
 
 
-def _zeros(mirror: Mirror, member: nn.Module) -> Callable[..., Any]:
+def _zeros(mirror: Mirror) -> Callable[..., Any]:
     def forward(*args: Any, **kwargs: Any) -> Any:
         x = _input(args, kwargs)
-        width = getattr(member, "out_features", None) or getattr(member, "nf", None) or x.shape[-1]
-        return mirror.wrap(x.new_zeros((*x.shape[:-1], width)))
+        return mirror.wrap(x.new_zeros((*x.shape[:-1], mirror.width)))
 
     return forward
 

@@ -64,14 +64,22 @@ def _gap(a: Tensor, b: Tensor) -> float | None:
 
 
 def _own_outputs(store: Store, ids: Tensor, emit: Emit) -> dict[int, Tensor]:
-    """By block: its output in the model's own forward pass, which walks from block to block as it calls them."""
+    """By block: its output in the model's own forward pass, which walks from block to block as it calls them.
+
+    Raises: ModelError if it calls them in another order than one after the other.
+    """
     blocks = store.anatomy.blocks
     outputs: dict[int, Tensor] = {}
     walking = walk(store)
 
     def loading(index: int, own: Callable[..., Any]) -> Callable[..., Any]:
         def forward(*args: Any, **kwargs: Any) -> Any:
-            next(walking)
+            reached = next(walking, None)
+            if reached is None or reached.index != index:
+                raise ModelError(
+                    f"block {index} is called again or out of turn in one forward pass; autoprune needs every block to"
+                    " be called once, in the order in which the model lists them"
+                )
             result = own(*args, **kwargs)
             outputs[index] = hidden_of(result).clone()
             _tick(store, emit, len(outputs))

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 class BlockTraining:
     """Runs the block in a chosen precision with given float32 values, and gives their gradients."""
 
-    def __init__(self, block: Block, compute_dtype: str) -> None:
-        self._block = block
+    def __init__(self, block: Block, compute_dtype: str, by_token: bool) -> None:
+        self._block, self._by_token = block, by_token
         layers = {layer.parameter_name for layer in block.layers}
         self._parameters = {
             name: p for name, p in block.module.named_parameters() if name in layers or _is_vector(name, p)
@@ -34,7 +34,7 @@ class BlockTraining:
             p.data = data.to(self._dtype)
 
     def gradients(self, values: Mapping[str, Tensor], i: int) -> Mapping[str, Tensor]:
-        """Those of ``||y - y_d||^2 / ||y_d||^2`` on micro-batch ``i``."""
+        """Those of the relative output error on micro-batch ``i``."""
         self._put(values)
         with torch.enable_grad():
             self._loss(i).backward()
@@ -66,7 +66,10 @@ class BlockTraining:
         assert block.stream is not None and block.dense_output is not None, "the step's needs name a dense stream"
         wanted = block.dense_output[i].float()
         result = block.run(i, block.stream[i].to(self._dtype)).float()
-        return (result - wanted).square().sum() / wanted.square().sum()
+        lost, whole = (result - wanted).square(), wanted.square()
+        if self._by_token:
+            return (lost.sum(-1) / whole.sum(-1).clamp(min=torch.finfo(torch.float32).tiny)).mean()
+        return lost.sum() / whole.sum()
 
 
 def _is_vector(name: str, parameter: Tensor) -> bool:

@@ -81,7 +81,7 @@ def inspect(model: str, **options: Any) -> Inspection:
 def inspect_recipe(recipe: Recipe) -> Inspection:
     """Describes the recipe's model; where its weights are at hand, the blocks run on a few tokens."""
     directory = locate(recipe.model.model, recipe.model.cache_dir)
-    if has_weights(directory):
+    if directory.is_file() or has_weights(directory):
         store = open_model(recipe, resident=False).store
         dtype = store.storage_dtype or torch.float32
         model: Any = store.model

@@ -48,7 +48,7 @@ def shape_of(model: Any, anatomy: Anatomy, stored: torch.dtype, *, moved: bool) 
     layers = [layer for block in anatomy.blocks for layer in block.layers]
     running = model.dtype.itemsize
     return Shape(
-        width=getattr(text, "hidden_size", 0) or largest.layers[0].shape[1],
+        width=(getattr(text, "hidden_size", 0) or largest.layers[0].shape[1]) * _streams(text),
         widest=max(max(layer.shape) for layer in layers),
         outside=sum(p.numel() for p in model.parameters()) - inside - head,
         head=head,
@@ -199,6 +199,12 @@ def _pruning(shape: Shape, steps: Sequence[Step], layout: Layout, load: Load) ->
     )
     outside = shape.outside * shape.running * load.models
     return Need("pruning", PROGRAM, outside, weights, 0 if layout.activations == "disk" else hidden, work)
+
+
+def _streams(config: Any) -> int:
+    """Residual streams between blocks (hyper-connections); one in most models."""
+    found = (getattr(config, name, None) for name in ("hc_mult", "hc_count"))
+    return next((value for value in found if isinstance(value, int)), 1)
 
 
 def _evaluation(shape: Shape, layout: Layout, load: Load) -> Need:

@@ -79,7 +79,7 @@ def open_model(recipe: Recipe, *, resident: bool | None) -> Subject:
         options.model,
         store,
         checkpoint,
-        lambda: load_tokenizer(directory, options.trust_remote_code),
+        lambda: load_tokenizer(checkpoint.directory, options.trust_remote_code),
         store.left_alone,
     )
 

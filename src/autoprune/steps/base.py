@@ -144,8 +144,10 @@ class Block(Protocol):
         """From now on this is what the layer's output is measured against, and its present value."""
         ...
 
-    def training(self, compute_dtype: str) -> AbstractContextManager[Training]:
+    def training(self, compute_dtype: str, *, by_token: bool) -> AbstractContextManager[Training]:
         """The layers to prune, norms and biases, ready to be trained in ``auto``, ``float32`` or ``bfloat16``.
+
+        ``by_token``: the mean of every token's relative error, not that of all tokens together.
 
         Nothing of the block has changed when it ends.
         """

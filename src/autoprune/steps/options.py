@@ -139,12 +139,17 @@ class ADMMOptions:
 class ReconstructOptions:
     """Block reconstruction: kept weights, norms and biases are trained towards the dense block's output."""
 
-    epochs: int = option(4, "reconstruct: times that all samples are gone through", metavar="N", at_least=1)
+    epochs: int = option(2, "reconstruct: times that all samples are gone through", metavar="N", at_least=1)
     learning_rate: float = option(
-        0.001, "reconstruct: rate of Adam at its highest; several are tried with --rate_trials", positive=True
+        0.002, "reconstruct: rate of Adam at its highest; several are tried with --rate_trials", positive=True
     )
     rate_trials: bool = option(
         False, "reconstruct: for each block also try half and twice the rate, for a quarter of the steps"
+    )
+    reconstruct_loss: str = option(
+        "token",
+        "reconstruct: error relative to the norm of every token's output, or to that of all of them together",
+        choices=("token", "block"),
     )
     reconstruct_dtype: str = option(
         "auto",

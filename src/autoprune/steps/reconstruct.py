@@ -32,7 +32,7 @@ class Reconstruct(ReconstructOptions, Step):
     def apply(self, block: Block) -> None:
         """Trains one block."""
         before = block.loss(held_out=True)
-        with block.training(self.reconstruct_dtype) as training:
+        with block.training(self.reconstruct_dtype, by_token=self.reconstruct_loss == "token") as training:
             rate = self._best_rate(training) if self.rate_trials else self.learning_rate
             best = self._train(training, rate, self.epochs * len(training.fitted))
         with block.trial() as trial:

@@ -11,9 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from autoprune.core.problem import LayerSolution
+from autoprune.errors import AutoPruneError, ModelError
 from autoprune.machine.allocator import return_what_is_free
 from autoprune.model.anatomy import Anatomy, BlockAnatomy, examine
 from autoprune.storage.ahead import ReadAhead
+from autoprune.storage.applied import apply_solutions
 from autoprune.storage.complete import not_loaded, unplaced
 from autoprune.storage.skeleton import Skeleton
 from autoprune.storage.values import ValueCheck
@@ -248,40 +250,6 @@ class CheckpointStore:
         self.skeleton.check_filled(shallow, name)
 
 
-def apply_solutions(
-    skeleton: Skeleton,
-    block: BlockAnatomy,
-    stored: Mapping[str, Tensor],
-    solutions: Mapping[str, LayerSolution],
-    others: Mapping[str, Tensor],
-) -> dict[str, Tensor]:
-    """A block's stored tensors with the pruned layers in them; every other tensor is handed on untouched.
-
-    Patterns and new weights are laid out as the model's parameters and then converted to the checkpoint's names and
-    layout, so that survivors of methods that do not change weights keep their stored bits, whatever precision and
-    layout the blocks ran in.
-    """
-    keep: dict[str, Tensor] = {}
-    weights: dict[str, Tensor] = {}
-    for layer in block.layers:
-        solution = solutions.get(layer.name)
-        if solution is None:
-            continue
-        name = f"{block.name}.{layer.parameter_name}"
-        layer.of(keep.setdefault(name, torch.ones(layer.parameter.shape, dtype=torch.bool))).copy_(solution.keep)
-        if solution.weight is not None:
-            whole = weights.setdefault(name, layer.parameter.data.to("cpu", skeleton.storage_dtype, copy=True))
-            layer.of(whole).copy_(solution.weight)
-    result = dict(stored)
-    for name, value in skeleton.as_stored({f"{block.name}.{name}": v for name, v in others.items()}, stored).items():
-        result[name] = value.to(stored[name].dtype).contiguous()
-    changed = skeleton.as_stored(weights, stored)
-    for name, pattern in skeleton.as_stored(keep, stored).items():
-        old = stored[name]
-        result[name] = changed.get(name, old).to(old.dtype).masked_fill(~pattern, 0.0).contiguous()
-    return result
-
-
 def beside(anatomy: Anatomy) -> tuple[str, ...]:
     """The parts of a model that lie beside its language model, in words."""
     return tuple(f"{name} ({count:,} parameters)" for name, count in anatomy.aside)
@@ -297,6 +265,17 @@ def _first_outside(name: str, folders: Collection[str]) -> str:
 
 
 def run_base(model: Any, ids: Tensor) -> object:
-    """The model without its head, if it has one that can be left out."""
+    """The model without its head, if it has one that can be left out.
+
+    Raises: ModelError if it does not run on token ids alone.
+    """
     base = getattr(model, "base_model", model)
-    return base(input_ids=ids, use_cache=False)
+    try:
+        return base(input_ids=ids, use_cache=False)
+    except (AutoPruneError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # whatever the model's own code does with what is missing
+        raise ModelError(
+            f"{type(model).__name__} does not run on token ids alone ({type(error).__name__}: {error}), so autoprune"
+            " can't prune it"
+        ) from error

@@ -80,7 +80,7 @@ class Comparison:
 def _flat(shift: PredictionShift) -> dict[str, Any]:
     """Every figure under a name of its own: ``kld``, ``kld_error``, ``kld_median``, …"""
     found: dict[str, Any] = {}
-    for name, value in ((field.name, getattr(shift, field.name)) for field in dataclasses.fields(shift)):
+    for name, value in ((f.name, getattr(shift, f.name)) for f in dataclasses.fields(shift)):
         if isinstance(value, Estimate):
             found |= {name: value.mean, f"{name}_error": value.error}
         elif name == "kld_spread":

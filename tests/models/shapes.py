@@ -152,7 +152,13 @@ OF_TYPE: dict[str, dict[str, Any]] = {
         **{"hidden_size": 16, "intermediate_size": 16},
     },
     "phi4_multimodal_vision": {**_SLIGHT, "crop_size": 8, "num_hidden_layers": 3, "feature_layer": -2},
-    "qwen4_exp_text": {"hc_lowrank": 8, "moe_intermediate_size": 128, "ngram_vocab_size_base": 64},
+    "qwen4_exp_text": {
+        "hc_lowrank": 8,
+        "moe_intermediate_size": 192,
+        "ngram_vocab_size_base": 64,
+        "ple_layer_ids": [1],
+        "ple_embed_dim": 32,
+    },
     "reformer": {
         "is_decoder": True,
         "attn_layers": ["local", "local"],
@@ -165,7 +171,8 @@ OF_TYPE: dict[str, dict[str, Any]] = {
     "florence_vision": {"embed_dim": [8, 8, 8, 8], "num_heads": [2, 2, 2, 2], "num_groups": [2, 2, 2, 2]},
     "glm4v_text": _SECTIONS,
     "glm4v_moe_text": _FEW,
-    "glm5_next_text": {**_KV, "index_topk": 16},
+    "glm5_next_text": {**_KV, "index_topk": 16, "qk_rope_head_dim": 0, "head_dim": 0, "linear_num_heads": 4}
+    | {"linear_head_dim": 8, "index_kpool": 4, "intermediate_size": 1024},
     "glm_ocr_text": _SECTIONS,
     "glmga_text": _SECTIONS,
     "chameleon": {"vocabulary_map": {"<image>": 4}},

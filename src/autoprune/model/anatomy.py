@@ -32,6 +32,18 @@ class BlockAnatomy:
         """Number of parameters that are weights of layers."""
         return sum(layer.count for layer in self.layers)
 
+    @property
+    def looked_up(self) -> int:
+        """Number of parameters in tables of which a token takes one row (n-grams, position biases): none of them is a
+        linear map, however large they are.
+        """
+        return sum(
+            p.numel()
+            for m in self.module.modules()
+            if isinstance(m, nn.Embedding)
+            for p in m.parameters(recurse=False)
+        )
+
     def full_name(self, layer: Layer) -> str:
         """The layer's name in the model."""
         return f"{self.name}.{layer.name}"
@@ -50,8 +62,9 @@ class Anatomy:
 
     @property
     def coverage(self) -> float:
-        """Share of the block parameters that layers reach."""
-        return sum(block.reached for block in self.blocks) / max(1, sum(block.parameters for block in self.blocks))
+        """Share of the block parameters that layers reach; tables of embeddings don't count."""
+        counted = sum(block.parameters - block.looked_up for block in self.blocks)
+        return sum(block.reached for block in self.blocks) / max(1, counted)
 
     @property
     def has_experts(self) -> bool:

@@ -31,7 +31,7 @@ def test_table_of_another_run_is_not_replaced(
     run(tiny, save_ppl=tmp_path / "ppl")
     refuse(
         tiny,
-        f"--save_ppl {tmp_path / 'ppl'}: log_wanda_0.5.txt there is of another run: {says}",
+        f"--save_ppl {tmp_path / 'ppl'}: log_wanda_50pct.txt there is of another run: {says}",
         "--overwrite",
         **changed,
     )
@@ -39,8 +39,8 @@ def test_table_of_another_run_is_not_replaced(
     run(tiny, save_ppl=tmp_path / "ppl", prune_method="magnitude")
     run(tiny, save_ppl=tmp_path / "ppl", overwrite=True, **changed)
     assert sorted(path.name for path in (tmp_path / "ppl").glob("*.txt")) == [
-        "log_magnitude_0.5.txt",
-        "log_wanda_0.5.txt",
+        "log_magnitude_50pct.txt",
+        "log_wanda_50pct.txt",
     ]
 
 
@@ -114,8 +114,8 @@ def test_table_of_what_lay_there_before(
     run(tiny, save_model=tmp_path / "out", overwrite=True, sparsity_ratio=0.7)
     assert main(words) == 0
     assert sorted(path.stem for path in (tmp_path / "ppl").glob("*.txt")) == [
-        "log_eval_wanda_0.5",
-        "log_eval_wanda_0.7",
+        "log_eval_wanda_50pct",
+        "log_eval_wanda_70pct",
     ]
 
 
@@ -131,10 +131,10 @@ def test_runs_of_other_targets_and_settings_share_a_directory(run: Run, tiny: Pa
         run(tiny, save_ppl=tmp_path / "ppl", **options)
     found = {path.stem: json.loads(path.read_text()) for path in (tmp_path / "ppl").glob("*.json")}
     assert {name: (row["method"], row["target"]) for name, row in found.items()} == {
-        "log_wanda_0.5": ("wanda", "50 %"),
-        "log_wanda_2-4": ("wanda", "2:4"),
-        "log_wanda+barber_0.5_output1_0.01": ("wanda+barber (output1 0.01)", "50 %"),
-        "log_wanda+barber_0.5_layer_0.1": ("wanda+barber (layer 0.1)", "50 %"),
+        "log_wanda_50pct": ("wanda", "50 %"),
+        "log_wanda_2of4": ("wanda", "2:4"),
+        "log_wanda+barber-output1-0.01_50pct": ("wanda+barber (output1 0.01)", "50 %"),
+        "log_wanda+barber-layer-0.1_50pct": ("wanda+barber (layer 0.1)", "50 %"),
     }
 
 
@@ -149,7 +149,7 @@ def test_a_stop_while_a_table_is_saved(
         def stopping(
             path: Path, target: Path, real: Any = Path.replace, stop: int = stop, count: list[int] = count
         ) -> Path:
-            if "log_wanda_0.5." in path.name:
+            if "log_wanda_50pct." in path.name:
                 count[0] += 1
                 if count[0] == stop:
                     raise KeyboardInterrupt
@@ -159,7 +159,7 @@ def test_a_stop_while_a_table_is_saved(
             patch.setattr(Path, "replace", stopping)
             assert run_classic(capsys, flags(tiny, texts, **options)).status == (130 if stop else 0)
         run(tiny, **options, resume=True)
-        names = ["log_wanda_0.5.json", "log_wanda_0.5.txt"]
+        names = ["log_wanda_50pct.json", "log_wanda_50pct.txt"]
         assert [path.name for path in sorted((tmp_path / f"ppl{stop}").iterdir())] == names
         assert (tmp_path / f"ppl{stop}" / names[1]).read_bytes() == (tmp_path / "ppl0" / names[1]).read_bytes()
 
@@ -167,10 +167,10 @@ def test_a_stop_while_a_table_is_saved(
 @pytest.mark.parametrize("text", [None, "", "{}", "[]", '{"settings": 1}'])
 def test_file_that_is_no_table_is_not_replaced(refuse: Refuse, tiny: Path, tmp_path: Path, text: str | None) -> None:
     (tmp_path / "ppl").mkdir()
-    (tmp_path / "ppl/log_wanda_0.5.txt").write_text("mine")
+    (tmp_path / "ppl/log_wanda_50pct.txt").write_text("mine")
     if text is not None:
-        (tmp_path / "ppl/log_wanda_0.5.json").write_text(text)
-    refuse(tiny, f"--save_ppl {tmp_path / 'ppl'}: log_wanda_0.5 there is no table that autoprune can read")
+        (tmp_path / "ppl/log_wanda_50pct.json").write_text(text)
+    refuse(tiny, f"--save_ppl {tmp_path / 'ppl'}: log_wanda_50pct there is no table that autoprune can read")
 
 
 def test_perplexity_is_saved_before_the_tasks(
@@ -183,8 +183,8 @@ def test_perplexity_is_saved_before_the_tasks(
     monkeypatch.setattr(api, "accuracy", failing)
     answer = run_classic(capsys, flags(tiny, texts, **options))
     assert (answer.status, answer.err.splitlines()[-1]) == (2, "error: the harness gave up")
-    assert json.loads((tmp_path / "ppl/log_wanda_0.5.json").read_text())["perplexity"][0]["perplexity"] > 1
-    assert "heldout.txt" in (tmp_path / "ppl/log_wanda_0.5.txt").read_text()
+    assert json.loads((tmp_path / "ppl/log_wanda_50pct.json").read_text())["perplexity"][0]["perplexity"] > 1
+    assert "heldout.txt" in (tmp_path / "ppl/log_wanda_50pct.txt").read_text()
 
 
 def test_perplexity_is_told_where_it_can_not_be_saved(
@@ -220,7 +220,7 @@ def test_a_pruned_model_is_not_called_dense(
     assert "dense" not in out
     first, again = (
         json.loads((tmp_path / f"ppl/log_{name}.json").read_text())
-        for name in ("wanda+barber_0.5_output1_0.01", "eval_wanda+barber_0.5_output1_0.01")
+        for name in ("wanda+barber-output1-0.01_50pct", "eval_wanda+barber-output1-0.01_50pct")
     )
     assert first["perplexity"][0]["perplexity"] == again["perplexity"][0]["perplexity"]
     assert "dense" in evaluated(capsys, tiny, texts)

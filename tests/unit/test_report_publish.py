@@ -91,7 +91,7 @@ def saved(tmp_path: Path) -> Path:
     (tmp_path / "bench/results.json").write_text(dump_json([*cells, {"cell": "bad", "error": "x", "row": None}]))
     (tmp_path / "demo.json").write_text(dump_json(rows[3:5]))
     (tmp_path / "ppl").mkdir()
-    (tmp_path / "ppl/log_wanda_0.5.json").write_text(dump_json(rows[5]))
+    (tmp_path / "ppl/log_wanda_50pct.json").write_text(dump_json(rows[5]))
     return tmp_path
 
 

@@ -190,10 +190,10 @@ def test_model_that_does_not_fit_is_refused_before_work_begins(
 def test_files(pruned: tuple[Path, ZeroShotResult]) -> None:
     """An aligned table whose means say what they average, and JSON with everything."""
     place, result = pruned
-    row = row_from_json(json.loads((place / "results/zeroshot_magnitude_0.5.json").read_text()))
+    row = row_from_json(json.loads((place / "results/zeroshot_magnitude_50pct.json").read_text()))
     assert row.zeroshot == result
     assert row.settings["zeroshot"]["tasks"] == ["plain_words", "long_words"]
-    text = (place / "results/zeroshot_magnitude_0.5.txt").read_text()
+    text = (place / "results/zeroshot_magnitude_50pct.txt").read_text()
     header = next(line for line in text.splitlines() if line.startswith("task"))
     mean = next(line for line in text.splitlines() if line.startswith("mean of the column"))
     assert header.split() == ["task", "version", "shots", "samples", "acc", "acc_norm"]

@@ -14,7 +14,10 @@ from autoprune.errors import AutoPruneError, OutputError, RecipeError
 from autoprune.machine.launch import launched, require_alone
 from autoprune.recipe.recipe import recipe_from_flat
 
-INTRODUCTION = "Prunes Hugging Face causal language models in one shot: magnitude, Wanda, SparseGPT and LLM-Barber."
+INTRODUCTION = (
+    "Prunes Hugging Face causal language models in one shot. For example:"
+    " `autoprune prune MODEL OUT --sparsity 2:4`, then `autoprune compare MODEL OUT`."
+)
 VERIFY = (
     "Checks a pruned checkpoint: zeros, N:M groups, NaN, hashes, tensors that must be the dense model's. Exit status 1"
     " if anything is wrong."

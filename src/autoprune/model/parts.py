@@ -66,7 +66,7 @@ def find_sub_blocks(
     grouped = {la.name for sub in found for la in sub.layers}
     if lost := [block.full_name(la) for la in layers if la.name not in grouped]:
         raise ModelError(
-            f"{lost[0]} is in no part of its block that runs, so LLM-Barber can't rebuild it; "
+            f"{lost[0]} is in no part of its block that runs, so it can't be rebuilt by sub-blocks; "
             f"leave it dense with --ignore {lost[0]!r}, or prune this model without --prune_barber"
         )
     _check_separable(block, found, returned, run, whole)
@@ -96,7 +96,8 @@ def _check_separable(
     parts = ", ".join(sub.name for sub in subs)
     raise ModelError(
         f"{block.name}: with what its parts ({parts}) returned put in their place the block does not run as before"
-        f" ({trouble}), so LLM-Barber can't run them one by one; prune this model without --prune_barber"
+        f" ({trouble}), so they can't be rebuilt one by one; prune this model without"
+        " that step, such as --prune_barber"
     )
 
 

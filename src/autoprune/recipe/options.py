@@ -56,7 +56,9 @@ class PruningOptions:
         "inside a block, prune layers behind the pruned ones before them: one forward pass instead of two, all samples"
         " at once",
     )
-    layer_errors: bool = option(False, "measure layer output errors for magnitude too, which needs calibration data")
+    layer_errors: bool = option(
+        False, "measure layer output errors where no step looks at data too, which needs calibration data"
+    )
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from autoprune.errors import OutputError
 from autoprune.recipe.recipe import CACHES, Recipe
@@ -55,14 +56,16 @@ def check_earlier(recipe: Recipe, stem: str, labels: tuple[str, str]) -> None:
             raise OutputError(f"--{flag} {directory}: {table.name} there is of another run: {difference}; {remedy}")
 
 
-def _settings(groups: Mapping[str, Mapping[str, object]], unmeasured: Sequence[str]) -> dict[str, object]:
+def _settings(groups: Mapping[str, Any], unmeasured: Sequence[str]) -> dict[str, object]:
     """What a table depends on: neither where things lie, nor how the run behaves, nor what it has no figures of."""
     without = {"output", "run", *unmeasured}
-    chosen = {group: options for group, options in groups.items() if group not in without}
-    return {
-        group: {name: value for name, value in options.items() if (group, name) not in CACHES}
-        for group, options in chosen.items()
-    }
+    chosen: dict[str, object] = {}
+    for group, options in groups.items():
+        if isinstance(options, list):  # the steps: of each its options, by its name
+            chosen[group] = {step["name"]: step for step in options}
+        elif group not in without:
+            chosen[group] = {name: value for name, value in options.items() if (group, name) not in CACHES}
+    return chosen
 
 
 def save_row(recipe: Recipe, row: EvaluationRow, stem: str) -> None:

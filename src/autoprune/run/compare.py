@@ -20,6 +20,7 @@ from autoprune.evaluation.compare import compare_predictions
 from autoprune.evaluation.remember import Notes
 from autoprune.events import Emit, Notice, silent
 from autoprune.model.stream import Place
+from autoprune.model.walk import walk
 from autoprune.recipe.recipe import Recipe, recipe_from_flat
 from autoprune.report.comparison import comparison_text
 from autoprune.report.save import check_report_directory
@@ -203,8 +204,8 @@ def _flips(run: _Run) -> dict[str, tuple[Flips, ...]]:
 
     logs = []
     for subject in run.subjects:
-        for block in subject.store.anatomy.blocks:
-            subject.store.load(block.index)
+        for _ in walk(subject.store):
+            pass  # a resident store keeps what it has loaded
         tokenizer = run.dense.load_tokenizer()
         model: Any = subject.store.model
         log, _ = run_harness(model, tokenizer, run.recipe.zeroshot, batch=run.layout.batch, emit=run.emit)

@@ -53,13 +53,13 @@ class Comparison:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def __repr__(self) -> str:
-        from autoprune.report.comparison import comparison_text
+        from autoprune.results.comparison_tables import comparison_text
 
         return comparison_text(self)
 
     def to_pandas(self) -> DataFrame:
         """One line for each model and text, with every figure in a column of its own."""
-        from autoprune.report.comparison import comparison_frame
+        from autoprune.results.comparison_tables import comparison_frame
 
         return comparison_frame(self)
 

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from autoprune.core.shift import Estimate, PredictionShift
-from autoprune.report.numbers import number_text, percent_text
-from autoprune.report.table import Table, from_rows, to_text
 from autoprune.results.comparison import Comparison, Flips
+from autoprune.results.numbers import number_text, percent_text
+from autoprune.results.table import Table, from_rows, to_text
 
 if TYPE_CHECKING:
     from pandas import DataFrame

@@ -13,6 +13,7 @@ import torch
 from autoprune.recipe.recipe import recipe_from_flat
 from autoprune.run import api
 from autoprune.run import open as subject
+from autoprune.storage import shards
 from autoprune.storage.checkpoint import Checkpoint
 from end_to_end.conftest import Refuse, Run
 from end_to_end.tiny import Texts, contents, flags, run_classic, save_tiny

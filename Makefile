@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+NEWEST := out/newest
 
-.PHONY: setup demo test check bench figures results clean
+.PHONY: setup demo test check bench figures results newest clean
 
 setup: $(STAMP)  ## a virtual environment with everything
 
@@ -34,6 +35,15 @@ figures: setup  ## the drawings in img/
 results: demo  ## README's tables and picture; takes up what the last run left
 	$(BIN)/autoprune bench benchmarks/demo.toml --out out/bench --jobs 2
 	$(BIN)/python scripts/update_results.py
+
+newest:  ## the newest transformers that pyproject.toml allows, in an environment of its own: does everything still work?
+	test -x $(NEWEST)/venv/bin/python || $(PYTHON) -m venv $(NEWEST)/venv
+	grep -v '^transformers' constraints.txt > $(NEWEST)/constraints.txt
+	$(NEWEST)/venv/bin/python -m pip install --quiet --disable-pip-version-check -c $(NEWEST)/constraints.txt torch
+	$(NEWEST)/venv/bin/python -m pip install --quiet --disable-pip-version-check -c $(NEWEST)/constraints.txt \
+		--upgrade transformers -e '.[dev]'
+	$(NEWEST)/venv/bin/python -m pytest tests/models tests/parity
+	$(NEWEST)/venv/bin/python scripts/list_architectures.py $(NEWEST)/architectures.md
 
 clean:
 	rm -rf $(VENV) out build dist src/*.egg-info

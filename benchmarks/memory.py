@@ -24,11 +24,11 @@ from run import machine, publish
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
 
-from autoprune.core.problem import Method
 from autoprune.model.anatomy import examine
-from autoprune.run.inspect import METHODS
 from autoprune.run.memory import Layout, Load, need_of, shape_of
-from autoprune.steps import Barber
+from autoprune.steps.barber import Barber
+from autoprune.steps.base import Step
+from autoprune.steps.table import make_steps
 from autoprune.storage.skeleton import hollow_model
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -161,7 +161,7 @@ def reckoned(run: Run, folder: Path) -> float:
     """What `--memory` reckons with, GB."""
     model = hollow_model(folder / run.model, torch.bfloat16)
     anatomy = examine(model)
-    methods: Sequence[Method] = METHODS[run.methods]
+    methods: Sequence[Step] = make_steps(run.methods.split("+"), {})
     if "block" in run.flags:
         methods = (*methods[:-1], Barber("block"))
     load = Load(SAMPLES, TOKENS, run.evaluated, TOKENS)

@@ -26,14 +26,18 @@ from rich.console import Console
 from rich.table import Table
 from startup import startup_seconds
 
-from autoprune.core.problem import LayerProblem, LayerSolution, Method, Scope
+from autoprune.core.problem import LayerProblem, LayerSolution
 from autoprune.core.selection import keep_for
 from autoprune.core.sparsity import SemiStructured, Target, Unstructured
 from autoprune.events import silent
 from autoprune.model.anatomy import select_layers
-from autoprune.model.pipeline import Pass, prepare_inputs, prune_blocks
+from autoprune.model.pruning import open_streams, prune_blocks, send_at_once, uniform_targets
 from autoprune.model.stream import Place
-from autoprune.steps import Barber, Magnitude, SparseGPT, Wanda
+from autoprune.steps.barber import Barber
+from autoprune.steps.base import LayerStep, Step
+from autoprune.steps.magnitude import Magnitude
+from autoprune.steps.sparsegpt import SparseGPT
+from autoprune.steps.wanda import Wanda
 from autoprune.storage.manifest import versions
 
 CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
@@ -42,12 +46,12 @@ Work = Callable[[], object]
 
 
 @dataclass(frozen=True)
-class Given:
+class Given(LayerStep):
     """A first pass that only lays a ready pattern on the weights: so that LLM-Barber's pass can be timed by itself."""
 
     keep: dict[str, torch.Tensor] = field(default_factory=dict)
-    statistic: ClassVar[None] = None
-    scope: ClassVar[Scope] = Scope.INPUT_GROUP
+    name: ClassVar[str] = "given"
+    title: ClassVar[str] = "Given pattern"
 
     def solve(self, problems: Sequence[LayerProblem]) -> list[LayerSolution]:
         """The pattern of the first time."""
@@ -148,7 +152,7 @@ class Bench:
         against: str,
         goal: float,
         bottom: Work,
-        methods: Sequence[Method],
+        methods: Sequence[Step],
         target: Target,
         *,
         at_once: bool = False,
@@ -204,18 +208,16 @@ class Bench:
             name, against, 1.3, tuple(p / b for b, p in pairs), statistics.median(above), statistics.median(below)
         )
 
-    def _prune(self, methods: Sequence[Method], target: Target, at_once: bool = False) -> float:
+    def _prune(self, methods: Sequence[Step], target: Target, at_once: bool = False) -> float:
         """Seconds of the loop over all blocks, on dense weights."""
         s = self.subject
         s.restore()
-        together, first = (
-            prepare_inputs(s.store, self._ids, len(self._ids), Place("cpu", s.store.device))
-            if at_once
-            else (None, s.stream.clone())
-        )
-        passes = [Pass(method, first if method.statistic else None, together) for method in methods]
         chosen = select_layers(s.store.anatomy, (), target)
-        return self._seconds(lambda: list(prune_blocks(s.store, passes, chosen, target, s.inputs, silent)))
+        streams = open_streams(methods, s.inputs, s.stream.clone(), errors=methods[0].needs.samples)
+        if at_once:
+            send_at_once(s.store, streams, self._ids, Place("cpu", s.store.device))
+        targets = uniform_targets(s.store.anatomy, chosen, target)
+        return self._seconds(lambda: list(prune_blocks(s.store, streams, chosen, targets, s.inputs, silent)))
 
     def _seconds(self, work: Work) -> float:
         on_gpu = self.subject.store.device.type == "cuda"

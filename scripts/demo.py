@@ -16,9 +16,14 @@ from autoprune.cli.flags import Parser, add_flags, given
 from autoprune.cli.progress import watching
 from autoprune.cli.show import terminal
 from autoprune.recipe.recipe import Recipe, recipe_from_flat
-from autoprune.report.html import render_html
-from autoprune.report.tables import print_comparison
-from autoprune.results.types import EvaluationRow, dump_json
+from autoprune.report.numbers import change_text
+from autoprune.report.page import render_html
+from autoprune.report.publish import published
+from autoprune.report.table import print_table
+from autoprune.report.tables import comparison
+from autoprune.results.codec import dump_json
+from autoprune.results.tidy import Results
+from autoprune.results.types import EvaluationRow
 from autoprune.run.api import run
 
 COMMON = ["--model", "demo", "--calibration_data", "demo", "--eval_data", "demo"]
@@ -52,6 +57,13 @@ def recipe_of(flags: list[str]) -> Recipe:
     return recipe_from_flat(given(parser.parse_args(flags)))
 
 
+def said(rows: list[EvaluationRow], seconds: float) -> str:
+    """The last row in few words."""
+    dense, last = rows[0].perplexity[0].perplexity, rows[-1].perplexity[0].perplexity
+    change = f" ({change_text(last / dense)} vs dense)" if len(rows) > 1 else ""
+    return f"{rows[-1].method}, {rows[-1].target}: perplexity {last:.2f}{change}, {seconds:.0f} s"
+
+
 def main() -> int:
     """Runs everything; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -59,24 +71,24 @@ def main() -> int:
     out: Path = parser.parse_args().out
     console = terminal()
     rows: list[EvaluationRow] = []
-    start = time.monotonic()
-    for flags in commands(out):
-        console.print(f"python main.py {shlex.join(flags)}", style="dim", soft_wrap=True, highlight=False)
+    start, todo = time.monotonic(), commands(out)
+    for i, flags in enumerate(todo, start=1):
+        console.print(
+            f"{i}/{len(todo)} python main.py {shlex.join(flags)}", style="dim", soft_wrap=True, highlight=False
+        )
+        begin = time.monotonic()
         with watching(quiet=not sys.stderr.isatty()) as emit:
             rows.append(run(recipe_of(flags), emit).row)
+        console.print(f"    {said(rows, time.monotonic() - begin)}", soft_wrap=True, highlight=False)
     page = out / "report.html"
+    words = {"title": "AutoPrune on its demo model", "subtitle": "A small LLaMA trained on the King James Bible"}
     page.write_text(
-        render_html(
-            rows,
-            title="AutoPrune on its demo model",
-            subtitle="A small LLaMA trained on the King James Bible",
-            command="make demo",
-        ),
-        encoding="utf-8",
+        render_html(rows, **words, command="make demo", files=("results.json", "results.csv")), encoding="utf-8"
     )
+    (out / "results.csv").write_text(published(rows, "csv"), encoding="utf-8")
     (out / "results.json").write_text(dump_json(rows), encoding="utf-8")
     console.print()
-    print_comparison(rows, console)
+    print_table(comparison(Results(rows)), console)
     console.print(f"report:     {page}", highlight=False, soft_wrap=True)
     console.print(
         f"checkpoint: {out / 'wanda-0.5' / 'model'} (Wanda, 50 %; loads like any other)",

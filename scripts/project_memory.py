@@ -8,7 +8,8 @@ from pathlib import Path
 
 from transformers import LlamaConfig
 
-from autoprune.run.inspect import METHODS, inspect
+from autoprune.run.inspect import inspect
+from autoprune.steps.table import PRICED
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "scale.md"
 BEGIN, END = "<!-- projected:begin -->", "<!-- projected:end -->"
@@ -46,7 +47,7 @@ def lines_of(name: str) -> list[str]:
     costs = {cost.method: cost for cost in found.costs}
     weights = found.parameters * 2 / 2**30
     lines = []
-    for i, method in enumerate(m for m in METHODS if m in SHOWN):
+    for i, method in enumerate(m for m in map("+".join, PRICED) if m in SHOWN):
         cost = costs[method]
         first = (name, f"{weights:,.1f} GiB") if i == 0 else ("", "")
         lines.append(

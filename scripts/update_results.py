@@ -10,16 +10,17 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
-from autoprune.report.grid import grid_to_markdown
+from autoprune.errors import AutoPruneError
+from autoprune.report.charts import bars
+from autoprune.report.draw import to_png
 from autoprune.report.numbers import change_text
-from autoprune.report.plots import perplexity_bars
-from autoprune.report.png import to_png
-from autoprune.report.tables import comparison_grid
-from autoprune.report.views import Variant, barber_effect, settings_of, texts_of, variants_of
-from autoprune.results.types import EvaluationRow, row_from_json
+from autoprune.report.table import to_markdown
+from autoprune.report.tables import comparison
+from autoprune.results.codec import read_rows
+from autoprune.results.tidy import PERPLEXITY, Results
+from autoprune.results.variants import Variant, flat_settings
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
@@ -38,7 +39,7 @@ of LLM-Barber:
 
 *The picture and both tables are made by `make results`, which also runs the two commands. ± is the standard deviation
 over the draws.
-Settings of LLM-Barber are its granularity and threshold; "update kept" is `--retain_reconstruction`.*
+Settings of LLM-Barber are its granularity and threshold; "retain reconstruction" is `--retain_reconstruction`.*
 
 What LLM-Barber does to the perplexity of its first pass here:
 
@@ -52,11 +53,9 @@ def main() -> int:
     parser.add_argument("--bench", type=Path, default=ROOT / "out/bench", help="where `autoprune bench` wrote")
     arguments = parser.parse_args()
     try:
-        demo = [
-            row_from_json(row) for row in json.loads((arguments.demo / "results.json").read_text(encoding="utf-8"))
-        ]
         cells = json.loads((arguments.bench / "results.json").read_text(encoding="utf-8"))
-    except OSError as error:
+        demo, bench = (Results(read_rows([place / "results.json"])) for place in (arguments.demo, arguments.bench))
+    except (OSError, AutoPruneError) as error:
         print(
             f"error: {error}; run `make demo` and `autoprune bench benchmarks/demo.toml` first, or `make results`",
             file=sys.stderr,
@@ -65,58 +64,49 @@ def main() -> int:
     if failed := [cell["cell"] for cell in cells if cell["row"] is None]:
         print(f"error: the cell {failed[0]!r} failed; run `autoprune bench` again", file=sys.stderr)
         return 2
-    bench = [row_from_json(cell["row"]) for cell in cells]
     page, count = MARKED.subn(
         lambda match: match[1] + section(demo, bench) + match[2], README.read_text(encoding="utf-8")
     )
     assert count == 1, "README has no place for the results"
     README.write_text(page, encoding="utf-8")
-    PICTURE.write_bytes(to_png(perplexity_bars(variants_of(bench), texts_of(bench)[0])))
+    PICTURE.write_bytes(to_png(bars(bench, bench.texts[0])))
     return 0
 
 
-def section(demo: Sequence[EvaluationRow], bench: Sequence[EvaluationRow]) -> str:
+def section(demo: Results, bench: Results) -> str:
     """What stands between the marks."""
-    seeds = max(len(variant.rows) for variant in variants_of(bench))
     return TEXT.format(
-        demo_table=grid_to_markdown(comparison_grid(demo)),
-        bench_table=grid_to_markdown(comparison_grid(bench)),
-        demo_windows=settings_of(demo[0])["nsamples"],
-        bench_windows=settings_of(bench[0])["nsamples"],
-        seeds={1: "one draw", 2: "two", 3: "three"}.get(seeds, str(seeds)),
+        demo_table=to_markdown(comparison(demo)),
+        bench_table=to_markdown(comparison(bench)),
+        demo_windows=flat_settings(demo.rows[0])["nsamples"],
+        bench_windows=flat_settings(bench.rows[0])["nsamples"],
+        seeds={1: "one draw", 2: "two", 3: "three"}.get(bench.seeds, str(bench.seeds)),
         picture=PICTURE.name,
         findings="".join(findings(bench)),
     )
 
 
-def findings(rows: Sequence[EvaluationRow]) -> list[str]:
+def findings(results: Results) -> list[str]:
     """One line for every kind of outcome: which settings gain, do nothing, lose, or do now this and now that."""
-    variants = variants_of(rows)
     kinds: dict[str, list[str]] = {
         "It gains": [],
         "It changes nothing": [],
         "It loses": [],
         "It depends on the draw": [],
     }
-    for variant in variants:
-        effect = barber_effect(variant, variants, texts_of(rows))
-        if effect is not None:
-            words = f"{variant.family} at {variant.target} with {variant.extra}"
-            kind = outcome(variant, variants, rows)
-            kinds[kind].append(
-                words + ("" if kind == "It changes nothing" else f" ({change_text(effect.mean, effect.sd)})")
-            )
+    for variant in results.variants:
+        before = results.before(variant)
+        if before and (effect := results.change(variant, before)):
+            words = f"{variant.family} at {variant.target} with {variant.name.partition(' (')[2].rstrip(')')}"
+            kind = outcome(results, variant, before)
+            kinds[kind].append(words + ("" if kind == "It changes nothing" else f" ({change_text(effect)})"))
     return [f"* **{kind}**: {'; '.join(words)}.\n" for kind, words in kinds.items() if words]
 
 
-def outcome(variant: Variant, variants: Sequence[Variant], rows: Sequence[EvaluationRow]) -> str:
+def outcome(results: Results, variant: Variant, before: Variant) -> str:
     """What happened in every single draw."""
-    texts = texts_of(rows)
-    singles = [
-        barber_effect(Variant(variant.method, variant.target, variant.extra, (row,)), variants, texts)
-        for row in variant.rows
-    ]
-    changes = [single.mean - 1 for single in singles if single]
+    mine, theirs = (results.by_seed(v, PERPLEXITY, results.texts[0].label) for v in (variant, before))
+    changes = [mine[seed] / theirs[seed] - 1 for seed in mine if seed in theirs]
     if all(abs(change) < NOTHING for change in changes):
         return "It changes nothing"
     if all(change < 0 for change in changes):

@@ -1,8 +1,9 @@
 """AutoPrune: one-shot pruning of Hugging Face causal language models.
 
 ``autoprune.prune(model, …)`` prunes, ``autoprune.evaluate(model, …)`` measures perplexity,
-``autoprune.benchmark(grid)`` compares, ``autoprune.inspect(model)`` describes; names are loaded when they are first
-used, so that importing the package is quick.
+``autoprune.compare(dense, pruned)`` says how far predictions moved, ``autoprune.benchmark(grid)`` compares ways of
+pruning, ``autoprune.inspect(model)`` describes; names are loaded when they are first used, so that importing the
+package is quick.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from autoprune.recipe.recipe import Recipe
 if TYPE_CHECKING:
     from autoprune.bench.bench import benchmark
     from autoprune.run.api import PruneResult, evaluate, prune
+    from autoprune.run.compare import compare
     from autoprune.run.inspect import inspect
 
 __all__ = [
@@ -28,6 +30,7 @@ __all__ = [
     "Recipe",
     "RecipeError",
     "benchmark",
+    "compare",
     "evaluate",
     "inspect",
     "prune",
@@ -38,6 +41,7 @@ _LAZY = {
     "prune": "autoprune.run.api",
     "evaluate": "autoprune.run.api",
     "PruneResult": "autoprune.run.api",
+    "compare": "autoprune.run.compare",
     "inspect": "autoprune.run.inspect",
     "benchmark": "autoprune.bench.bench",
 }

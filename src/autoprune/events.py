@@ -32,10 +32,13 @@ class BlockResult:
 
 @dataclass(frozen=True)
 class Phase:
-    """A part of the run begins, such as "calibration" or "perplexity wikitext2"; ``total`` is None when unknown."""
+    """A part of the run begins, such as "calibration" or "perplexity wikitext2"; ``total`` is None when unknown,
+    ``done`` is what of it an earlier run has done.
+    """
 
     name: str
     total: int | None = None
+    done: int = 0
 
 
 @dataclass(frozen=True)

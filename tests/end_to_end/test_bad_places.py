@@ -124,7 +124,7 @@ def test_shipped_model_is_never_written_to(refuse: Refuse) -> None:
 
 def test_reports_beside_and_inside_the_checkpoint(run: Run, tiny: Path, tmp_path: Path) -> None:
     run(tiny, save_model=tmp_path / "out", save_ppl=tmp_path / "out/ppl")
-    assert (tmp_path / "out/ppl/log_wanda_0.01.txt").is_file()
+    assert (tmp_path / "out/ppl/log_wanda_0.5.txt").is_file()
     assert (tmp_path / "out/autoprune.json").is_file()
 
 

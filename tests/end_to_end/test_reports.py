@@ -20,7 +20,7 @@ from end_to_end.tiny import SEQLEN, Texts, contents, flags, run_classic, save_ti
 @pytest.mark.parametrize(
     ("changed", "says"),
     [
-        ({"sparsity_ratio": 0.6}, "pruning.sparsity_ratio was 0.5 and is 0.6"),
+        ({"nsamples": 3}, "calibration.nsamples was "),
         ({"seed": 1}, "calibration.seed was 0 and is 1"),
         ({"dtype": "bfloat16"}, "model.dtype was 'auto' and is 'bfloat16'"),
     ],
@@ -31,7 +31,7 @@ def test_table_of_another_run_is_not_replaced(
     run(tiny, save_ppl=tmp_path / "ppl")
     refuse(
         tiny,
-        f"--save_ppl {tmp_path / 'ppl'}: log_wanda_0.01.txt there is of another run: {says}",
+        f"--save_ppl {tmp_path / 'ppl'}: log_wanda_0.5.txt there is of another run: {says}",
         "--overwrite",
         **changed,
     )
@@ -39,8 +39,8 @@ def test_table_of_another_run_is_not_replaced(
     run(tiny, save_ppl=tmp_path / "ppl", prune_method="magnitude")
     run(tiny, save_ppl=tmp_path / "ppl", overwrite=True, **changed)
     assert sorted(path.name for path in (tmp_path / "ppl").glob("*.txt")) == [
-        "log_magnitude_0.01.txt",
-        "log_wanda_0.01.txt",
+        "log_magnitude_0.5.txt",
+        "log_wanda_0.5.txt",
     ]
 
 
@@ -109,9 +109,33 @@ def test_table_of_what_lay_there_before(
     ]
     run(tiny, save_model=tmp_path / "out")
     assert main(words) == 0
+    run(tiny, save_model=tmp_path / "out", overwrite=True, seed=5)
+    assert main(words) == 0, "the same method, target and words"
     run(tiny, save_model=tmp_path / "out", overwrite=True, sparsity_ratio=0.7)
-    assert main(words) == 2
-    assert "log_eval_wanda.txt there is of another run: target was '50 %' and is '70 %'" in capsys.readouterr().err
+    assert main(words) == 0
+    assert sorted(path.stem for path in (tmp_path / "ppl").glob("*.txt")) == [
+        "log_eval_wanda_0.5",
+        "log_eval_wanda_0.7",
+    ]
+
+
+def test_runs_of_other_targets_and_settings_share_a_directory(run: Run, tiny: Path, tmp_path: Path) -> None:
+    """As the two commands of the original README do; names and JSON say which is which."""
+    more: list[dict[str, Any]] = [
+        {},
+        {"sparsity_ratio": None, "sparsity_type": "2:4"},
+        {"prune_barber": True},
+        {"prune_barber": True, "prune_granularity": "layer", "threshold": 0.1},
+    ]
+    for options in more:
+        run(tiny, save_ppl=tmp_path / "ppl", **options)
+    found = {path.stem: json.loads(path.read_text()) for path in (tmp_path / "ppl").glob("*.json")}
+    assert {name: (row["method"], row["target"]) for name, row in found.items()} == {
+        "log_wanda_0.5": ("wanda", "50 %"),
+        "log_wanda_2-4": ("wanda", "2:4"),
+        "log_wanda+barber_0.5_output1_0.01": ("wanda+barber (output1 0.01)", "50 %"),
+        "log_wanda+barber_0.5_layer_0.1": ("wanda+barber (layer 0.1)", "50 %"),
+    }
 
 
 def test_a_stop_while_a_table_is_saved(
@@ -125,7 +149,7 @@ def test_a_stop_while_a_table_is_saved(
         def stopping(
             path: Path, target: Path, real: Any = Path.replace, stop: int = stop, count: list[int] = count
         ) -> Path:
-            if "log_wanda_0.01." in path.name:
+            if "log_wanda_0.5." in path.name:
                 count[0] += 1
                 if count[0] == stop:
                     raise KeyboardInterrupt
@@ -135,7 +159,7 @@ def test_a_stop_while_a_table_is_saved(
             patch.setattr(Path, "replace", stopping)
             assert run_classic(capsys, flags(tiny, texts, **options)).status == (130 if stop else 0)
         run(tiny, **options, resume=True)
-        names = ["log_wanda_0.01.json", "log_wanda_0.01.txt"]
+        names = ["log_wanda_0.5.json", "log_wanda_0.5.txt"]
         assert [path.name for path in sorted((tmp_path / f"ppl{stop}").iterdir())] == names
         assert (tmp_path / f"ppl{stop}" / names[1]).read_bytes() == (tmp_path / "ppl0" / names[1]).read_bytes()
 
@@ -143,10 +167,10 @@ def test_a_stop_while_a_table_is_saved(
 @pytest.mark.parametrize("text", [None, "", "{}", "[]", '{"settings": 1}'])
 def test_file_that_is_no_table_is_not_replaced(refuse: Refuse, tiny: Path, tmp_path: Path, text: str | None) -> None:
     (tmp_path / "ppl").mkdir()
-    (tmp_path / "ppl/log_wanda_0.01.txt").write_text("mine")
+    (tmp_path / "ppl/log_wanda_0.5.txt").write_text("mine")
     if text is not None:
-        (tmp_path / "ppl/log_wanda_0.01.json").write_text(text)
-    refuse(tiny, f"--save_ppl {tmp_path / 'ppl'}: log_wanda_0.01 there is no table that autoprune can read")
+        (tmp_path / "ppl/log_wanda_0.5.json").write_text(text)
+    refuse(tiny, f"--save_ppl {tmp_path / 'ppl'}: log_wanda_0.5 there is no table that autoprune can read")
 
 
 def test_perplexity_is_saved_before_the_tasks(
@@ -159,8 +183,8 @@ def test_perplexity_is_saved_before_the_tasks(
     monkeypatch.setattr(api, "accuracy", failing)
     answer = run_classic(capsys, flags(tiny, texts, **options))
     assert (answer.status, answer.err.splitlines()[-1]) == (2, "error: the harness gave up")
-    assert json.loads((tmp_path / "ppl/log_wanda_0.01.json").read_text())["perplexity"][0]["perplexity"] > 1
-    assert "heldout.txt" in (tmp_path / "ppl/log_wanda_0.01.txt").read_text()
+    assert json.loads((tmp_path / "ppl/log_wanda_0.5.json").read_text())["perplexity"][0]["perplexity"] > 1
+    assert "heldout.txt" in (tmp_path / "ppl/log_wanda_0.5.txt").read_text()
 
 
 def test_perplexity_is_told_where_it_can_not_be_saved(
@@ -189,13 +213,14 @@ def test_a_pruned_model_is_not_called_dense(
     capsys: pytest.CaptureFixture[str], run: Run, tiny: Path, texts: Texts, tmp_path: Path
 ) -> None:
     run(tiny, save_model=tmp_path / "out", prune_barber=True, save_ppl=tmp_path / "ppl")
-    assert labels_of(tmp_path / "out") == ("wanda+barber", "50 %")
+    assert labels_of(tmp_path / "out") == ("wanda+barber (output1 0.01)", "50 %")
     assert labels_of(tiny) == DENSE
     out = evaluated(capsys, tmp_path / "out", texts, "--save_ppl", str(tmp_path / "ppl"))
     assert "wanda+barber" in out
     assert "dense" not in out
     first, again = (
-        json.loads((tmp_path / f"ppl/log_{name}.json").read_text()) for name in ("wanda_0.01", "eval_wanda+barber")
+        json.loads((tmp_path / f"ppl/log_{name}.json").read_text())
+        for name in ("wanda+barber_0.5_output1_0.01", "eval_wanda+barber_0.5_output1_0.01")
     )
     assert first["perplexity"][0]["perplexity"] == again["perplexity"][0]["perplexity"]
     assert "dense" in evaluated(capsys, tiny, texts)

@@ -274,12 +274,12 @@ def test_delete_spares_what_it_did_not_write(run: Run, tiny: Path, tmp_path: Pat
     run(tiny, save_model=tmp_path / "out")
     (tmp_path / "out/thesis.txt").write_text("three years of work")
     run(tiny, save_model=tmp_path / "out", save_ppl=tmp_path / "out/ppl", overwrite=True, delete=True)
-    assert set(contents(tmp_path / "out")) == {"thesis.txt", "ppl/log_wanda_0.01.txt", "ppl/log_wanda_0.01.json"}
+    assert set(contents(tmp_path / "out")) == {"thesis.txt", "ppl/log_wanda_0.5.txt", "ppl/log_wanda_0.5.json"}
 
 
 def test_ratio_zero_only_evaluates(run: Run, tiny: Path, texts: Texts, tmp_path: Path) -> None:
     answer = run(tiny, sparsity_ratio=0, save_model=tmp_path / "out", save_ppl=tmp_path / "ppl", delete=True)
-    assert sorted(path.name for path in (tmp_path / "ppl").iterdir()) == ["log_dense_0.01.json", "log_dense_0.01.txt"]
+    assert sorted(path.name for path in (tmp_path / "ppl").iterdir()) == ["log_dense.json", "log_dense.txt"]
     row = reported(tmp_path / "ppl")
     assert (row["method"], row["sparsity"], row["pruning"]) == ("dense", 0.0, None)
     assert row["perplexity"][0]["perplexity"] == pytest.approx(plain_perplexity(tiny, texts.heldout), rel=1e-12)
@@ -304,7 +304,7 @@ def test_report_says_what_was_measured_and_on_what(run: Run, tiny: Path, texts: 
     assert {"kind": "txt", "file": "heldout.txt", "tokens": 330, "seqlen": SEQLEN}.items() <= provenance.items()
     assert len(provenance["sha256"]) == len(provenance["fingerprint"]) == 64
     assert row["settings"]["calibration"]["seed"] == 3
-    lines = (tmp_path / "ppl/log_wanda_0.25.txt").read_text().splitlines()
+    lines = (tmp_path / "ppl/log_wanda_0.5.txt").read_text().splitlines()
     assert lines[0].split("  ")[0] == "method"
     assert all(
         word in lines[0] for word in ("actual sparsity", f"heldout.txt ({SEQLEN})", f"calibration.txt ({SEQLEN})")

@@ -220,7 +220,7 @@ def test_evaluation_goes_on_where_it_stopped(
     measuring_of("second.txt")
     assert run_classic(capsys, flags(tiny, texts, **{**two_texts, **places})).status == 130
     checkpoint = contents(tmp_path / "out")
-    assert [path.name for path in (tmp_path / "ppl").iterdir()] == ["log_wanda_0.01.unfinished.json"]
+    assert [path.name for path in (tmp_path / "ppl").iterdir()] == ["log_wanda_0.5.unfinished.json"]
     seen = measuring_of(None)
     answer = run(tiny, **{**two_texts, **places}, resume=True)
     assert seen == ["second.txt"]

@@ -13,14 +13,15 @@ from torch import Tensor
 import autoprune
 from autoprune.core.exchange import exchange
 from autoprune.core.order_statistics import count_true, count_zeros, kth_lowest, lowest_at, zeroed
-from autoprune.core.problem import Method
 from autoprune.core.selection import keep_for
 from autoprune.core.sparsity import SemiStructured, Target, Unstructured
-from autoprune.events import silent
-from autoprune.model.anatomy import select_layers
-from autoprune.model.pipeline import Pass, prepare_inputs, prune_blocks
+from autoprune.model.door import prune_with
 from autoprune.model.stream import Place
-from autoprune.steps import Barber, Magnitude, SparseGPT, Wanda
+from autoprune.steps.barber import Barber
+from autoprune.steps.base import Step
+from autoprune.steps.magnitude import Magnitude
+from autoprune.steps.sparsegpt import SparseGPT
+from autoprune.steps.wanda import Wanda
 from autoprune.storage.checkpoint import Checkpoint
 from autoprune.storage.skeleton import build_skeleton
 from autoprune.storage.store import CheckpointStore, MemoryStore
@@ -29,11 +30,9 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is 
 CUDA = torch.device("cuda", 0)
 
 
-def pruned(store: MemoryStore | CheckpointStore, methods: tuple[Method, ...], target: Target) -> dict[str, Tensor]:
+def pruned(store: MemoryStore | CheckpointStore, methods: tuple[Step, ...], target: Target) -> dict[str, Tensor]:
     """Every layer's weights afterwards, on the CPU."""
-    inputs, stream = prepare_inputs(store, tiny_ids(), 4, Place("device", store.device))
-    passes = [Pass(method, stream.clone() if method.statistic else None) for method in methods]
-    list(prune_blocks(store, passes, select_layers(store.anatomy, (), target), target, inputs, silent))
+    prune_with(store, methods, target, tiny_ids(), batch=4, place=Place("device", store.device))
     return {block.full_name(layer): layer.matrix.cpu() for block in store.anatomy.blocks for layer in block.layers}
 
 
@@ -50,7 +49,7 @@ def pruned(store: MemoryStore | CheckpointStore, methods: tuple[Method, ...], ta
     ids=str,
 )
 @pytest.mark.parametrize("name", ["llama", "gpt2", "mixtral"])
-def test_patterns_are_those_of_the_cpu(name: str, methods: tuple[Method, ...], target: Target) -> None:
+def test_patterns_are_those_of_the_cpu(name: str, methods: tuple[Step, ...], target: Target) -> None:
     model = tiny_model(name)
     here, there = (pruned(MemoryStore(copy.deepcopy(model).to(device)), methods, target) for device in ("cpu", CUDA))
     same = torch.cat([((here[layer] != 0) == (there[layer] != 0)).flatten() for layer in here]).float().mean()
@@ -96,13 +95,8 @@ def test_streamed_with_read_ahead_equals_resident(tmp_path: Path) -> None:
         build_skeleton(Checkpoint.open(tmp_path), "auto", CUDA, trust_remote_code=False), resident=False
     )
     streamed.write_to(lambda _, tensors: written.update(tensors), lambda *_: None)
-    inputs, stream = prepare_inputs(streamed, tiny_ids(), 4, Place("cpu", CUDA))
     target = Unstructured(0.5)
-    list(
-        prune_blocks(
-            streamed, [Pass(Wanda(), stream)], select_layers(streamed.anatomy, (), target), target, inputs, silent
-        )
-    )
+    prune_with(streamed, (Wanda(),), target, tiny_ids(), batch=4, place=Place("cpu", CUDA))
     resident = CheckpointStore(
         build_skeleton(Checkpoint.open(tmp_path), "auto", CUDA, trust_remote_code=False), resident=True
     )

@@ -4,60 +4,27 @@ scripts/list_architectures.py.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import torch
-from configs import tiny_ids
-from runs import open_store, prune
-
-from autoprune.model.anatomy import Anatomy
-from autoprune.model.replay import replay_check
-from autoprune.steps.barber import Barber
-from autoprune.steps.wanda import Wanda
-from autoprune.storage.store import CheckpointStore
+import transformers
+from families import SHELLS, TYPES
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "architectures.md"
-STRUCTURE = ("class", "blocks", "layers in a block", "coverage", "stays dense")
-BEHAVIOUR = ("sub-blocks", "replay")
+COLUMNS = ("class", "blocks", "layers in a block", "coverage", "sub-blocks", "replay", "stays dense")
+BESIDE = (*COLUMNS[:-1], "left alone")
 Row = dict[str, str]
 
 
-def structure(anatomy: Anatomy) -> Row:
-    """The columns that the anatomy alone tells."""
-    counts = [len(block.layers) for block in anatomy.blocks]
-    dense = [
-        name
-        for block in anatomy.blocks
-        for name, _ in block.unreached
-        if _is_matrix(block.module.get_parameter(name), name)
-    ]
-    return {
-        "class": type(anatomy.model).__name__,
-        "blocks": f"`{anatomy.name}`",
-        "layers in a block": " or ".join(str(count) for count in sorted(set(counts))),
-        "coverage": f"{anatomy.coverage:.1%}",
-        "stays dense": (
-            ", ".join(f"`{name}`" for name in dict.fromkeys(_without_weight(name) for name in dense)) or "–"
-        ),
-    }
-
-
-def behaviour(directory: Path) -> Row:
-    """The columns for which the blocks have to run."""
-    exact = [replay_check(open_store(directory, dtype=dtype), tiny_ids(2)).exact for dtype in ("float32", "bfloat16")]
-    results = prune(open_store(directory), (Wanda(), Barber()), tiny_ids())
-    orders = dict.fromkeys(tuple(sub.name for sub in result.sub_blocks) for result in results)
-    return {
-        "sub-blocks": " or ".join(", ".join(f"`{name}`" for name in order) for order in orders),
-        "replay": "exact" if all(exact) else "differs",
-    }
-
-
-def beside(store: CheckpointStore) -> str:
-    """What of a model with more than a language model is left alone, without its tiny sizes."""
-    return ", ".join(f"`{re.sub(r' [(].*', '', part)}`" for part in store.left_alone)
+def count(words: Mapping[str, str]) -> str:
+    """How many types of the installed transformers work or not; ``words`` are those of all that was tried."""
+    causal, shells = ([words[name] for name in names] for names in (TYPES, SHELLS))
+    return (
+        f"transformers {transformers.__version__} has {len(causal)} types of causal language models, of which"
+        f" {causal.count('works')} work, {causal.count('refused')} are refused and {causal.count('fails')} fail, and"
+        f" {len(shells)} shells around a language model without such a type of their own:"
+        f" {shells.count('works')}, {shells.count('refused')} and {shells.count('fails')}."
+    )
 
 
 def table(columns: Sequence[str], rows: Mapping[str, Row]) -> str:
@@ -78,11 +45,3 @@ def read_page() -> dict[str, Row]:
         elif cells:
             rows[cells[0]] = dict(zip(columns, cells[1:], strict=True))
     return rows
-
-
-def _is_matrix(parameter: torch.Tensor, name: str) -> bool:
-    return parameter.dim() > 1 and "norm" not in name and not name.endswith("bias")
-
-
-def _without_weight(name: str) -> str:
-    return name.removesuffix(".weight")

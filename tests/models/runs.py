@@ -10,15 +10,14 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from autoprune.core.problem import Method
 from autoprune.core.sparsity import Target, Unstructured
-from autoprune.events import BlockResult, silent
-from autoprune.model.anatomy import select_layers
-from autoprune.model.pipeline import Pass, prepare_inputs, prune_blocks
+from autoprune.events import BlockResult
+from autoprune.model.door import prune_with
 from autoprune.model.stream import Place
 from autoprune.steps.barber import Barber
-from autoprune.storage.checkpoint import Checkpoint
+from autoprune.steps.base import Step
 from autoprune.storage.skeleton import build_skeleton
+from autoprune.storage.source import open_checkpoint
 from autoprune.storage.store import CheckpointStore, MemoryStore
 
 HALF = Unstructured(0.5)
@@ -36,7 +35,7 @@ def open_store(
     """A checkpoint's store; finished blocks go to ``written``, what the first of two passes made of them to
     ``passed``.
     """
-    skeleton = build_skeleton(Checkpoint.open(directory), dtype, torch.device("cpu"), trust_remote_code=False)
+    skeleton = build_skeleton(open_checkpoint(directory), dtype, torch.device("cpu"), trust_remote_code=False)
     store = CheckpointStore(skeleton, resident=resident)
     if written is not None:
         kept = {} if passed is None else passed
@@ -46,18 +45,14 @@ def open_store(
 
 def prune(
     store: CheckpointStore | MemoryStore,
-    methods: tuple[Method, ...],
+    steps: tuple[Step, ...],
     ids: Tensor,
     target: Target = HALF,
     batch: int = 4,
     place: Place | None = None,
 ) -> list[BlockResult]:
-    """Prunes by these passes, one after the other on each block, with hidden states in ``place``."""
-    inputs, stream = prepare_inputs(store, ids, batch, place or Place())
-    passes = [
-        Pass(method, stream.clone() if method.statistic else None, calls=inputs.calls.apart()) for method in methods
-    ]
-    return list(prune_blocks(store, passes, select_layers(store.anatomy, (), target), target, inputs, silent))
+    """Prunes by these steps, one after the other on each block, with hidden states in ``place``."""
+    return prune_with(store, steps, target, ids, batch=batch, place=place)
 
 
 def write_checkpoint(source: Path, directory: Path, tensors: Mapping[str, Tensor]) -> None:

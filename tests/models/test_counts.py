@@ -12,15 +12,15 @@ from configs import tiny_ids, tiny_model
 from torch import nn
 
 from autoprune.core import curvature
-from autoprune.core.problem import Method
 from autoprune.core.sparsity import Unstructured
 from autoprune.core.statistics import InputGram, InputNorm
-from autoprune.events import silent
-from autoprune.model.anatomy import select_layers
 from autoprune.model.calls import PROBE_TOKENS
-from autoprune.model.pipeline import Pass, prepare_inputs, prune_blocks
-from autoprune.model.stream import Place
-from autoprune.steps import Barber, Magnitude, SparseGPT, Wanda
+from autoprune.model.door import prune_with
+from autoprune.steps.barber import Barber
+from autoprune.steps.base import Step
+from autoprune.steps.magnitude import Magnitude
+from autoprune.steps.sparsegpt import SparseGPT
+from autoprune.steps.wanda import Wanda
 from autoprune.storage.store import MemoryStore
 
 SAMPLES, BATCH = 6, 2
@@ -58,18 +58,11 @@ def counted(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> Iterator[Count
     yield counts
 
 
-def run(monkeypatch: pytest.MonkeyPatch, *methods: Method, in_sequence: bool = False) -> Counter[str]:
+def run(monkeypatch: pytest.MonkeyPatch, *methods: Step, in_sequence: bool = False) -> Counter[str]:
     model = tiny_model("llama")
     store = MemoryStore(model)
-    inputs, stream = prepare_inputs(store, tiny_ids(SAMPLES), BATCH, Place())
-    at_once, together = prepare_inputs(store, tiny_ids(SAMPLES), SAMPLES, Place()) if in_sequence else (None, stream)
-    passes = [
-        Pass(method, together if method.statistic else None, at_once if i == 0 else None)
-        for i, method in enumerate(methods)
-    ]
-    target = Unstructured(0.5)
     with counted(model, monkeypatch) as counts:
-        list(prune_blocks(store, passes, select_layers(store.anatomy, (), target), target, inputs, silent))
+        prune_with(store, methods, Unstructured(0.5), tiny_ids(SAMPLES), batch=BATCH, in_sequence=in_sequence)
     return counts
 
 

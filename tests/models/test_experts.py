@@ -8,7 +8,6 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import ClassVar
 
 import pytest
 import torch
@@ -21,26 +20,27 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import autoprune
-from autoprune.core.problem import LayerProblem, LayerSolution, Method, Scope
+from autoprune.core.problem import LayerProblem, LayerSolution
 from autoprune.core.selection import count_violations
 from autoprune.core.sparsity import SemiStructured, Unstructured
-from autoprune.core.statistics import GradientEnergy, InputGram, InputNorm
+from autoprune.core.statistics import InputGram, InputNorm
 from autoprune.errors import ModelError
 from autoprune.events import Event, Notice
-from autoprune.model.anatomy import Block, examine
+from autoprune.model.anatomy import BlockAnatomy, examine
 from autoprune.model.calls import hidden_of
 from autoprune.model.experts import eager_experts
 from autoprune.model.layers import Expert
 from autoprune.model.observe import InputObserver
-from autoprune.model.pipeline import prepare_inputs
 from autoprune.model.stream import Place
+from autoprune.model.walk import prepare_inputs
+from autoprune.steps.base import Step
 from autoprune.steps.magnitude import Magnitude
 from autoprune.steps.sparsegpt import SparseGPT
 from autoprune.steps.wanda import Wanda
 from autoprune.storage.store import MemoryStore
 
 
-def experts_of(block: Block) -> list[Expert]:
+def experts_of(block: BlockAnatomy) -> list[Expert]:
     return [layer for layer in block.layers if isinstance(layer, Expert)]
 
 
@@ -65,7 +65,7 @@ def test_every_expert_is_seen_with_its_own_tokens(name: str) -> None:
     handle = experts[0].module.register_forward_pre_hook(
         lambda module, args: received.append(routed_tokens(module, args))
     )
-    with eager_experts(store.model), InputObserver(block.layers, InputNorm, 6 * 24) as observer:
+    with eager_experts(store.model), InputObserver(block.layers, (InputNorm,), 6 * 24) as observer:
         inputs.calls.of(0, 1)(block.module, hidden)
     handle.remove()
     groups = {layer.name: group for group in observer.groups for layer in group.layers}
@@ -74,7 +74,7 @@ def test_every_expert_is_seen_with_its_own_tokens(name: str) -> None:
         tokens = received[0][expert.index]
         assert groups[expert.name].tokens == len(tokens) > 0
         if expert.attribute == "gate_up_proj":
-            torch.testing.assert_close(groups[expert.name].statistic.norm, tokens.norm(dim=0))
+            torch.testing.assert_close(groups[expert.name].statistics[InputNorm].norm, tokens.norm(dim=0))
 
 
 @torch.no_grad()
@@ -83,11 +83,11 @@ def test_the_second_map_of_an_expert_sees_what_the_first_one_makes() -> None:
     block = examine(model).blocks[0]
     module = block.module.mlp.experts
     tokens = torch.randn(40, 32)
-    with eager_experts(model), InputObserver(block.layers, InputGram, 40) as observer:
+    with eager_experts(model), InputObserver(block.layers, (InputGram,), 40) as observer:
         module(tokens, torch.full((40, 1), 2), torch.ones(40, 1))
     gate, up = (tokens @ module.gate_up_proj[2].T).chunk(2, dim=-1)
     middle = nn.functional.silu(gate) * up
-    grams = {layer.name: group.statistic.gram for group in observer.groups for layer in group.layers}
+    grams = {layer.name: group.statistics[InputGram].gram for group in observer.groups for layer in group.layers}
     assert list(grams) == ["mlp.experts.2.gate_up_proj", "mlp.experts.2.down_proj"]
     torch.testing.assert_close(grams["mlp.experts.2.down_proj"], middle.T @ middle)
 
@@ -97,8 +97,6 @@ class Listener:
     """A method that changes nothing and remembers the gradient energies that it was given."""
 
     heard: dict[str, Tensor] = field(default_factory=dict)
-    statistic: ClassVar[type[GradientEnergy]] = GradientEnergy
-    scope: ClassVar[Scope] = Scope.SUB_BLOCK
 
     def solve(self, problems: Sequence[LayerProblem]) -> list[LayerSolution]:
         notes = {"compared": 0, "inverted": 0, "grown": 0, "dropped": 0}
@@ -137,7 +135,7 @@ def test_gradients_are_those_of_single_samples(name: str, batch: int) -> None:
     assert compared >= 4
 
 
-def inputs_of(model: PreTrainedModel, block: Block, child: str, ids: Tensor) -> Tensor:
+def inputs_of(model: PreTrainedModel, block: BlockAnatomy, child: str, ids: Tensor) -> Tensor:
     """What enters the part of a block that holds the experts."""
     caught: list[Tensor] = []
     handle = getattr(block.module, child).register_forward_pre_hook(lambda _, args: caught.append(args[0].detach()))
@@ -157,12 +155,12 @@ def lonely_expert() -> PreTrainedModel:
 
 
 @pytest.mark.parametrize("method", [Magnitude(), Wanda(), SparseGPT()], ids=lambda method: type(method).__name__)
-def test_an_expert_without_tokens_borrows_the_statistic_of_all(method: Method) -> None:
+def test_an_expert_without_tokens_borrows_the_statistic_of_all(method: Step) -> None:
     results = prune(MemoryStore(lonely_expert()), (method,), tiny_ids())
     layers = {layer.name: layer for result in results for layer in result.layers}
     for name, outcome in layers.items():
         assert 2 * outcome.zeros == outcome.weights
-        lonely = ".experts.3." in name and method.statistic is not None
+        lonely = ".experts.3." in name and method.needs.statistic is not None
         assert (outcome.notes.get("fallback"), outcome.notes.get("tokens")) == (
             ("all tokens", 0) if lonely else (None, None)
         )

@@ -14,19 +14,18 @@ from models.threads import ThreadRanks, on_ranks
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from autoprune.core.problem import LayerProblem, LayerSolution, Method
+from autoprune.core.problem import LayerProblem, LayerSolution
 from autoprune.core.sparsity import Unstructured
 from autoprune.core.statistics import InputNorm
 from autoprune.errors import NumericsError
-from autoprune.events import BlockResult, Step, silent
+from autoprune.events import BlockResult
+from autoprune.events import Step as Progress
 from autoprune.machine.ranks import ALONE, Ranks
-from autoprune.model.anatomy import select_layers
-from autoprune.model.pipeline import Pass, prepare_inputs, prune_blocks
+from autoprune.model.door import prune_with
 from autoprune.model.sharing import share, shared_out
-from autoprune.model.stages import Inputs
-from autoprune.model.stream import Place
 from autoprune.results.outcome import LayerOutcome
 from autoprune.steps.barber import Barber
+from autoprune.steps.base import Step
 from autoprune.steps.magnitude import Magnitude
 from autoprune.steps.sparsegpt import SparseGPT
 from autoprune.steps.wanda import Wanda
@@ -51,18 +50,22 @@ class Outcome:
 
 def prune(
     model: PreTrainedModel,
-    methods: tuple[Method, ...],
+    methods: tuple[Step, ...],
     ranks: Ranks = ALONE,
     batch: int = 1,
     ids: Tensor | None = None,
 ) -> Outcome:
     store = MemoryStore(copy.deepcopy(model))
-    inputs, passes = Inputs.none(ranks), [Pass(method, None) for method in methods]
-    if any(method.statistic for method in methods):
-        inputs, stream = prepare_inputs(store, tiny_ids(SAMPLES) if ids is None else ids, batch, Place(), ranks)
-        passes = [Pass(method, stream.clone() if method.statistic else None) for method in methods]
-    results = list(prune_blocks(store, passes, select_layers(store.anatomy, (), HALF), HALF, inputs, silent))
-    return Outcome({name: p.detach() for name, p in store.model.named_parameters()}, results, inputs.samples)
+    ids = tiny_ids(SAMPLES) if ids is None else ids
+    results = prune_with(store, methods, HALF, ids, batch=batch, ranks=ranks)
+    samples = len(share_of(ids, batch, ranks))
+    return Outcome({name: p.detach() for name, p in store.model.named_parameters()}, results, samples)
+
+
+def share_of(ids: Tensor, batch: int, ranks: Ranks) -> range:
+    """The samples of a rank."""
+    mine = share(-(-len(ids) // batch), ranks)
+    return range(mine.start * batch, min(mine.stop * batch, len(ids)))
 
 
 def agreement(a: Outcome, b: Outcome) -> float:
@@ -123,7 +126,7 @@ def test_magnitude_has_the_bits_of_one_process() -> None:
     ids=["sparsegpt", "wanda-barber", "wanda-barber-block", "sparsegpt-barber", "magnitude-barber"],
 )
 @pytest.mark.parametrize("name", ["llama", "opt"])
-def test_methods_that_add_in_another_order_agree(name: str, methods: tuple[Method, ...], count: int) -> None:
+def test_methods_that_add_in_another_order_agree(name: str, methods: tuple[Step, ...], count: int) -> None:
     model = tiny_model(name)
     alone = prune(model, methods)
     together = on_ranks(count, lambda ranks: prune(model, methods, ranks))
@@ -138,7 +141,7 @@ def test_methods_that_add_in_another_order_agree(name: str, methods: tuple[Metho
 
 @pytest.mark.parametrize("method", [Wanda(), SparseGPT()], ids=["wanda", "sparsegpt"])
 @pytest.mark.parametrize("name", ["mixtral", "qwen3_moe"])
-def test_experts_are_judged_by_the_tokens_of_all_ranks(name: str, method: Method) -> None:
+def test_experts_are_judged_by_the_tokens_of_all_ranks(name: str, method: Step) -> None:
     """Three samples on three ranks: an expert gets few tokens, or none, on one of them, and enough on all together."""
     model, ids = tiny_model(name), tiny_ids(3)
     alone = prune(model, (method, Barber(prune_granularity="layer", threshold=0.2)), ids=ids)
@@ -155,7 +158,7 @@ def test_experts_are_judged_by_the_tokens_of_all_ranks(name: str, method: Method
 
 
 @pytest.mark.parametrize("method", [Wanda(), SparseGPT()], ids=["wanda", "sparsegpt"])
-def test_an_expert_may_be_seen_by_the_last_rank_only(method: Method) -> None:
+def test_an_expert_may_be_seen_by_the_last_rank_only(method: Step) -> None:
     """Its input group is unknown to the other ranks."""
     model, ids = tiny_model("mixtral"), tiny_ids(2)[:, :1]
     alone = prune(model, (method,), ids=ids)
@@ -179,22 +182,21 @@ def test_every_rank_runs_its_share_of_the_samples(batch: int) -> None:
     def work(ranks: ThreadRanks) -> int:
         store = MemoryStore(copy.deepcopy(model))
         store.anatomy.blocks[1].module.register_forward_pre_hook(lambda _, args: ran[ranks.rank].append(len(args[0])))
-        inputs, stream = prepare_inputs(store, tiny_ids(SAMPLES), batch, Place(), ranks)
-        chosen = select_layers(store.anatomy, (), HALF)
-        ran[ranks.rank].clear()
-        steps: list[Step] = []
-        list(
-            prune_blocks(
-                store,
-                [Pass(Wanda(), stream)],
-                chosen,
-                HALF,
-                inputs,
-                lambda e: steps.append(e) if isinstance(e, Step) else None,
-            )
+        embedding = store.model.get_input_embeddings()
+        embedding.register_forward_hook(lambda *_: ran[ranks.rank].clear())  # what comes before the walk
+        progress: list[Progress] = []
+        prune_with(
+            store,
+            (Wanda(),),
+            HALF,
+            tiny_ids(SAMPLES),
+            batch=batch,
+            ranks=ranks,
+            emit=lambda e: progress.append(e) if isinstance(e, Progress) else None,
         )
-        assert {step.total for step in steps} == {-(-inputs.samples // batch)}
-        return inputs.samples
+        mine = len(share_of(tiny_ids(SAMPLES), batch, ranks))
+        assert {event.total for event in progress} == {-(-mine // batch)}
+        return mine
 
     samples = on_ranks(3, work)
     assert sum(samples) == SAMPLES

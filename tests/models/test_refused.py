@@ -20,7 +20,7 @@ from autoprune.storage.store import MemoryStore
 REASONS = {
     "dbrx": r"only 20\.6% of the block parameters of DbrxForCausalLM can be reached.*experts\.mlp\.w1",
     "gemma3n_text": r"hidden states of shape \(2, 1, 8, 32\) for 1 samples of 8 tokens",
-    "hrm_text": r"block 0 was called \d times in one forward pass",
+    "hrm_text": r"block 0 is called again or out of turn in one forward pass",
     "xlnet": r"only 42\.7% of the block parameters of XLNetLMHeadModel can be reached.*rel_attn\.q",
     "zamba": (
         r"layers\.1\.shared_transf\.\S+ and model\.layers\.3\.shared_transf\.\S+ are one and the same weights \(9 such"

@@ -15,14 +15,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import autoprune
-from autoprune.core.problem import Method
 from autoprune.core.sparsity import Unstructured
 from autoprune.errors import RecipeError
-from autoprune.events import silent
-from autoprune.model.anatomy import select_layers
-from autoprune.model.pipeline import Pass, prepare_inputs, prune_blocks
-from autoprune.model.stream import Place
+from autoprune.model.door import prune_with
 from autoprune.steps.barber import Barber
+from autoprune.steps.base import Step
 from autoprune.steps.magnitude import Magnitude
 from autoprune.steps.sparsegpt import SparseGPT
 from autoprune.steps.wanda import Wanda
@@ -36,13 +33,8 @@ GROUPS = (
 )
 
 
-def prune_in_sequence(model: nn.Module, methods: Sequence[Method], ids: Tensor) -> None:
-    store = MemoryStore(model)
-    inputs, stream = prepare_inputs(store, ids, 2, Place())
-    at_once, together = prepare_inputs(store, ids, len(ids), Place())
-    passes = [Pass(methods[0], together, at_once), *(Pass(method, stream) for method in methods[1:])]
-    target = Unstructured(0.5)
-    list(prune_blocks(store, passes, select_layers(store.anatomy, (), target), target, inputs, silent))
+def prune_in_sequence(model: nn.Module, steps: Sequence[Step], ids: Tensor) -> None:
+    prune_with(MemoryStore(model), steps, Unstructured(0.5), ids, batch=2, in_sequence=True)
 
 
 @torch.no_grad()
@@ -67,18 +59,7 @@ def test_wanda_equals_the_version_by_hand() -> None:
     prune_in_sequence(ours, (Wanda(),), tiny_ids())
     wanda_group_by_group(theirs, tiny_ids())
     assert all(torch.equal(value, theirs.state_dict()[name]) for name, value in ours.state_dict().items())
-    store = MemoryStore(usual)
-    inputs, stream = prepare_inputs(store, tiny_ids(), 2, Place())
-    list(
-        prune_blocks(
-            store,
-            [Pass(Wanda(), stream)],
-            select_layers(store.anatomy, (), Unstructured(0.5)),
-            Unstructured(0.5),
-            inputs,
-            silent,
-        )
-    )
+    prune_with(MemoryStore(usual), (Wanda(),), Unstructured(0.5), tiny_ids(), batch=2)
     assert any(not torch.equal(value, usual.state_dict()[name]) for name, value in ours.state_dict().items()), (
         "it changes something"
     )
@@ -86,7 +67,7 @@ def test_wanda_equals_the_version_by_hand() -> None:
 
 @pytest.mark.parametrize("name", ["gpt2", "opt", "gpt_neox", "falcon", "gemma2", "mamba"])
 @pytest.mark.parametrize("method", [Wanda(), SparseGPT(), Magnitude()], ids=["wanda", "sparsegpt", "magnitude"])
-def test_any_architecture(name: str, method: Method) -> None:
+def test_any_architecture(name: str, method: Step) -> None:
     """Weights that are used as views of themselves are overwritten in time, too."""
     model = tiny_model(name)
     before = {key: value.clone() for key, value in model.state_dict().items()}

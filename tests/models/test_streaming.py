@@ -14,10 +14,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from autoprune.core.problem import Method
 from autoprune.core.sparsity import SemiStructured, Target, Unstructured
-from autoprune.model.pipeline import prepare_inputs
 from autoprune.model.stream import Place, Stream
+from autoprune.model.walk import prepare_inputs
+from autoprune.steps.base import Step
 from autoprune.steps.magnitude import Magnitude
 from autoprune.steps.sparsegpt import SparseGPT
 from autoprune.steps.wanda import Wanda
@@ -41,7 +41,7 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 @pytest.mark.parametrize("target", [Unstructured(0.5), SemiStructured(2, 4)], ids=str)
 @pytest.mark.parametrize("second", [(), (BARBER,)], ids=["alone", "barber"])
 @pytest.mark.parametrize("first", FIRST, ids=lambda method: type(method).__name__.lower())
-def test_streamed_equals_resident(saved: Path, first: Method, second: tuple[Method, ...], target: Target) -> None:
+def test_streamed_equals_resident(saved: Path, first: Step, second: tuple[Step, ...], target: Target) -> None:
     if second and isinstance(target, SemiStructured):
         second = (type(BARBER)(threshold=0.2),)  # N:M is exchanged within rows only
     streamed: dict[str, Tensor] = {}
@@ -60,7 +60,7 @@ def test_streamed_equals_resident(saved: Path, first: Method, second: tuple[Meth
     [(Magnitude(),), (Wanda(), BARBER), (SparseGPT(), BARBER)],
     ids=["magnitude", "wanda+barber", "sparsegpt+barber"],
 )
-def test_a_model_in_memory_equals_its_checkpoint(saved: Path, methods: tuple[Method, ...]) -> None:
+def test_a_model_in_memory_equals_its_checkpoint(saved: Path, methods: tuple[Step, ...]) -> None:
     store = open_store(saved, resident=True)
     model = AutoModelForCausalLM.from_pretrained(saved)
     for target in (store, MemoryStore(model)):

@@ -20,7 +20,7 @@ class ThreadRanks:
         self.rank, self.count, self.first = rank, count, rank == 0
         self._slots, self._barrier = slots, barrier
 
-    def gathered(self, value: T) -> list[T]:
+    def all_gather(self, value: T) -> list[T]:
         self._slots[self.rank] = value
         self._barrier.wait(WAIT)
         values = list(self._slots)
@@ -28,23 +28,23 @@ class ThreadRanks:
         return values
 
     def from_first(self, make: Callable[[], T]) -> T:
-        return self.gathered(make() if self.first else None)[0]  # type: ignore[return-value]
+        return self.all_gather(make() if self.first else None)[0]  # type: ignore[return-value]
 
     def tensors_from_first(self, make: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
         return {name: tensor.clone() for name, tensor in self.from_first(make).items()}
 
-    def sum_(self, *tensors: Tensor) -> None:
+    def all_reduce(self, *tensors: Tensor) -> None:
         for tensor in tensors:
-            parts = self.gathered(tensor.clone())
+            parts = self.all_gather(tensor.clone())
             tensor.copy_(sum(parts[1:], parts[0]))
 
     def rows(self, mine: Tensor, counts: Sequence[int]) -> Tensor:
-        parts = self.gathered(mine)
+        parts = self.all_gather(mine)
         assert [len(part) for part in parts] == list(counts)
         return torch.cat(parts)
 
-    def handed(self, owner: int, mine: Tensor | None, like: Tensor, dtype: torch.dtype) -> Tensor:
-        given = self.gathered(mine)[owner]
+    def broadcast(self, owner: int, mine: Tensor | None, like: Tensor, dtype: torch.dtype) -> Tensor:
+        given = self.all_gather(mine)[owner]
         assert given is not None
         assert (given.shape, given.dtype) == (like.shape, dtype)
         return given.clone()

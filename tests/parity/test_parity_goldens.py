@@ -19,15 +19,14 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from autoprune.core.problem import Method
 from autoprune.core.selection import count_violations
 from autoprune.core.sparsity import SemiStructured, Target, parse_target
 from autoprune.errors import RecipeError
-from autoprune.events import silent
 from autoprune.model.anatomy import select_layers
-from autoprune.model.pipeline import Pass, Place, prepare_inputs, prune_blocks
-from autoprune.steps import FIRST_PASSES
+from autoprune.model.door import prune_with
 from autoprune.steps.barber import Barber
+from autoprune.steps.base import Step
+from autoprune.steps.table import PRICED, make_steps
 from autoprune.storage.checkpoint import Checkpoint
 from autoprune.storage.skeleton import build_skeleton
 from autoprune.storage.store import CheckpointStore
@@ -89,11 +88,13 @@ class Outcome:
         return {name: weight for block in self.blocks for name, weight in block.items()}
 
 
-def _methods(run: dict[str, Any]) -> list[Method]:
-    methods: list[Method] = [FIRST_PASSES[run["method"]]()]
-    if run.get("barber"):
-        methods.append(Barber(run["gran"], run["thr"], run.get("metric", "WD"), bool(run.get("retain"))))
-    return methods
+def _steps(run: dict[str, Any]) -> tuple[Step, ...]:
+    barber = (
+        Barber(run["gran"], run["thr"], run.get("metric", "WD"), bool(run.get("retain")))
+        if run.get("barber")
+        else None
+    )
+    return (*make_steps([run["method"]], {}), *([barber] if barber else []))
 
 
 def _store(model: Model, *, resident: bool = True) -> CheckpointStore:
@@ -104,10 +105,7 @@ def _store(model: Model, *, resident: bool = True) -> CheckpointStore:
 def _prune(store: CheckpointStore, model: Model, run: dict[str, Any], batch: int = BATCH) -> None:
     ids = load_file(model.goldens / "calibration.safetensors")["input_ids"]
     target = parse_target(run["type"], run["ratio"])
-    inputs, stream = prepare_inputs(store, ids, batch, Place())
-    passes = [Pass(method, stream.clone() if method.statistic else None) for method in _methods(run)]
-    for _ in prune_blocks(store, passes, select_layers(store.anatomy, (), target), target, inputs, silent):
-        pass
+    prune_with(store, _steps(run), target, ids, batch=batch)
 
 
 def _layers(store: CheckpointStore) -> Outcome:
@@ -189,7 +187,7 @@ def test_every_kind_of_run_is_here() -> None:
     for model in OWN:
         runs = model.runs()
         assert len(runs) == 31
-        assert {run["method"] for run in runs} == set(FIRST_PASSES)
+        assert {run["method"] for run in runs} == {first for first, *_ in PRICED}
         assert {run["type"] for run in runs} == {"unstructured", "2:4", "4:8"}
         assert {run["gran"] for run in runs if run.get("barber")} == {"block", "layer", "output1", "input1"}
         assert {run.get("metric", "WD") for run in runs if run.get("barber")} == {"WD", "W", "D"}

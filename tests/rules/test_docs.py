@@ -21,12 +21,12 @@ import pytest
 from autoprune.bench.grid import read_grid
 from autoprune.cli import main as command_line
 from autoprune.cli.flags import Parser, given
-from autoprune.recipe.recipe import Recipe, groups, recipe_from_flat
+from autoprune.recipe.recipe import groups, recipe_from_flat
 
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
-EXAMPLE = ROOT / "docs" / "adding-a-method.md"
+EXAMPLE = ROOT / "docs" / "adding-a-step.md"
 COMMANDS = ("python main.py ", "autoprune ")
 # A machine's own folders, and hosts that packages come from, have no place in a text for everyone.
 UNWANTED = re.compile(r"(?<![\w.:/~}-])/(?:work|home|root|Users|tmp)/|(?:download\.pytorch|pypi)\.org|huggingface\.co")
@@ -41,7 +41,7 @@ def between(text: str, name: str) -> str:
 
 def flag_tables() -> str:
     """The tables of flags: one for every group of the recipe."""
-    return "".join(f"\n**{_title(group.type)}**\n\n{_table(group.type)}" for group in groups(Recipe)) + "\n"
+    return "".join(f"\n**{_title(group.type)}**\n\n{_table(group.type)}" for group in groups()) + "\n"
 
 
 def _title(group: type) -> str:
@@ -144,7 +144,7 @@ def _page(path: Path) -> str:
 
 def test_readme_names_exactly_the_flags_of_the_recipe() -> None:
     named = re.findall(r"^\| `--(\w+)` \|", between(README.read_text(encoding="utf-8"), "flags"), re.MULTILINE)
-    assert named == [f.name for group in groups(Recipe) for f in dataclasses.fields(group.type)]
+    assert named == [f.name for group in groups() for f in dataclasses.fields(group.type)]
 
 
 def test_readme_says_of_every_flag_what_the_recipe_says() -> None:
@@ -157,7 +157,7 @@ def test_every_flag_in_the_text_exists(page: Path) -> None:
     """``--name`` with an underscore or alone between backticks is a flag of ours; flags of other programs have
     hyphens.
     """
-    known = {f.name for group in groups(Recipe) for f in dataclasses.fields(group.type)} | {
+    known = {f.name for group in groups() for f in dataclasses.fields(group.type)} | {
         "help",
         "version",
         "out",
@@ -170,7 +170,7 @@ def test_every_flag_in_the_text_exists(page: Path) -> None:
 
 
 def test_what_is_not_yet_there_is_not_there_yet() -> None:
-    known = {f.name for group in groups(Recipe) for f in dataclasses.fields(group.type)}
+    known = {f.name for group in groups() for f in dataclasses.fields(group.type)}
     assert set(re.findall(r"`--(\w+)", between(README.read_text(encoding="utf-8"), "not-yet"))) & known == set()
 
 
@@ -241,7 +241,7 @@ def test_python_in_the_text_calls_what_exists(page: Path, code: str) -> None:
     """It is not run, for it would prune and measure; names and options are looked up."""
     import autoprune
 
-    options = {f.name for group in groups(Recipe) for f in dataclasses.fields(group.type)} | {"tokenizer", "emit"}
+    options = {f.name for group in groups() for f in dataclasses.fields(group.type)} | {"tokenizer", "emit"}
     for node in ast.walk(ast.parse(code)):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "autoprune":
             assert node.attr in autoprune.__all__
@@ -265,22 +265,38 @@ def example() -> ModuleType:
 
 
 def test_the_worked_example_runs(example: ModuleType) -> None:
-    example.test_ria()
+    example.test_energy()
 
 
-def test_the_worked_example_prunes_a_model(example: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As a plugin, through the same table that other packages enter."""
+@pytest.mark.parametrize("steps", ["energy", "energy,rescale", "energy,careful"])
+def test_the_worked_example_prunes_a_model(example: ModuleType, monkeypatch: pytest.MonkeyPatch, steps: str) -> None:
+    """As a plugin, through the same table that other packages enter; its option is one like any other."""
     import autoprune
-    from autoprune import steps as methods
+    from autoprune.steps import table
 
-    entry = EntryPoint("ria", "worked_example:RIA", methods.ENTRY_POINT_GROUP)
+    names = {"energy": "Energy", "rescale": "Rescale", "careful": "CarefulRescale"}
+    entries = [EntryPoint(name, f"worked_example:{kind}", table.ENTRY_POINT_GROUP) for name, kind in names.items()]
     monkeypatch.setitem(sys.modules, "worked_example", example)
-    monkeypatch.setattr(methods, "entry_points", lambda group: EntryPoints([entry]).select(group=group))
-    result = autoprune.prune(
-        "demo", prune_method="ria", sparsity_ratio=0.5, calibration_data="demo", nsamples=2, seqlen=32
-    )
+    monkeypatch.setattr(table, "entry_points", lambda group: EntryPoints(entries).select(group=group))
+    table.table.cache_clear()
+    try:
+        result = autoprune.prune(
+            "demo",
+            steps=steps,
+            energy_power=1.5,
+            sparsity_ratio=0.5,
+            calibration_data="demo",
+            nsamples=6,
+            seqlen=32,
+            batch_size=1,
+        )
+    finally:
+        table.table.cache_clear()
     assert result.summary is not None
     assert result.summary.sparsity == 0.5
+    notes = result.summary.layers[0].notes
+    assert ("loss before" in notes) == ("careful" in steps)
+    assert notes.get("loss after", 0.0) <= notes.get("loss before", 0.0)
 
 
 if __name__ == "__main__":

@@ -14,8 +14,10 @@ import pytest
 
 from autoprune.bench.grid import read_grid
 from autoprune.recipe.recipe import Recipe
-from autoprune.report.views import variants_of
-from autoprune.results.types import EvaluationRow, PerplexityResult, to_jsonable
+from autoprune.results.codec import to_jsonable
+from autoprune.results.tidy import Results
+from autoprune.results.types import EvaluationRow, PerplexityResult
+from autoprune.results.variants import variants_of
 from autoprune.run.labels import method_label, target_label
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -103,10 +105,16 @@ def test_findings_are_what_every_draw_says() -> None:
             barber = settings | {"barber": {"prune_granularity": granularity, "threshold": 0.1}}
             rows.append(
                 EvaluationRow(
-                    "wanda+barber", "50 %", 0.5, (PerplexityResult("demo", 20.0 * factor, 256, 10, 2560),), barber
+                    f"wanda+barber ({granularity} 0.1)",
+                    "50 %",
+                    0.5,
+                    (PerplexityResult("demo", 20.0 * factor, 256, 10, 2560),),
+                    barber,
                 )
             )
-    found = dict(re.findall(r"\* \*\*(.*?)\*\*: wanda at 50 % with (\w+) 0\.1", "".join(program.findings(rows))))
+    found = dict(
+        re.findall(r"\* \*\*(.*?)\*\*: wanda at 50 % with (\w+) 0\.1", "".join(program.findings(Results(rows))))
+    )
     assert found == {
         "It gains": "block",
         "It loses": "layer",
@@ -128,7 +136,7 @@ def test_results_are_written_between_the_marks(
     assert program.main() == 2
     assert "run `make demo`" in capsys.readouterr().err
     rows = [blank(cell.recipe, 10.0 + i) for i, cell in enumerate(read_grid(ROOT / "benchmarks/demo.toml").cells)]
-    for folder, values in ((demo, rows), (bench, [{"cell": "c", "row": row} for row in rows])):
+    for folder, values in ((demo, rows), (bench, [{"cell": "c", "row": row, "cost": None} for row in rows])):
         folder.mkdir()
         (folder / "results.json").write_text(json.dumps(to_jsonable(values)))
     assert program.main() == 0

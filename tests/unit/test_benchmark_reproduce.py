@@ -23,7 +23,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def cells_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """A process for each would import everything again."""
 
-    def run(_self: runner.Workers, command: list[str], _said: object) -> int:
+    def run(_self: runner.Workers, command: list[str], _said: object, _device: object) -> int:
         return cell.main(Path(command[-2]), Path(command[-1]))
 
     monkeypatch.setattr(runner.Workers, "_wait_for", run)
@@ -79,9 +79,9 @@ def test_verdicts() -> None:
     inside, outside = Comparison("a", 10.0, 10.29, 0.03, None), Comparison("b", 10.0, 10.31, 0.03, None)
     missing = Comparison("c", 10.0, None, 0.03, "no model")
     assert [c.verdict for c in (inside, outside, missing)] == ["pass", "differs", "could not run"]
-    grid = Reproduction("t", "paper", (inside, outside, missing)).grid
-    assert grid.rows[1] == ("b", "10", "10.31", "+3.10%", "±3%", "differs")
-    assert grid.rows[2][2:] == ("-", "-", "±3%", "could not run")
+    table = Reproduction("t", "paper", (inside, outside, missing)).table
+    assert table.rows[1] == ("b", "10", "10.31", "+3.10%", "±3%", "differs")
+    assert table.rows[2][2:] == ("-", "-", "±3%", "could not run")
 
 
 def test_published_tables() -> None:
@@ -114,7 +114,7 @@ def test_names_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("[demo", "no readable table"),
+        ("[demo", "is no readable TOML"),
         ("demo = 1", "table demo must have source"),
         (
             '[demo]\nsource = "x"\ntolerance = 0.1\nrows = [{method = "wanda", target = 0.5}]\n[demo.options]',

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from autoprune.bench import runner
 from autoprune.bench.grid import Grid, make_grid
 from autoprune.bench.runner import CellResult, run_grid
 from autoprune.cli.main import main
-from autoprune.errors import OutputError, RecipeError
+from autoprune.errors import AutoPruneError, OutputError, RecipeError
 from autoprune.events import Event, Notice, Step
 
 ROW = {"method": "m", "target": "50 %", "sparsity": 0.5, "perplexity": [], "settings": {}, "pruning": None}
@@ -69,7 +70,8 @@ def test_results_come_in_the_order_of_the_grid_and_are_taken_over(stub: Callable
     results = run_grid(cells, tmp_path, jobs=3, emit=said.append)
     assert [r.cell for r in results] == list(cells.cells)
     assert all(r.row and r.row.cost == r.cost and not r.error for r in results)
-    assert [event.done for event in said if isinstance(event, Step)] == [1, 2, 3, 4]
+    assert {event.done for event in said if isinstance(event, Step)} == {0, 1, 2, 3, 4}
+    assert {f"{i}/4" for i in range(1, 5)} == {e.text.split()[0] for e in said if isinstance(e, Notice)}
     stub("raise SystemExit('run again')")
     again: list[Event] = []
     assert run_grid(cells, tmp_path, emit=again.append) == results
@@ -159,6 +161,53 @@ def test_killed_run_goes_on_where_it_was(options: dict[str, Any], tmp_path: Path
     assert (frame.peak_bytes > 10_000_000).all()
 
 
+def test_each_job_has_a_gpu_of_its_own(stub: Callable[[str], None], tmp_path: Path, monkeypatch: Any) -> None:
+    """As many as there are; what the user sees is what is dealt out; one job leaves everything as it is."""
+    stub(
+        f"import os; time.sleep(0.2); options.with_suffix('.gpu').write_text(os.environ[{runner.DEVICES!r}]); write()"
+    )
+    monkeypatch.setenv(runner.DEVICES, "3,5")
+    assert runner.visible_devices() == ["3", "5"]
+    for jobs, expected in ((2, {"3", "5"}), (1, {"3,5"})):
+        run_grid(grid(5), tmp_path / str(jobs), jobs=jobs)
+        found = {path.read_text() for path in (tmp_path / str(jobs) / "cells").glob("*.gpu")}
+        assert found == expected
+
+
+def test_a_finished_cell_ends_cleanly_while_its_starter_waits(options: dict[str, Any], tmp_path: Path) -> None:
+    """Exit status 0, no abort of the thread that waits on standard input; when that closes, the cell ends."""
+    given, result = tmp_path / "options.json", tmp_path / "result.json"
+    dense = {**options["options"], "model": options["models"][0], "sparsity_ratio": 0.0}
+    given.write_text(json.dumps({"name": "x", "options": dense}))
+    command = [*runner.PROGRAM, str(given), str(result)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE)
+    assert process.wait(timeout=PATIENCE) == 0
+    assert process.stdin is not None
+    process.stdin.close()
+    about = json.loads(result.read_text())["row"]["about"]
+    assert about["parameters"] > 0
+    assert (about["device"], "torch" in about["versions"], about["date"][:2]) == ("cpu", True, "20")
+    assert subprocess.run(command, stdin=subprocess.DEVNULL, check=False).returncode == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"methods": ["wanda", "vanda"]}, "cell tiny vanda 0.5 seed 0: --steps 'vanda' is unknown"),
+        ({"models": ["./nowhere"]}, "cell nowhere dense: --model ./nowhere: there is no such directory"),
+        ({"options": {"eval_data": ["gone.txt"]}}, "cell tiny dense: --eval_data gone.txt: no such file"),
+        ({"options": {"calibration_data": "gone.txt", "eval_data": ["demo"]}}, "--calibration_data gone.txt: no such"),
+    ],
+)
+def test_the_whole_grid_is_checked_first(
+    options: dict[str, Any], tmp_path: Path, change: dict[str, Any], says: str
+) -> None:
+    """Nothing has begun when something is missing."""
+    with pytest.raises(AutoPruneError, match=re.escape(says)):
+        autoprune.benchmark({**options, **change}, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def check_reports(results: tuple[CellResult, ...], directory: Path) -> None:
     """Every report is there; phases are measured; windows were cut once, and the dense model measured once."""
     assert {path.name for path in directory.glob("results.*")} == {
@@ -188,15 +237,16 @@ def wait_until(done: Callable[[], bool]) -> None:
 def test_command_line(stub: Callable[[str], None], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Exit status 1 and the reason if a cell failed; 2 if the grid is none."""
     file = tmp_path / "grid.toml"
-    file.write_text('models = ["nowhere"]\nmethods = ["wanda"]\ntargets = [0.5]\n')
+    data = 'options = {eval_data = ["demo"], calibration_data = "demo"}'
+    file.write_text(f'models = ["demo"]\nmethods = ["wanda"]\ntargets = [0.5]\n{data}\n')
     stub("sys.exit('no luck') if seed is None else write()")
     arguments = ["bench", str(file), "--out", str(tmp_path / "out")]
     assert main([*arguments, "--jobs", "2"]) == 1
-    assert "FAILED nowhere dense: exit status 1: no luck" in capsys.readouterr().out
+    assert "FAILED demo dense: exit status 1: no luck" in capsys.readouterr().out
     stub("write()")
     assert main(arguments) == 0
     capsys.readouterr()
-    assert json.loads((tmp_path / "out/results.json").read_text())[0]["cell"] == "nowhere dense"
+    assert json.loads((tmp_path / "out/results.json").read_text())[0]["cell"] == "demo dense"
     assert main(["bench", str(tmp_path / "none.toml")]) == 2
     assert "there is no such grid file" in capsys.readouterr().err
     assert main([*arguments, "--jobs", "0"]) == 2

@@ -16,18 +16,21 @@ from end_to_end.tiny import save_tiny, tiny_model, write_words
 from transformers import PreTrainedModel
 
 import autoprune
-from autoprune.core.problem import Method
 from autoprune.errors import RecipeError
 from autoprune.events import Event, Notice
 from autoprune.model.anatomy import examine
 from autoprune.recipe.recipe import recipe_from_flat
-from autoprune.run.inspect import METHODS
-from autoprune.run.memory import PROGRAM, Layout, Load, Shape, choose_layout, human, need_of, parse_memory, shape_of
+from autoprune.run.memory import PROGRAM, Layout, Load, choose_layout, human, need_of, parse_memory, shape_of
 from autoprune.run.open import open_model
 from autoprune.run.plan import make_plan
-from autoprune.steps import Barber, Wanda
+from autoprune.steps.barber import Barber
+from autoprune.steps.base import Step
+from autoprune.steps.price import Shape
+from autoprune.steps.table import PRICED, make_steps
+from autoprune.steps.wanda import Wanda
 
 MIB = 2**20
+METHODS = {"+".join(names): make_steps(names, {}) for names in PRICED}
 LOAD = Load(samples=128, tokens=2048)
 LAYOUT = Layout(4, "cpu")
 
@@ -113,7 +116,7 @@ def test_scores_of_attention_count_where_they_are_laid_out(large: Shape) -> None
 
 
 def test_options_that_need_more(large: Shape) -> None:
-    def work(method: Method, shape: Shape = large, batch: int = 1) -> int:
+    def work(method: Step, shape: Shape = large, batch: int = 1) -> int:
         return need_of(shape, (Wanda(), method), Layout(batch, "disk"), LOAD).work
 
     assert work(Barber("block")) > work(Barber("output1")) + 5 * large.sub_block
@@ -175,7 +178,7 @@ def test_smaller_batches_come_first_then_the_disk(large: Shape) -> None:
 
 
 def test_refusals_name_what_needs_most(large: Shape) -> None:
-    def refused(methods: tuple[Method, ...], load: Load, words: str, wanted: Layout = LAYOUT) -> None:
+    def refused(methods: tuple[Step, ...], load: Load, words: str, wanted: Layout = LAYOUT) -> None:
         with pytest.raises(RecipeError, match=f"--memory 600 MiB is not enough: even {words} needs about"):
             choose_layout(large, methods, load, wanted=wanted, fixed_place=False, budget=600 * MIB)
 

@@ -8,9 +8,9 @@ import pytest
 
 from autoprune.cli.flags import Parser, add_flags, given
 from autoprune.errors import RecipeError
-from autoprune.recipe.recipe import Recipe, groups, recipe_from_flat
+from autoprune.recipe.recipe import groups, recipe_from_flat
 
-NAMES = {field.name for group in groups(Recipe) for field in dataclasses.fields(group.type)}
+NAMES = {field.name for group in groups() for field in dataclasses.fields(group.type)}
 # Issue 2, point 2: the flags of the classic entry point.
 CLASSIC = {
     "model",

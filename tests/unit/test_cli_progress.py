@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Callable, Iterator
 
 import pytest
 from rich.console import Console
+from rich.progress import Progress
 
 from autoprune.cli import progress
 from autoprune.cli.progress import watching
@@ -94,3 +96,45 @@ def test_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
         "perplexity [x].txt",
     ):
         assert part in shown, part
+
+
+def test_time_left_never_rises_while_nothing_happens() -> None:
+    """It is reckoned anew when something is done, and counted down in between; what an earlier run did is no pace."""
+    now = [0.0]
+    column = progress._TimeLeft()
+    bar = Progress(column, get_time=lambda: now[0])
+    bar.add_task("cells", total=13, since=3)
+    (task,) = bar.tasks
+
+    def left() -> str:
+        return column.render(task).plain
+
+    assert left() == "left -:--"
+    now[0] = 20.0
+    bar.update(task.id, completed=5)
+    assert left() == "left 1:20"
+    for seconds, shown in ((50.0, "left 0:50"), (100.0, "left 0:00"), (200.0, "left 0:00")):
+        now[0] = seconds
+        assert left() == shown
+    bar.update(task.id, completed=6)
+    assert left() == "left 7:46"
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_bar_says_count_and_cell(monkeypatch: pytest.MonkeyPatch, width: int) -> None:
+    """On one line, whatever the width."""
+    screen = io.StringIO()
+
+    def terminal(**options: object) -> Console:
+        options.pop("stderr")
+        return Console(file=screen, force_terminal=True, width=width, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(progress, "Console", terminal)
+    with watching(quiet=False) as emit:
+        emit(Phase("cells", 13, done=2))
+        emit(Step(0, 1, "demo sparsegpt+barber layer 0.1, update kept 0.5 seed 0", 3, 13))
+        emit._progress.refresh()  # type: ignore[attr-defined]
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.getvalue())
+    lines = [line for line in re.split(r"[\r\n]+", shown) if "cells" in line]
+    assert any("3/13 demo" in line for line in lines)
+    assert all(len(line.rstrip()) <= width for line in lines)

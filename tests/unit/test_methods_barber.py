@@ -9,7 +9,7 @@ import torch
 from oracles.exchange import exchange
 from torch import Tensor
 
-from autoprune.core.problem import LayerProblem, Method, Scope
+from autoprune.core.problem import LayerProblem
 from autoprune.core.sparsity import SemiStructured, Target, Unstructured
 from autoprune.core.statistics import GradientEnergy
 from autoprune.steps.barber import Barber
@@ -77,10 +77,9 @@ def test_threshold_zero_only_restores_dense_values(granularity: str) -> None:
     assert solution.weight is None
 
 
-def test_it_is_a_method_on_sub_blocks() -> None:
+def test_it_is_a_step_on_sub_blocks_with_a_stream_of_its_own() -> None:
     barber = Barber()
-    assert isinstance(barber, Method)
-    assert barber.scope is Scope.SUB_BLOCK and barber.statistic is GradientEnergy
+    assert barber.needs.gradients and barber.needs.own_stream and barber.needs.statistic is None
     assert (barber.prune_granularity, barber.threshold, barber.prune_metric, barber.retain_reconstruction) == (
         "output1",
         0.01,

@@ -20,12 +20,12 @@ from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalL
 from autoprune.core.problem import LayerProblem, LayerSolution
 from autoprune.core.sparsity import SemiStructured, Unstructured
 from autoprune.core.statistics import GradientEnergy
-from autoprune.events import silent
-from autoprune.model.anatomy import select_layers
+from autoprune.model.door import prune_with
 from autoprune.model.layers import Layer
 from autoprune.model.observe import InputSample
 from autoprune.model.parts import weight_gradients
-from autoprune.model.pipeline import Pass, Place, prepare_inputs, prune_blocks
+from autoprune.model.stream import Place
+from autoprune.model.walk import prepare_inputs
 from autoprune.results.outcome import SubBlockOutcome
 from autoprune.steps.barber import Barber
 from autoprune.steps.magnitude import Magnitude
@@ -79,12 +79,9 @@ def _rebuild(
 ) -> tuple[Tensor, list[SubBlockOutcome]]:
     """Magnitude, then LLM-Barber, through the package's loop. Returns also block 0's input."""
     store = MemoryStore(model)
-    inputs, stream = prepare_inputs(store, _ids(), BATCH, Place())
+    _, stream = prepare_inputs(store, _ids(), BATCH, Place())
     hidden = torch.cat([stream[i] for i in range(len(stream))]).clone()
-    chosen = select_layers(store.anatomy, (), target)
-    results = list(
-        prune_blocks(store, [Pass(Magnitude(), None), Pass(method, stream)], chosen, target, inputs, silent)
-    )
+    results = prune_with(store, (Magnitude(), method), target, _ids(), batch=BATCH)
     return hidden, [outcome for result in results for outcome in result.sub_blocks]
 
 

@@ -12,12 +12,13 @@ from oracles import selection as oracle
 from oracles.sparsegpt import sparsegpt
 from torch import Tensor
 
-from autoprune.core.problem import LayerProblem, LayerSolution, Method
+from autoprune.core.problem import LayerProblem, LayerSolution
 from autoprune.core.sparsity import SemiStructured, Target, Unstructured
 from autoprune.core.statistics import InputGram, InputNorm
-from autoprune.steps import FIRST_PASSES
+from autoprune.steps.base import LayerStep, Step
 from autoprune.steps.magnitude import Magnitude
 from autoprune.steps.sparsegpt import SparseGPT
+from autoprune.steps.table import BUILT_IN, entry
 from autoprune.steps.wanda import Wanda
 
 TARGETS = [Unstructured(0.3), Unstructured(0.5), SemiStructured(2, 4), SemiStructured(1, 4)]
@@ -99,8 +100,8 @@ def test_sparsegpt_notes_are_each_layers_own() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("method", [Magnitude(), Wanda(), SparseGPT()], ids=lambda m: type(m).__name__)
-def test_models_in_half_precision(method: Method, dtype: torch.dtype) -> None:
-    """Half-precision weights and inputs give what the same numbers in float32 give; activations beyond 256² overflow
+def test_models_in_half_precision(method: LayerStep, dtype: torch.dtype) -> None:
+    """Half-precision weights, as a model has them, give what float32 gives; activations beyond 256² overflow
     float16 when squared.
     """
     generator = torch.Generator().manual_seed(6)
@@ -109,10 +110,10 @@ def test_models_in_half_precision(method: Method, dtype: torch.dtype) -> None:
     x[:, 3] *= 500
 
     def solve(tokens: Tensor) -> LayerSolution:
-        statistic = method.statistic.empty(16) if method.statistic else None
+        statistic = method.needs.statistic.empty(16) if method.needs.statistic else None
         if statistic is not None:
             statistic.update(tokens)
-        return method.solve([LayerProblem("layer", weight.float(), Unstructured(0.5), statistic)])[0]
+        return method.solve([LayerProblem("layer", weight, Unstructured(0.5), statistic)])[0]
 
     half, full = solve(x), solve(x.float())
     assert torch.equal(half.keep, full.keep) and int((~half.keep).sum()) == 48
@@ -120,19 +121,20 @@ def test_models_in_half_precision(method: Method, dtype: torch.dtype) -> None:
         assert bool(torch.isfinite(half.weight).all()) and torch.equal(half.weight, full.weight)
 
 
-@pytest.mark.parametrize("method", FIRST_PASSES.values())
-def test_methods_are_frozen_dataclasses_that_obey_the_protocol(method: type) -> None:
-    assert isinstance(method(), Method)
+@pytest.mark.parametrize("name", list(BUILT_IN))
+def test_steps_are_frozen_dataclasses_that_say_what_they_are(name: str) -> None:
+    method = entry(name).load()
+    assert issubclass(method, Step) and method.name == name and method.title == BUILT_IN[name].title
     assert dataclasses.is_dataclass(method)
     with pytest.raises(dataclasses.FrozenInstanceError):
         method().anything = 1
 
 
 @pytest.mark.parametrize("method", [Magnitude(), Wanda(), SparseGPT()], ids=lambda m: type(m).__name__)
-def test_the_problem_is_left_as_it_was(method: Method) -> None:
+def test_the_problem_is_left_as_it_was(method: LayerStep) -> None:
     weight = torch.randn(4, 8, generator=torch.Generator().manual_seed(2))
     before = weight.clone()
-    statistic = method.statistic.empty(8) if method.statistic else None
+    statistic = method.needs.statistic.empty(8) if method.needs.statistic else None
     if statistic is not None:
         statistic.update(torch.randn(20, 8, generator=torch.Generator().manual_seed(3)))
     method.solve([LayerProblem("layer", weight, Unstructured(0.5), statistic)])

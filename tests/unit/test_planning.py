@@ -17,17 +17,16 @@ from autoprune.events import Event, Notice, silent
 from autoprune.machine.devices import choose_device
 from autoprune.recipe.recipe import Recipe, recipe_from_flat
 from autoprune.run.labels import method_label, target_label
+from autoprune.run.layout import TOKENS_PER_PASS, batch_size
 from autoprune.run.open import context_of, held_model
 from autoprune.run.plan import (
-    TOKENS_PER_PASS,
-    batch_size,
     check_apart,
     choose_seqlen,
     make_plan,
     needs_data,
-    source_name,
 )
-from autoprune.steps import passes
+from autoprune.run.texts import source_name
+from autoprune.steps.table import make_steps
 
 
 def recipe(**options: Any) -> Recipe:
@@ -71,7 +70,7 @@ def test_batch(seqlen: int, asked: int, batch: int) -> None:
 def test_which_methods_look_at_data() -> None:
     def looks(**options: Any) -> bool:
         made = recipe(**options)
-        return needs_data(made, passes(made))
+        return needs_data(made, make_steps(made.steps, made.step_options))
 
     assert not looks(prune_method="magnitude")
     assert looks(prune_method="magnitude", layer_errors=True)
@@ -82,8 +81,8 @@ def test_which_methods_look_at_data() -> None:
 
 def test_labels() -> None:
     assert method_label(recipe(prune_method="sparsegpt")) == "sparsegpt"
-    assert method_label(recipe(prune_barber=True)) == "wanda+barber"
-    assert method_label(recipe(prune_barber=True, pruned_model="x")) == "given+barber"
+    assert method_label(recipe(prune_barber=True)) == "wanda+barber (output1 0.01)"
+    assert method_label(recipe(prune_barber=True, pruned_model="x")) == "given+barber (output1 0.01)"
     assert [target_label(t) for t in (Unstructured(0.5), Unstructured(0.123), SemiStructured(2, 4), None)] == [
         "50 %",
         "12.3 %",

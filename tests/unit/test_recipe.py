@@ -12,11 +12,11 @@ import pytest
 
 from autoprune.core.sparsity import SemiStructured, Unstructured
 from autoprune.errors import RecipeError
-from autoprune.recipe.recipe import Recipe, groups, recipe_from_flat
-from autoprune.results.types import dump_json
+from autoprune.recipe.recipe import groups, recipe_from_flat
+from autoprune.results.codec import dump_json
 
 HALF: dict[str, Any] = {"sparsity_ratio": 0.5}
-FIELDS = [(group, field) for group in groups(Recipe) for field in dataclasses.fields(group.type)]
+FIELDS = [(group, field) for group in groups() for field in dataclasses.fields(group.type)]
 
 
 def refused(says: str, **options: Any) -> None:
@@ -33,12 +33,13 @@ def test_defaults_are_the_papers() -> None:
         "c4",
     )
     assert recipe.evaluation.eval_data == ("wikitext2", "ptb", "c4")
-    assert (recipe.barber.threshold, recipe.barber.prune_metric, recipe.barber.retain_reconstruction) == (
+    barber = recipe.options_of("barber")
+    assert (barber.threshold, barber.prune_metric, barber.retain_reconstruction) == (
         0.01,
         "WD",
         False,
     )
-    assert (recipe.sparsegpt.column_block, recipe.sparsegpt.damping) == (128, 0.01)
+    assert (recipe.options_of("sparsegpt").column_block, recipe.options_of("sparsegpt").damping) == (128, 0.01)
 
 
 def test_tasks_are_those_that_are_named_or_the_usual_ones_where_they_are_saved() -> None:
@@ -109,7 +110,7 @@ def test_words_lists_and_paths() -> None:
     )
     assert recipe_from_flat({**HALF, "ignore": "*.q,k"}).pruning.ignore == ("*.q,k",), "a pattern may hold a comma"
     assert recipe_from_flat({**HALF, "ignore": ["a", "b"]}).pruning.ignore == ("a", "b")
-    assert recipe_from_flat({**HALF, "threshold": 0}).barber.threshold == 0
+    assert recipe_from_flat({**HALF, "threshold": 0}).options_of("barber").threshold == 0
 
 
 def test_impossible_choices() -> None:
@@ -120,7 +121,7 @@ def test_impossible_choices() -> None:
         prune_barber=True,
         prune_granularity="block",
     )
-    refused("--pruned_model only has a meaning together with --prune_barber", pruned_model="x")
+    refused("--pruned_model only has a meaning together with a step that goes on with it", pruned_model="x")
     refused("--delete removes what --save_model wrote", delete=True)
     refused("--eval_data is empty", eval_data=())
     refused("--save_model is empty", save_model="")

@@ -20,8 +20,8 @@ from matplotlib.image import imread
 from test_report_costs import answered
 from test_report_samples import row
 
-from autoprune.report.html import render_html
-from autoprune.report.svg import DARK, LIGHT
+from autoprune.report.draw import DARK, LIGHT
+from autoprune.report.page import render_html
 from autoprune.results.types import Cost, EvaluationRow
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -103,8 +103,8 @@ def test_words_stand_clear_of_each_other_and_inside(browse: Callable[..., str], 
     measured: dict[str, Any] = json.loads(unescape(title[1]))
     assert measured["faults"] == []
     assert measured["too_wide"] <= 0
-    assert measured["drawings"] > 50
-    assert measured["words"] > 1000
+    assert measured["drawings"] > 10
+    assert measured["words"] > 250
 
 
 @pytest.mark.parametrize(("scheme", "palette"), [(1, LIGHT), (0, DARK)], ids=["light", "dark"])

@@ -9,12 +9,12 @@ import pytest
 from test_report_html import parse, titles
 from test_report_samples import row, sample_rows
 
-from autoprune.report.costs import cost_grid, frontier, pareto
-from autoprune.report.frames import layers_frame, perplexity_frame, rows_frame
-from autoprune.report.html import render_html
-from autoprune.report.views import texts_of, variants_of
-from autoprune.report.zeroshot import Difference, accuracy_grid, difference_grid
-from autoprune.results.types import Cost, EvaluationRow, Perplexities, TaskResult, ZeroShotResult
+from autoprune.report.accuracy import Difference, accuracy_table, difference_table
+from autoprune.report.charts import frontier, pareto
+from autoprune.report.page import render_html
+from autoprune.report.tables import cost_table
+from autoprune.results.tidy import Results
+from autoprune.results.types import Cost, Evaluation, EvaluationRow, TaskResult, ZeroShotResult
 
 SECONDS = {"wanda": 2.0, "wanda+barber": 5.0}
 
@@ -42,11 +42,11 @@ def answered(row: EvaluationRow, *words: str) -> EvaluationRow:
 
 def test_cost_table() -> None:
     """Mean and spread of the seconds, the largest memory; no column for what was not measured."""
-    grid = cost_grid(variants_of(timed(sample_rows())))
+    grid = cost_table(Results(timed(sample_rows())))
     assert grid.header == ("method", "target", "pruning, s", "whole run, s", "peak memory, MiB")
     assert grid.rows[0] == ("dense", "dense", "-", "20.0", "300")
     assert grid.rows[2] == ("wanda+barber", "50 %", "5.50 ± 0.71", "20.5 ± 0.7", "301")
-    assert cost_grid(variants_of(sample_rows())).rows == ()
+    assert cost_table(Results(sample_rows())).header == ("method", "target")
 
 
 def test_frontier() -> None:
@@ -56,14 +56,15 @@ def test_frontier() -> None:
 
 def test_one_picture_of_time_per_target() -> None:
     rows = timed(sample_rows())
-    drawings = pareto(variants_of(rows), texts_of(rows)[0])
+    results = Results(rows)
+    drawings = pareto(results, results.texts[0])
     assert [d.title for d in drawings] == [
         f"Perplexity on wikitext2 (128) against time at {target}" for target in ("50 %", "2:4")
     ]
-    assert pareto(variants_of(sample_rows()), texts_of(rows)[0]) == []
+    assert pareto(Results(sample_rows()), results.texts[0]) == []
     page = render_html(rows, title="x")
     parse(page)
-    assert "Time and memory" in titles(page)
+    assert "Perplexity against time" in titles(page)
 
 
 def test_paired_differences_by_hand() -> None:
@@ -74,7 +75,7 @@ def test_paired_differences_by_hand() -> None:
         answered(row("wanda", "50 %", 9, seed=1), "11100000"),
         answered(row("wanda+barber", "50 %", 8, seed=0), "11100000"),
     ]
-    grid = difference_grid(variants_of(rows), "acc")
+    grid = difference_table(Results(rows), "acc")
     assert [r[:3] for r in grid.rows] == [
         ("wanda", "50 %", "dense"),
         ("wanda+barber", "50 %", "dense"),
@@ -93,7 +94,7 @@ def test_difference_needs_the_same_samples() -> None:
         answered(row("dense", "dense", 4, seed=None), "1100", "11"),
         answered(row("wanda", "50 %", 9), "1000", "101"),
     ]
-    grid = difference_grid(variants_of(rows), "acc")
+    grid = difference_table(Results(rows), "acc")
     assert grid.rows[0][3:] == ("-", "-25.0 ± 25.0", "-")
 
 
@@ -102,7 +103,7 @@ def test_accuracies_and_their_mean() -> None:
         answered(row("dense", "dense", 4, seed=None), "1100", "1111"),
         answered(row("wanda", "50 %", 9), "1000", "1100"),
     ]
-    grid = accuracy_grid(variants_of(rows), "acc")
+    grid = accuracy_table(Results(rows), "acc")
     assert grid.header == ("method", "target", "mean acc of 2", "a", "b")
     assert grid.rows[1] == ("wanda", "50 %", "37.5", "25.0 ± 25.0", "50.0 ± 28.9")
     page = render_html(rows, title="x")
@@ -126,12 +127,17 @@ def test_several_models_have_sections_of_their_own() -> None:
 def test_frames() -> None:
     pytest.importorskip("pandas")
     rows = timed(sample_rows())
-    frame = rows_frame([answered(rows[0], "10"), *rows[1:]])
+    frame = Results([answered(rows[0], "10"), *rows[1:]]).wide()
     measured = ["wikitext2 (128)", "a acc", "a acc stderr", "prune_seconds", "seconds", "peak_bytes"]
     assert list(frame.columns) == ["model", "method", "settings", "target", "seed", "sparsity", *measured]
     assert frame.groupby("method")["wikitext2 (128)"].count().to_dict() == {"dense": 1, "wanda": 4, "wanda+barber": 4}
-    layers = layers_frame(rows[2].pruning)  # type: ignore[arg-type]
+    assert rows[2].pruning is not None
+    layers = rows[2].pruning.to_pandas()
     assert list(layers.block.unique()) == [0, 1]
     assert (layers.grown == 40).all()
-    assert list(perplexity_frame(rows[0].perplexity).perplexity) == [4.2412]
-    assert len(Perplexities(rows[0].perplexity).to_pandas()) == 1
+    found = Evaluation(rows[0].perplexity)
+    assert list(found.to_pandas().perplexity) == [4.2412]
+    assert found.perplexity == {"wikitext2": 4.2412}
+    assert (list(found), len(found), found[0]) == (list(rows[0].perplexity), 1, rows[0].perplexity[0])
+    assert repr(found) == "Evaluation(perplexity wikitext2: 4.241)"
+    assert "<table" in found._repr_html_()

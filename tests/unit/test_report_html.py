@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 from test_report_samples import row, sample_rows, summary
 
-from autoprune.report.html import render_html
+from autoprune.report.page import render_html
 from autoprune.results.types import EvaluationRow, PruningSummary
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -34,7 +34,7 @@ def page() -> str:
 
 
 def test_well_formed_and_self_contained(page: str) -> None:
-    """No script, no link, no address but the name of the SVG language."""
+    """No script, nothing loaded, no address but the name of the SVG language; links lead inside."""
     root = parse(page)
     assert not list(root.iter("script")) + list(root.iter("link")) + list(root.iter("img")) + list(root.iter("iframe"))
     assert set(re.findall(r"https?://[^\"' <)]*", page)) == {"http://www.w3.org/2000/svg"}
@@ -91,7 +91,7 @@ def test_all_sections_when_all_is_known() -> None:
         "Results",
         "Perplexity against sparsity",
         "Layers",
-        "What LLM-Barber exchanged",
+        "What was exchanged",
         "Warnings",
         "How it was measured",
     ]
@@ -161,4 +161,4 @@ def test_losses_that_are_zero_or_odd_are_left_out_of_the_drawing() -> None:
         replace(s, loss_before=0.0, loss_after=float("nan"), exchanged=0, compared=0) for s in before.sub_blocks
     )
     page = render_html([replace(row("wanda+barber", "50 %", 9), pruning=replace(before, sub_blocks=subs))], title="x")
-    assert "What LLM-Barber exchanged" in titles(page)
+    assert "What was exchanged" in titles(page)

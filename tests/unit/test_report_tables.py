@@ -11,11 +11,14 @@ import pytest
 from rich.console import Console
 from test_report_samples import row, sample_rows, summary
 
-from autoprune.report import numbers, tables
-from autoprune.report.grid import Grid, grid_to_latex, grid_to_markdown, grid_to_rich
-from autoprune.report.html import render_html
-from autoprune.report.views import barber_effect, texts_of, variants_of
-from autoprune.results.types import PruningSummary
+from autoprune.report import numbers
+from autoprune.report.layers import exchange_table, exchange_totals, layer_table
+from autoprune.report.page import render_html
+from autoprune.report.table import Table, from_rows, print_table, to_latex, to_markdown, to_text
+from autoprune.report.tables import bits_table, comparison, perplexity_log
+from autoprune.results.tidy import Results
+from autoprune.results.types import Cost, EvaluationRow, PruningSummary
+from autoprune.results.variants import Spread
 
 
 def column_starts(text: str) -> list[int]:
@@ -50,23 +53,25 @@ def assert_aligned(text: str) -> None:
 )
 def test_perplexities_have_four_significant_digits(value: float, text: str) -> None:
     """Short forms for huge ones, words for what is no number."""
-    assert numbers.perplexity_text(value) == text
+    assert numbers.number_text(value) == text
 
 
 def test_other_numbers() -> None:
     """Spread, shares, changes and errors."""
-    assert numbers.perplexity_text(18.5, 0.70711) == "18.50 ± 0.71"
-    assert numbers.perplexity_text(2e6, 1e5) == "2.0e+06 ± 1.0e+05"
+    assert numbers.number_text(18.5, 0.70711) == "18.50 ± 0.71"
+    assert numbers.number_text(2e6, 1e5) == "2.0e+06 ± 1.0e+05"
     assert [numbers.share_text(s) for s in (0.0, 0.5, 0.00001)] == ["0.00 %", "50.00 %", "1.0e-03 %"]
     assert [numbers.change_text(r) for r in (0.9, 1.021, 12.0, float("nan"))] == ["-10.0 %", "+2.1 %", "x12", "nan"]
-    assert numbers.change_text(0.968, 0.00123) == "-3.2 ± 0.1 %"
+    assert numbers.change_text(Spread(0.968, 0.00123, 2)) == "-3.2 ± 0.1 %"
+    assert numbers.column_texts([Spread(4.2412), Spread(18.5, 0.70711, 2), None]) == ("4.24", "18.50 ± 0.71", "-")
+    assert numbers.column_texts([Spread(4.2412), Spread(9.0)]) == ("4.241", "9.000")
     assert [numbers.error_text(e) for e in (None, 0.12345, 1e-5, float("inf"))] == ["-", "0.1235", "1.00e-05", "inf"]
 
 
 def test_the_log_is_exactly_this() -> None:
-    """Golden: the text of ``log_<method>_<threshold>.txt``."""
+    """Golden: the text of ``log_<method>_<target>.txt``."""
     assert (
-        tables.perplexity_log([row("wanda+barber", "50 %", 16.204)])
+        perplexity_log([row("wanda+barber", "50 %", 16.204)])
         == "method        target  actual sparsity  wikitext2 (128)\n"
         "------------  ------  ---------------  ---------------\n"
         "wanda+barber  50 %            50.00 %            16.20\n"
@@ -74,42 +79,59 @@ def test_the_log_is_exactly_this() -> None:
 
 
 def test_the_comparison_is_exactly_this() -> None:
-    """Golden: means stand below each other, and LLM-Barber's effect beside its row."""
+    """Golden: means stand below each other with the same digits, changes beside them."""
     assert (
-        tables.comparison_table(sample_rows()) == "method        target  sparsity  wikitext2 (128)     LLM-Barber\n"
-        "------------  ------  --------  ---------------  -------------\n"
-        "dense         dense     0.00 %     4.241\n"
-        "wanda         50 %     50.00 %     18.50 ± 0.71\n"
-        "wanda+barber  50 %     50.00 %     16.65 ± 0.64  -10.0 ± 0.0 %\n"
-        "wanda         2:4      50.00 %      2404 ± 1\n"
-        "wanda+barber  2:4      50.00 %      2164 ± 1     -10.0 ± 0.0 %\n"
+        to_text(comparison(Results(sample_rows())))
+        == "method        target  sparsity  perplexity, wikitext2 (128 tokens)         vs dense  change by barber\n"
+        "------------  ------  --------  ----------------------------------  ---------------  ----------------\n"
+        "dense         dense     0.00 %                         4.24\n"
+        "wanda         50 %     50.00 %                        18.50 ± 0.71  +336.2 ± 16.7 %\n"
+        "wanda+barber  50 %     50.00 %                        16.65 ± 0.64  +292.6 ± 15.0 %     -10.0 ± 0.0 %\n"
+        "wanda         2:4      50.00 %                      2403.90 ± 0.71    x567\n"
+        "wanda+barber  2:4      50.00 %                      2163.51 ± 0.64    x510              -10.0 ± 0.0 %\n"
     )
 
 
-def test_effect_is_that_of_each_seed_on_its_own_first_pass() -> None:
-    """Seeds of different difficulty do not hide a change that is the same in all; a seed without a first pass does not
+def test_a_run_beside_the_dense_model_and_its_first_step() -> None:
+    """What `prune` prints: changes, time and peak memory."""
+    rows = [
+        row("dense", "dense", 10, seed=None),
+        row("wanda", "50 %", 15),
+        row("wanda+barber (block 0.1)", "50 %", 12),
+    ]
+    assert rows[2].pruning is not None
+    timed = replace(rows[2].pruning, seconds={"prune": 3.0})
+    rows[2] = replace(rows[2], pruning=timed, cost=Cost(4.0, 2**30))
+    table = comparison(Results(rows))
+    assert table.header[4:] == ("vs dense", "change by barber", "pruning, s", "peak memory, MiB")
+    assert table.rows[2][4:] == ("+20.0 %", "-20.0 %", "3.00", "1,024")
+    assert table.rows[0][4:] == ("", "", "-", "-")
+
+
+def test_effect_is_that_of_each_seed_on_its_own_first_step() -> None:
+    """Seeds of different difficulty do not hide a change that is the same in all; a seed without a first step does not
     count.
     """
     first = [row("wanda", "50 %", value, seed=seed) for seed, value in enumerate((10.0, 20.0))]
     after = [row("wanda+barber", "50 %", value, seed=seed) for seed, value in enumerate((9.0, 18.4, 77.0))]
-    effect = barber_effect(variants_of([*first, *after])[1], variants_of([*first, *after]), texts_of(first))
+    results = Results([*first, *after])
+    effect = results.change(results.variants[1], results.before(results.variants[1]))
     assert effect is not None
     assert (effect.mean, effect.sd, effect.count) == (pytest.approx(0.91), pytest.approx(0.01 * 2**0.5), 2)
-    assert tables.comparison_table([*first, *after]).splitlines()[-1].endswith("-9.0 ± 1.4 %")
+    assert comparison(results).rows[-1][-1] == "-9.0 ± 1.4 %"
 
 
 @pytest.mark.parametrize(
     "text",
     [
-        tables.perplexity_log(sample_rows()),
-        tables.perplexity_log(
-            [row("dense", "dense", float("inf")), row("a-very-long-method", "50 %", 1e9, source="x" * 30)]
-        ),
-        tables.layer_table(summary()),
-        tables.layer_table(summary(barber=True), per_layer=True),
-        tables.layer_table(summary(error=None)),
-        tables.barber_table(summary(barber=True)),
-        tables.barber_table(summary(barber=True), per_layer=True),
+        perplexity_log(sample_rows()),
+        perplexity_log([row("dense", "dense", float("inf")), row("a-very-long-method", "50 %", 1e9, source="x" * 30)]),
+        to_text(layer_table(summary())),
+        to_text(layer_table(summary(barber=True), per_layer=True)),
+        to_text(layer_table(summary(error=None))),
+        to_text(exchange_table(summary(barber=True))),
+        to_text(exchange_table(summary(barber=True), per_layer=True)),
+        to_text(exchange_totals(Results(sample_rows()))),
     ],
 )
 def test_columns_are_aligned(text: str) -> None:
@@ -120,54 +142,45 @@ def test_columns_are_aligned(text: str) -> None:
 def test_missing_and_odd_values() -> None:
     """What was not measured is a dash; several seeds get a column; NaN and infinity are words."""
     rows = [row("wanda", "50 %", float("nan"), seed=0), row("wanda", "50 %", float("inf"), seed=1, source="ptb")]
-    lines = [line.split() for line in tables.perplexity_log(rows).splitlines()]
+    lines = [line.split() for line in perplexity_log(rows).splitlines()]
     assert lines[2][-2:] == ["nan", "-"]
     assert lines[3][-2:] == ["-", "inf"]
     assert lines[0][2] == "seed"
-    assert "nan" in tables.comparison_table(rows)
-    assert tables.comparison_table([]).splitlines()[0].split() == ["method", "target", "sparsity"]
+    assert "nan" in to_text(comparison(Results(rows)))
+    assert comparison(Results([])).header == ("method", "target")
 
 
 def test_layers_are_counted() -> None:
     """Zeros and sparsity per block, per layer and of all; the worst layer is named."""
-    text = tables.layer_table(summary())
-    assert text.splitlines()[2].split() == [
-        "0",
-        "3",
-        "6,144",
-        "3,072",
-        "50.00",
-        "%",
-        "0.2000",
-        "0.2000",
-        "self_attn.q_proj",
-    ]
-    assert text.splitlines()[-1].split() == ["all", "12,288", "6,144", "50.00", "%"]
-    assert len(tables.layer_table(summary(), per_layer=True).splitlines()) == 2 + 6 + 1
+    table = layer_table(summary())
+    assert table.rows[0] == ("0", "3", "6,144", "3,072", "50.00 %", "0.2000", "0.2000", "self_attn.q_proj")
+    assert table.rows[-1] == ("all", "", "12,288", "6,144", "50.00 %", "", "", "")
+    assert len(layer_table(summary(), per_layer=True).rows) == 6 + 1
+    assert layer_table(PruningSummary(())).rows[-1][0] == "all"
 
 
-def test_barber_table_shows_exchange_loss_and_movement() -> None:
-    """Movement only where sparsity moved; nothing at all where LLM-Barber did not run."""
-    line = tables.barber_table(summary(barber=True)).splitlines()[2]
-    assert line.split("  ")[0] == "0"
-    for part in ("self_attn", "10.00 %", "2.000e-04", "1.000e-04", "-50.0 %", "q_proj +3.12 pp", "o_proj -3.12 pp"):
-        assert part in line
-    first = tables.barber_table(summary(barber=True), per_layer=True).splitlines()[2].split()
-    assert first == ["0", "self_attn.q_proj", "19.53", "%", "40", "72", "50.00", "%", "53.12", "%", "+3.12", "pp"]
-    assert tables.barber_table(summary()) == ""
-    assert tables.layer_table(PruningSummary(())).splitlines()[-1].split()[0] == "all"
+def test_exchange_table_shows_pairs_loss_and_movement() -> None:
+    """Movement only where sparsity moved; no lines where nothing was exchanged."""
+    moved = ("q_proj +3.12 pp", "o_proj -3.12 pp")
+    line = exchange_table(summary(barber=True)).rows[0]
+    assert line == ("0", "self_attn", "10.00 %", "10", "2.000e-04", "1.000e-04", "-50.0 %", *moved)
+    first = exchange_table(summary(barber=True), per_layer=True).rows[0]
+    assert first == ("0", "self_attn.q_proj", "19.53 %", "40", "72", "50.00 %", "53.12 %", "+3.12 pp")
+    assert exchange_table(summary()).rows == []
+    total = exchange_totals(Results(sample_rows())).rows[0]
+    assert total == ("wanda+barber", "50 %", "10.00 %", "40", "8.000e-04", "4.000e-04", "-50.0 %")
 
 
 def test_markdown_parses_back() -> None:
     """Same number of cells in every line, the best of a target bold, bars in names escaped."""
-    lines = grid_to_markdown(tables.comparison_grid(sample_rows())).splitlines()
+    lines = to_markdown(comparison(Results(sample_rows()))).splitlines()
     cells = [[c.strip() for c in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
-    assert {len(c) for c in cells} == {5}
+    assert {len(c) for c in cells} == {6}
     assert len({len(line) for line in lines}) == 1
     assert all(re.fullmatch("-+", c) for c in cells[1][:2])
     assert all(re.fullmatch("-+:", c) for c in cells[1][2:])
     assert cells[4][3] == "**16.65 ± 0.64**"
-    assert r"a\|b" in grid_to_markdown(tables.comparison_grid([row("a|b", "50 %", 3)]))
+    assert r"a\|b" in to_markdown(comparison(Results([row("a|b", "50 %", 3)])))
 
 
 def test_bits_per_byte_beside_perplexity() -> None:
@@ -181,9 +194,12 @@ def test_bits_per_byte_beside_perplexity() -> None:
         )
         for i, r in enumerate(sample_rows()[:3])
     ]
-    assert [line[2] for line in tables.bits_grid(rows).rows] == ["1.500", "2.500", "3.500"]
-    assert next(csv.DictReader(io.StringIO(tables.to_csv(rows))))["wikitext2 (128) bits per byte"] == "1.5"
-    assert tables.bits_grid(sample_rows()).rows == ()
+    assert [line[2] for line in bits_table(Results(rows)).rows] == ["1.500", "2.500", "3.500"]
+    assert (
+        next(csv.DictReader(io.StringIO(Results(rows).wide().to_csv(index=False))))["wikitext2 (128) bits per byte"]
+        == "1.5"
+    )
+    assert bits_table(Results(sample_rows())).rows == []
     page = render_html(rows, title="x")
     assert "Bits per byte" in page
     assert "documents" in page
@@ -193,7 +209,7 @@ def test_bits_per_byte_beside_perplexity() -> None:
 def test_csv_parses_back() -> None:
     """One line per row, numbers in full, odd words quoted."""
     rows = [*sample_rows(), row('odd, "name"', "50 %", float("inf"))]
-    parsed = list(csv.DictReader(io.StringIO(tables.to_csv(rows))))
+    parsed = list(csv.DictReader(io.StringIO(Results(rows).wide().to_csv(index=False))))
     assert len(parsed) == len(rows)
     for line, original in zip(parsed, rows, strict=True):
         assert line["method"] == original.method
@@ -204,40 +220,65 @@ def test_csv_parses_back() -> None:
 
 def test_latex_parses_back() -> None:
     """Balanced environment, the same number of cells in every line, special characters escaped."""
-    text = grid_to_latex(tables.comparison_grid([*sample_rows(), row("my_method & 1{0}%", "50 %", 20)]))
-    assert text.startswith(r"\begin{tabular}{llrrr}")
+    text = to_latex(comparison(Results([*sample_rows(), row("my_method & 1{0}%", "50 %", 20)])))
+    assert text.startswith(r"\begin{tabular}{llrrrr}")
     assert text.endswith("\\end{tabular}\n")
     body = [line for line in text.splitlines() if line.endswith(r"\\")]
-    assert {len(re.findall(r"(?<!\\)&", line)) for line in body} == {4}
+    assert {len(re.findall(r"(?<!\\)&", line)) for line in body} == {5}
     assert r"my\_method \& 1\{0\}\%" in text
     assert r"\textbf{16.65 $\pm$ 0.64}" in text
     assert not re.search(r"(?<!\\)%", text)
 
 
-def test_numbers_stand_below_each_other_on_a_terminal() -> None:
-    """Whatever stands behind them; and where there is little room, columns are left out rather than words torn
-    apart.
-    """
-    console = Console(width=80, file=io.StringIO(), force_terminal=False)
-    grid = Grid(("task", "acc"), (("a", "28.42 ± 1.89"), ("b", "3.10"), ("mean", "15.76 (of 2)")), words=1)
-    console.print(grid_to_rich(grid))
-    tables.print_barber(summary(barber=True), console)
+def shown(table: Table, width: int) -> list[str]:
+    """The lines that a terminal of this width shows."""
+    console = Console(width=width, file=io.StringIO(), force_terminal=False, markup=False)
+    print_table(table, console)
     assert isinstance(console.file, io.StringIO)
-    lines = console.file.getvalue().splitlines()
+    return console.file.getvalue().splitlines()
+
+
+def test_numbers_stand_below_each_other_on_a_terminal() -> None:
+    """Whatever stands behind them."""
+    cells = [("a", "28.42 ± 1.89"), ("b", "3.10"), ("mean", "15.76 (of 2)")]
+    lines = shown(Table(from_rows(["task", "acc"], cells)), 80)
     numbers = [line for line in lines if line.strip().split(" ")[0] in ("a", "b", "mean")]
     assert {line.index(".") for line in numbers} == {numbers[0].index(".")}
-    assert not any("lost" in line for line in lines)
-    assert any("self_attn" in line and "-50.0 %" in line for line in lines)
+
+
+def wide_rows() -> list[EvaluationRow]:
+    """Long names and every column, as in README's larger table."""
+    rows = [row("dense", "dense", 15.78, seed=None)]
+    for method in ("sparsegpt", "sparsegpt+barber (output1 0.1, retain reconstruction)"):
+        for seed in (0, 1):
+            made = row(method, "2:4", 18.82 + seed, seed=seed)
+            assert made.pruning is not None
+            timed = replace(made.pruning, seconds={"prune": 12.5})
+            rows.append(replace(made, pruning=timed, cost=Cost(90.0, 3 * 2**30)))
+    return rows
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_no_number_breaks_and_no_line_doubles(width: int) -> None:
+    """Columns are left out instead, by name; what a table is about stays."""
+    for table, lines, stays in (
+        (comparison(Results(wide_rows())), 3, "19.32 ± 0.71"),
+        (layer_table(summary()), 3, "0.2000"),
+        (exchange_table(summary(barber=True)), 4, "-50.0 %"),
+    ):
+        text = shown(table, width)
+        assert max(map(len, text)) <= width
+        rule = next(i for i, line in enumerate(text) if "───" in line)
+        body = [line for line in text[rule + 1 :] if line.strip()]
+        end = next((i for i, line in enumerate(body) if line.startswith("no room for")), len(body))
+        assert (rule, end) == (2, lines), text
+        assert any(stays in line for line in text), text
+        said = " ".join(text)
+        assert all((column.short or column.head) in said for column in table.columns)
 
 
 def test_terminal_tables() -> None:
     """Rich draws the same cells; names with brackets are no markup."""
-    console = Console(width=120, file=io.StringIO(), force_terminal=False)
-    tables.print_comparison([*sample_rows(), row("[bold]x", "50 %", 20)], console)
-    tables.print_layers(summary(), console)
-    tables.print_barber(summary(barber=True), console)
-    tables.print_barber(summary(), console)
-    assert isinstance(console.file, io.StringIO)
-    text = console.file.getvalue()
-    for part in ("[bold]x", "16.65 ± 0.64", "What was pruned", "by sub-block"):
-        assert part in text
+    text = "\n".join(shown(comparison(Results([*sample_rows(), row("[bold]x", "50 %", 20)])), 120))
+    assert "[bold]x" in text
+    assert "16.65 ± 0.64" in text

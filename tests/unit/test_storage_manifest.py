@@ -151,7 +151,7 @@ def test_config_is_copied_and_says_nothing_of_sparsity(written: tuple[Path, Path
 
 def test_card_is_a_new_one(written: tuple[Path, Path]) -> None:
     text = (written[1] / "README.md").read_text()
-    assert "pruned by wanda+barber (50 %)" in text
+    assert "pruned by wanda+barber (output1 0.01) (50 %)" in text
     assert "the card of the original" not in text
 
 

@@ -6,12 +6,12 @@ from __future__ import annotations
 
 import builtins
 import json
-import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from end_to_end.harness import SAMPLES, write_task
 from end_to_end.tiny import run_classic, save_tiny, tiny_model, tiny_tokenizer, write_words
 
 from autoprune.cli.main import classic
@@ -20,52 +20,14 @@ from autoprune.evaluation import tasks
 from autoprune.evaluation.tasks import check_tasks
 from autoprune.events import Event, Notice, Phase, Step
 from autoprune.recipe.recipe import ZeroShotOptions
-from autoprune.report.zeroshot import zeroshot_grid
-from autoprune.results.types import TaskResult, ZeroShotResult, row_from_json
+from autoprune.report.accuracy import zeroshot_table
+from autoprune.results.codec import row_from_json
+from autoprune.results.types import TaskResult, ZeroShotResult
 from autoprune.run import open as subject
 from autoprune.run.api import evaluate, prune
 
 lm_eval = pytest.importorskip("lm_eval")
 pytestmark = pytest.mark.filterwarnings("ignore")  # the harness and the datasets library warn about themselves
-
-SAMPLES = 24
-TASK = """
-task: {name}
-dataset_path: json
-dataset_kwargs:
-  data_files: {{validation: {data}}}
-  cache_dir: {cache}
-output_type: multiple_choice
-validation_split: validation
-doc_to_text: "{{{{question}}}}"
-doc_to_target: answer
-doc_to_choice: choices
-metric_list: [{metrics}]
-metadata: {{version: {version}}}
-"""
-
-
-def write_task(folder: Path, name: str, metrics: tuple[str, ...], version: float) -> None:
-    """A task of made-up words; answers of several lengths, so that acc_norm differs from acc."""
-    rng = random.Random(name)
-
-    def words(count: int) -> str:
-        return " ".join(f"w{rng.randrange(120)}" for _ in range(count))
-
-    samples = [
-        {
-            "question": words(rng.randrange(3, 9)),
-            "choices": [words(rng.randrange(1, 4)) for _ in range(3)],
-            "answer": rng.randrange(3),
-        }
-        for _ in range(SAMPLES)
-    ]
-    data = folder / f"{name}.jsonl"
-    data.write_text("".join(json.dumps(sample) + "\n" for sample in samples), encoding="utf-8")
-    listed = ", ".join(f"{{metric: {metric}, aggregation: mean, higher_is_better: true}}" for metric in metrics)
-    (folder / f"{name}.yaml").write_text(
-        TASK.format(name=name, data=data, cache=folder / "cache", metrics=listed, version=version), encoding="utf-8"
-    )
 
 
 @pytest.fixture(scope="module")
@@ -228,10 +190,10 @@ def test_model_that_does_not_fit_is_refused_before_work_begins(
 def test_files(pruned: tuple[Path, ZeroShotResult]) -> None:
     """An aligned table whose means say what they average, and JSON with everything."""
     place, result = pruned
-    row = row_from_json(json.loads((place / "results/zeroshot_magnitude_0.01.json").read_text()))
+    row = row_from_json(json.loads((place / "results/zeroshot_magnitude_0.5.json").read_text()))
     assert row.zeroshot == result
     assert row.settings["zeroshot"]["tasks"] == ["plain_words", "long_words"]
-    text = (place / "results/zeroshot_magnitude_0.01.txt").read_text()
+    text = (place / "results/zeroshot_magnitude_0.5.txt").read_text()
     header = next(line for line in text.splitlines() if line.startswith("task"))
     mean = next(line for line in text.splitlines() if line.startswith("mean of the column"))
     assert header.split() == ["task", "version", "shots", "samples", "acc", "acc_norm"]
@@ -246,7 +208,7 @@ def test_table_of_other_metrics() -> None:
         TaskResult("reading", "1", 0, 9, {"acc": 0.5, "perplexity": 12.5}, {"acc": 0.1}),
         TaskResult("sums", "3", 5, 9, {"exact_match,strict-match": 0.25}, {}),
     )
-    grid = zeroshot_grid(ZeroShotResult(tasks))
+    grid = zeroshot_table(ZeroShotResult(tasks))
     assert grid.header[4:] == ("acc", "acc_norm", "perplexity", "exact_match,strict-match")
     assert grid.rows[0][4:] == ("50.00 ± 10.00", "-", "12.50", "-")
     assert grid.rows[2][4:] == ("50.00 (of 1)", "-", "-", "25.00 (of 1)")

@@ -1,4 +1,4 @@
-"""`autoprune bench GRID.toml` and ``autoprune.benchmark``: read the grid, run its cells, write the reports."""
+"""`autoprune bench GRID.toml` and ``autoprune.benchmark``: read a grid, check it, run its cells, write the reports."""
 
 from __future__ import annotations
 
@@ -9,18 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from autoprune.bench.grid import make_grid, read_grid
+from autoprune.bench.grid import Grid, make_grid, read_grid
 from autoprune.bench.runner import CellResult, run_grid
-from autoprune.errors import RecipeError
-from autoprune.events import Emit, silent
-from autoprune.report.costs import cost_grid
-from autoprune.report.frames import rows_frame
-from autoprune.report.grid import Grid, grid_to_latex, grid_to_markdown
-from autoprune.report.html import render_html
-from autoprune.report.tables import comparison_grid, to_csv
-from autoprune.report.views import variants_of
-from autoprune.report.zeroshot import accuracy_grid, metrics_of
-from autoprune.results.types import EvaluationRow, dump_json
+from autoprune.data.sources import parse_source
+from autoprune.errors import AutoPruneError, RecipeError
+from autoprune.events import Emit, Phase, silent
+from autoprune.report.publish import formats, tables_of
+from autoprune.report.table import Table
+from autoprune.results.codec import dump_json
+from autoprune.results.tidy import Results
+from autoprune.results.types import EvaluationRow
+from autoprune.storage.locate import locate
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -46,19 +45,13 @@ class BenchSummary:
         return [result for result in self.results if result.error]
 
     @property
-    def tables(self) -> list[Grid]:
-        """Perplexities, then accuracies and costs where they were measured."""
-        variants = variants_of(self.rows)
-        grids = (
-            comparison_grid(self.rows),
-            *(accuracy_grid(variants, metric) for metric in metrics_of(variants)),
-            cost_grid(variants),
-        )
-        return [grid for grid in grids if grid.rows]
+    def tables(self) -> list[Table]:
+        """Perplexities with changes and costs, then accuracies where they were measured."""
+        return tables_of(Results(self.rows))
 
     def to_pandas(self) -> DataFrame:
         """One line for each cell that succeeded: what it was, perplexities, accuracies, seconds and peak memory."""
-        return rows_frame(self.rows)
+        return Results(self.rows).wide()
 
 
 def benchmark(
@@ -67,26 +60,24 @@ def benchmark(
     """Runs a grid and writes ``results.json``, ``.csv``, ``.md``, ``.tex`` and ``report.html`` into ``directory``.
 
     ``grid`` is a file, or the same keys as a dictionary: ``{"models": ["demo"], "methods": ["wanda"], "targets":
-    [0.5]}``. Every cell is a process of its own; those that are finished in ``directory`` are taken over. Raises:
-    RecipeError if the grid can't be read; OutputError if another run is at work in the directory.
+    [0.5]}``. Every cell is a process of its own; those that are finished in ``directory`` are taken over; of several
+    ``jobs`` each has a GPU of its own as far as there are any. Raises: RecipeError if the grid can't be read, or a
+    cell names a step, a model, a text or a task that is not there; OutputError if another run is at work in the
+    directory.
     """
     if jobs < 1:
         raise RecipeError(f"--jobs {jobs} is too small; give at least 1")
     start, directory = time.monotonic(), Path(directory)
     chosen = make_grid(grid) if isinstance(grid, Mapping) else read_grid(Path(grid))
+    emit(Phase("checking the grid"))
+    check_cells(chosen, emit)
     results = tuple(run_grid(chosen, directory, jobs=jobs, emit=emit))
     summary = BenchSummary(chosen.title, results, (), 0.0)
-    reports = {"results.json": dump_json([_entry(result) for result in results])}
+    entries = [{"cell": r.cell.name, "error": r.error, "cost": r.cost, "row": r.row} for r in results]
+    reports = {"results.json": dump_json(entries)}
     if summary.rows:
         command = None if isinstance(grid, Mapping) else f"autoprune bench {Path(grid).name}"
-        reports |= {
-            "results.csv": to_csv(summary.rows),
-            "report.html": render_html(summary.rows, title=chosen.title, command=command),
-        }
-        reports |= {
-            "results.md": "\n".join(map(grid_to_markdown, summary.tables)),
-            "results.tex": "\n".join(map(grid_to_latex, summary.tables)),
-        }
+        reports |= formats(summary.rows, title=chosen.title, command=command)
     for name, text in reports.items():
         (directory / name).write_text(text, encoding="utf-8")
     return dataclasses.replace(
@@ -94,5 +85,26 @@ def benchmark(
     )
 
 
-def _entry(result: CellResult) -> dict[str, object]:
-    return {"cell": result.cell.name, "error": result.error, "cost": result.cost, "row": result.row}
+def check_cells(grid: Grid, emit: Emit = silent) -> None:
+    """Looks for all that the cells will need, each once. Raises: AutoPruneError naming the cell and what it lacks."""
+    seen = set()
+    for cell in grid.cells:
+        recipe = cell.recipe
+        texts = [("--eval_data", word) for word in recipe.evaluation.eval_data]
+        if recipe.target is not None:
+            texts.append(("--calibration_data", recipe.calibration.calibration_data))
+        models = [word for word in (recipe.model.model, recipe.chosen.pruned_model) if word]
+        try:
+            for flag, word in texts:
+                if (flag, word) not in seen:
+                    parse_source(word, flag)
+            for word in models:
+                if word not in seen:
+                    locate(word, recipe.model.cache_dir)
+            if recipe.zeroshot.tasks and recipe.zeroshot not in seen:
+                from autoprune.evaluation.tasks import check_tasks
+
+                check_tasks(recipe.zeroshot, emit)
+        except AutoPruneError as error:
+            raise type(error)(f"cell {cell.name}: {error}") from error
+        seen |= {*texts, *models, recipe.zeroshot}

@@ -44,7 +44,8 @@ def main(options: Path, result: Path) -> int:
     clock.start("importing")
     from autoprune.errors import AutoPruneError
     from autoprune.recipe.recipe import recipe_from_flat
-    from autoprune.results.types import Cost, dump_json
+    from autoprune.results.codec import dump_json
+    from autoprune.results.types import Cost
     from autoprune.run.api import run
     from autoprune.run.labels import DENSE
 
@@ -85,7 +86,8 @@ def device_bytes() -> int:
 
 def end_with_the_starter() -> None:
     """Ends this process when its standard input does."""
-    sys.stdin.buffer.read()
+    while os.read(0, 4096):  # not sys.stdin, whose lock would be held when the interpreter comes to its end
+        pass
     os._exit(1)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import itertools
@@ -16,6 +17,7 @@ import autoprune
 from autoprune.core.sparsity import parse_target
 from autoprune.errors import AutoPruneError, RecipeError
 from autoprune.recipe.recipe import Recipe, recipe_from_flat
+from autoprune.steps.classic import StepOptions, step_names
 from autoprune.storage.locate import DEMO
 
 if sys.version_info >= (3, 11):
@@ -63,13 +65,17 @@ def read_grid(path: Path) -> Grid:
 
     Raises: RecipeError naming the file and the key, method or target that can't be used.
     """
+    return make_grid({"title": path.stem, **read_toml(path, "grid file")}, str(path))
+
+
+def read_toml(path: Path, kind: str) -> dict[str, Any]:
+    """A TOML file as a dictionary. Raises: RecipeError naming it if it is missing or no TOML."""
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise RecipeError(f"{path}: there is no such grid file") from error
+        raise RecipeError(f"{path}: there is no such {kind}") from error
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise RecipeError(f"{path} is no readable TOML: {error}") from error
-    return make_grid({"title": path.stem, **table}, str(path))
 
 
 def make_grid(table: Mapping[str, Any], where: str = "grid") -> Grid:
@@ -115,27 +121,26 @@ def _cells(table: Mapping[str, Any]) -> Iterator[Cell]:
             method, kind = _method(entry), _target(target)
             if str(target) not in [str(t) for t in method.get("only", [target])]:
                 continue
-            options = {
-                **common,
-                **{k: v for k, v in method.items() if k not in METHOD_KEYS},
-                **kind,
-                "model": model,
-                "seed": seed,
-            }
-            name = method.get("name") or method.get("prune_method", "wanda") + (
-                "+barber" if method.get("prune_barber") else ""
-            )
+            options = {k: v for k, v in method.items() if k not in METHOD_KEYS}
+            name = method.get("name") or method_word(options)
+            options = {**common, **options, **kind, "model": model, "seed": seed}
             yield Cell(f"{_short(model)} {name} {target} seed {seed}", options)
 
 
+def method_word(options: Mapping[str, Any]) -> str:
+    """The steps of an entry in one word. Raises: RecipeError if it names them in two ways."""
+    names = {field.name for field in dataclasses.fields(StepOptions)} & set(options)
+    steps = options.get("steps", ())
+    steps = tuple(steps.replace(" ", "").split(",") if isinstance(steps, str) else map(str, steps))
+    chosen = StepOptions(**{**{name: options[name] for name in names}, "steps": steps})
+    if chosen.effort:
+        return f"effort {chosen.effort}"
+    return "+".join([*(["given"] if chosen.pruned_model else []), *step_names(chosen)])
+
+
 def _method(entry: Any) -> dict[str, Any]:
-    """``"wanda+barber"`` is short for ``{prune_method = "wanda", prune_barber = true}``."""
-    if isinstance(entry, Mapping):
-        return dict(entry)
-    first, plus, second = str(entry).partition("+")
-    if plus and second != "barber":
-        raise RecipeError(f"method {entry!r} is unknown; a word is a first pass, or one followed by +barber")
-    return {"prune_method": first, **({"prune_barber": True} if plus else {})}
+    """A word is short for its steps: ``"a+b"`` for ``{steps = ["a", "b"]}``."""
+    return dict(entry) if isinstance(entry, Mapping) else {"steps": str(entry).split("+")}
 
 
 def _target(target: Any) -> dict[str, Any]:

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from autoprune.bench.grid import Cell, Grid
+from autoprune.bench.grid import Cell, Grid, method_word, read_toml
 from autoprune.bench.runner import CellResult, run_grid
 from autoprune.errors import RecipeError
 from autoprune.events import Emit, silent
-from autoprune.report.grid import Grid as TextGrid
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from autoprune.report.table import Table, from_rows
 
 PUBLISHED = Path(__file__).resolve().parent / "published.toml"
 
@@ -54,31 +48,20 @@ class Reproduction:
         return all(comparison.verdict == "pass" for comparison in self.comparisons)
 
     @property
-    def grid(self) -> TextGrid:
-        """The comparison as a table."""
+    def table(self) -> Table:
+        """The comparison, line by line."""
         lines = []
         for c in self.comparisons:
             here = "-" if c.measured is None else f"{c.measured:.4g}"
             apart = "-" if c.measured is None else f"{c.measured / c.published - 1:+.2%}".replace("-0.00%", "+0.00%")
-            lines.append(
-                (
-                    c.row,
-                    f"{c.published:.4g}",
-                    here,
-                    apart,
-                    f"±{c.tolerance:.0%}" if c.tolerance >= 0.01 else f"±{c.tolerance:.2%}",
-                    c.verdict,
-                )
-            )
-        return TextGrid(("row", "published", "here", "apart", "tolerance", "verdict"), tuple(lines), words=1)
+            within = f"±{c.tolerance:.0%}" if c.tolerance >= 0.01 else f"±{c.tolerance:.2%}"
+            lines.append((c.row, f"{c.published:.4g}", here, apart, within, c.verdict))
+        return Table(from_rows(["row", "published", "here", "apart", "tolerance", "verdict"], lines))
 
 
 def read_tables(path: Path = PUBLISHED) -> dict[str, dict[str, Any]]:
     """All published tables by name. Raises: RecipeError naming the file, and the table and key that can't be used."""
-    try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RecipeError(f"{path}: no readable table of published values ({error})") from error
+    tables = read_toml(path, "file of published values")
     for name, table in tables.items():
         _check_table(f"{path}: table {name}", table)
     return tables
@@ -138,9 +121,8 @@ def _cell(table: dict[str, Any], row: dict[str, Any], overrides: Mapping[str, An
 
 
 def _label(row: dict[str, Any]) -> str:
-    barber = "+barber" if row.get("options", {}).get("prune_barber") else ""
-    target = f" {row['target']}" if "target" in row else ""
-    return f"{row['method']}{barber}{target}"
+    steps = method_word({**row.get("options", {}), "prune_method": row["method"]})
+    return f"{steps} {row['target']}" if "target" in row else steps
 
 
 def _compare(row: dict[str, Any], result: CellResult, tolerance: float) -> Comparison:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import queue
 import subprocess
 import sys
 import threading
@@ -20,8 +21,10 @@ from autoprune.data.cache import VARIABLE
 from autoprune.errors import OutputError
 from autoprune.events import Emit, Notice, Phase, Step, silent
 from autoprune.report.save import check_report_directory
-from autoprune.results.types import Cost, EvaluationRow, dump_json, row_from_json
+from autoprune.results.codec import dump_json, from_jsonable, row_from_json
+from autoprune.results.types import Cost, EvaluationRow
 
+DEVICES = "CUDA_VISIBLE_DEVICES"
 PROGRAM = (sys.executable, "-m", "autoprune.bench.cell")
 
 
@@ -44,6 +47,10 @@ class Workers:
         shared = cells.parent / "shared"  # token windows and dense results, made by the first cell that needs them
         shared.mkdir(exist_ok=True)
         threads = max(1, (os.cpu_count() or 1) // jobs)
+        self._slots: queue.SimpleQueue[str | None] = queue.SimpleQueue()  # a GPU for each job, or None: as it is
+        devices = visible_devices() if jobs > 1 else []
+        for job in range(jobs):
+            self._slots.put(devices[job % len(devices)] if devices else None)
         self._environment = os.environ | {
             VARIABLE: str(shared),
             "OMP_NUM_THREADS": str(threads),
@@ -55,8 +62,12 @@ class Workers:
         options, result, log = (self._cells / f"{cell.key}.{kind}" for kind in ("options.json", "json", "log"))
         result.unlink(missing_ok=True)
         options.write_text(dump_json({"name": cell.name, "options": cell.options}), encoding="utf-8")
-        with log.open("wb") as said:
-            ended = self._wait_for([*PROGRAM, str(options), str(result)], said)
+        device = self._slots.get()
+        try:
+            with log.open("wb") as said:
+                ended = self._wait_for([*PROGRAM, str(options), str(result)], said, device)
+        finally:
+            self._slots.put(device)
         if ended is None:
             return
         if not result.is_file():
@@ -73,12 +84,13 @@ class Workers:
             for process in self._running:
                 process.kill()
 
-    def _wait_for(self, command: list[str], said: Any) -> int | None:
-        """The exit status; None if the work was stopped."""
+    def _wait_for(self, command: list[str], said: Any, device: str | None) -> int | None:
+        """The exit status; None if the work was stopped. ``device`` is the only GPU that the process sees."""
+        own = self._environment | ({} if device is None else {DEVICES: device})
         with self._lock:
             if self._stopped:
                 return None
-            process = subprocess.Popen(command, env=self._environment, stdin=subprocess.PIPE, stdout=said, stderr=said)
+            process = subprocess.Popen(command, env=own, stdin=subprocess.PIPE, stdout=said, stderr=said)
             self._running.add(process)
         try:
             status = process.wait()
@@ -88,6 +100,15 @@ class Workers:
             if process.stdin:
                 process.stdin.close()
         return None if self._stopped else status
+
+
+def visible_devices() -> list[str]:
+    """The GPUs of NVIDIA's that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    if (named := os.environ.get(DEVICES)) is not None:
+        return [word.strip() for word in named.split(",") if word.strip()]
+    import torch
+
+    return [str(i) for i in range(torch.cuda.device_count())]
 
 
 def run_grid(grid: Grid, directory: Path, *, jobs: int = 1, emit: Emit = silent) -> list[CellResult]:
@@ -119,24 +140,38 @@ def read_outcome(path: Path) -> dict[str, Any]:
 
 
 def _run_missing(grid: Grid, cells: Path, jobs: int, emit: Emit) -> None:
-    todo = [cell for cell in grid.cells if not read_outcome(cells / f"{cell.key}.json").get("row")]
-    if done := len(grid.cells) - len(todo):
-        emit(Notice(f"{done} of {len(grid.cells)} cells are finished already and are taken over from {cells.parent}"))
-    emit(Phase("cells", total=len(grid.cells)))
+    total, todo = len(grid.cells), [c for c in grid.cells if not read_outcome(cells / f"{c.key}.json").get("row")]
+    if done := total - len(todo):
+        emit(Notice(f"{done} of {total} cells are finished already and are taken over from {cells.parent}"))
+    emit(Phase("cells", total=total, done=done))
     workers, pool = Workers(cells, jobs), ThreadPoolExecutor(max_workers=jobs)
+
+    def work(cell: Cell) -> None:
+        emit(Step(0, 1, cell.name, done, total))
+        workers.run(cell)
+
     try:
-        running = {pool.submit(workers.run, cell): cell for cell in todo}
+        running = {pool.submit(work, cell): cell for cell in todo}
         for finished in as_completed(running):
             finished.result()
             done += 1
-            emit(Step(0, 1, running[finished].name, done, len(grid.cells)))
+            cell = running[finished]
+            emit(Step(0, 1, cell.name, done, total))
+            emit(Notice(f"{done}/{total} {cell.name}: {_said(_read(cells, cell))}"))
     finally:  # also when interrupted: then cells are under way, and others wait
         workers.stop()
         pool.shutdown(cancel_futures=True)
 
 
+def _said(result: CellResult) -> str:
+    """A finished cell in few words."""
+    took = f"{result.cost.seconds:.0f} s" if result.cost else ""
+    figures = [f"perplexity {p.perplexity:.2f} on {p.source}" for p in result.row.perplexity] if result.row else []
+    return ", ".join(filter(None, [*figures, f"FAILED: {result.error}" if result.error else "", took])) or "done"
+
+
 def _read(cells: Path, cell: Cell) -> CellResult:
     raw = read_outcome(cells / f"{cell.key}.json")
-    cost = Cost(**raw["cost"]) if raw.get("cost") else None
+    cost = from_jsonable(Cost, raw.get("cost"))
     row = dataclasses.replace(row_from_json(raw["row"]), cost=cost) if raw.get("row") else None
     return CellResult(cell, row, None if row else raw.get("error") or "no result was written", cost)

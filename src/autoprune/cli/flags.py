@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from autoprune.errors import RecipeError
-from autoprune.recipe.recipe import Recipe, groups
+from autoprune.recipe.recipe import groups
 
 
 class Parser(argparse.ArgumentParser):
@@ -35,10 +35,11 @@ def add_flags(
 
     ``positional`` names a field that is given without a flag.
     """
-    for group in groups(Recipe):
-        if chosen is not None and group.name not in chosen:
+    for group in groups():
+        if chosen is not None and (group.step or group.name not in chosen):
             continue
-        section = parser.add_argument_group((group.type.__doc__ or group.name).split("(")[0].strip().rstrip("."))
+        about = (group.type.__doc__ or group.name).split("\n")[0].split("(")[0].strip().rstrip(".")
+        section = parser.add_argument_group(about)
         hints = typing.get_type_hints(group.type)
         for field in (field for field in dataclasses.fields(group.type) if field.name not in without):
             _add_flag(section, field, hints[field.name], positional, optional_model)
@@ -46,7 +47,7 @@ def add_flags(
 
 def given(values: argparse.Namespace) -> dict[str, Any]:
     """The options that the user gave; fields left out keep the recipe's defaults."""
-    known = {f.name for group in groups(Recipe) for f in dataclasses.fields(group.type)}
+    known = {f.name for group in groups() for f in dataclasses.fields(group.type)}
     return {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in vars(values).items()

@@ -8,8 +8,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import autoprune
+from autoprune.cli.compare import add_compare, run_compare
 from autoprune.cli.flags import Parser, add_flags, given
-from autoprune.errors import AutoPruneError, RecipeError
+from autoprune.errors import AutoPruneError, OutputError, RecipeError
 from autoprune.machine.launch import launched, require_alone
 from autoprune.recipe.recipe import recipe_from_flat
 
@@ -21,6 +22,10 @@ VERIFY = (
 BENCH = (
     "Runs every cell of a grid in a process of its own; what is finished is not run again. Exit status 1 if a cell"
     " failed."
+)
+REPORT = (
+    "Sets results of autoprune bench, --save_ppl and --save_zeroshot beside each other: mean and deviation over seeds,"
+    " the best of each target bold, significance in words; as a page with pictures too."
 )
 REPRODUCE = (
     "Runs a published table again and sets each result beside its value: pass, differs, or could not run. Exit status"
@@ -68,7 +73,13 @@ def _console(arguments: list[str]) -> int:
     ):
         command = commands.add_parser(name, help=about, description=about.capitalize() + ".", allow_abbrev=False)
         groups, without = FLAGS[name]
-        add_flags(command, groups, without, positional=None if name == "prune" else "model")
+        if name == "prune":
+            command.add_argument("model_word", metavar="MODEL", nargs="?", help="the model, instead of --model")
+            command.add_argument(
+                "place", metavar="OUT", nargs="?", help="where the result goes, instead of --save_model"
+            )
+        add_flags(command, groups, without, positional=None if name == "prune" else "model", optional_model=True)
+    add_compare(commands)
     verify = commands.add_parser(
         "verify", help="audit a pruned checkpoint, trusting only its files", description=VERIFY, allow_abbrev=False
     )
@@ -87,6 +98,13 @@ def _console(arguments: list[str]) -> int:
         help="where cells and reports go; a second run takes up what is there (default %(default)s)",
     )
     bench.add_argument("--jobs", metavar="N", type=int, default=1, help="cells at the same time (default %(default)s)")
+    report = commands.add_parser(
+        "report", help="results of earlier runs as a table or a page", description=REPORT, allow_abbrev=False
+    )
+    report.add_argument("results", metavar="RESULTS", nargs="+", type=Path, help="JSON files, or directories of them")
+    report.add_argument("--format", choices=("md", "csv", "latex", "html"), default="md", help="default %(default)s")
+    report.add_argument("--out", metavar="FILE", type=Path, help="where to write it; default: standard output")
+    report.add_argument("--title", metavar="WORDS", default="AutoPrune results", help="of the page")
     reproduce = commands.add_parser(
         "reproduce", help="run a published table again and compare", description=REPRODUCE, allow_abbrev=False
     )
@@ -109,14 +127,31 @@ def _console(arguments: list[str]) -> int:
         require_alone(f"autoprune {chosen.command}")
     if chosen.command == "reproduce":
         return _reproduce(chosen, given(chosen))
+    if chosen.command == "compare":
+        return run_compare(chosen)
     if chosen.command == "verify":
         return _verify(chosen.directory, chosen.model)
+    if chosen.command == "report":
+        return _report(chosen)
     if chosen.command == "bench":
         return _bench(chosen.grid, chosen.out, chosen.jobs)
     values = given(chosen)
     if chosen.command == "inspect":
         return _inspect(values)
-    return _prune(values if chosen.command == "prune" else values | {"sparsity_ratio": 0})
+    return _prune(values | {"sparsity_ratio": 0} if chosen.command == "eval" else _placed(values, chosen))
+
+
+def _placed(values: dict[str, object], chosen: argparse.Namespace) -> dict[str, object]:
+    """The options with model and place as they were given without flags."""
+    for name, word in (("model", chosen.model_word), ("save_model", chosen.place)):
+        if word is not None and name in values:
+            raise RecipeError(
+                f"{word!r} and --{name} {values[name]} say the same thing twice; leave out one of the two"
+            )
+        values |= {name: word} if word is not None else {}
+    if "model" not in values:
+        raise RecipeError("no model is named; write `autoprune prune MODEL OUT --sparsity 2:4`, or give --model")
+    return values
 
 
 def _prune(values: dict[str, object]) -> int:
@@ -173,6 +208,21 @@ def _bench(grid: str, out: str, jobs: int) -> int:
 
     show_bench(summary)
     return 1 if summary.failed else 0
+
+
+def _report(chosen: argparse.Namespace) -> int:
+    from autoprune.report.publish import published
+    from autoprune.results.codec import read_rows
+
+    text = published(read_rows(chosen.results), chosen.format, title=chosen.title)
+    if chosen.out is None:
+        sys.stdout.write(text)
+        return 0
+    try:
+        chosen.out.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise OutputError(f"--out {chosen.out}: can't write there ({error}); choose another file") from error
+    return 0
 
 
 def _reproduce(chosen: argparse.Namespace, overrides: dict[str, object]) -> int:

@@ -9,10 +9,12 @@ from collections.abc import Iterator
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn, TimeElapsedColumn
+from rich.table import Column
 from rich.text import Text
 
 from autoprune.events import BlockResult, Emit, Event, Notice, Phase, Step, silent
 
+NARROW, WIDE = 70, 100  # columns of a terminal: below no bar, above a long one
 PLAIN_EVERY = 10.0  # seconds between lines of progress inside a block, without a terminal
 
 
@@ -26,24 +28,40 @@ def watching(*, quiet: bool) -> Iterator[Emit]:
     if not console.is_terminal:
         yield _Lines()
         return
-    name, note = TextColumn("{task.description}", markup=False), TextColumn("{task.fields[note]}", markup=False)
-    columns = (SpinnerColumn(), name, BarColumn(), note, TimeElapsedColumn(), _TimeLeft())
+    bar, names = (0 if console.width < NARROW else 10 if console.width < WIDE else 32), 20
+    room = console.width - names - bar - (14 if bar == 0 else 24)  # beside spinner, clocks and spaces
+    name = TextColumn("{task.description}", markup=False, table_column=_cut(names))
+    note = TextColumn("{task.fields[note]}", markup=False, table_column=_cut(room))
+    middle = (BarColumn(bar_width=bar), note, TimeElapsedColumn()) if bar else (note,)
+    columns = (SpinnerColumn(), name, *middle, _TimeLeft())
     with Progress(*columns, console=console, transient=True) as progress:
         yield _Bar(progress)
 
 
+def _cut(width: int) -> Column:
+    """One line of at most so many letters."""
+    return Column(no_wrap=True, overflow="ellipsis", max_width=width)
+
+
 class _TimeLeft(ProgressColumn):
-    """Time left, judged by the share that is done."""
+    """Time left: reckoned anew whenever something is done, from the share that is; counted down in between."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._key: tuple[object, ...] = ()
+        self._left, self._at = 0.0, 0.0
 
     def render(self, task: Task) -> Text:
-        if not task.total or not task.completed or not task.elapsed:
+        done = task.completed - task.fields["since"]
+        if not task.total or done <= 0 or not task.elapsed:
             return Text("left -:--", style="progress.remaining")
-        left = int(task.elapsed * (task.total - task.completed) / task.completed)
-        clock = (
-            f"{left // 3600}:{left // 60 % 60:02d}:{left % 60:02d}"
-            if left >= 3600
-            else f"{left // 60}:{left % 60:02d}"
-        )
+        if self._key != (key := (task.id, task.completed, task.total)):
+            self._key, self._at = key, task.elapsed
+            self._left = task.elapsed * (task.total - task.completed) / done
+        left = max(0, int(self._left - (task.elapsed - self._at)))
+        clock = f"{left // 60}:{left % 60:02d}"
+        if left >= 3600:
+            clock = f"{left // 3600}:{left // 60 % 60:02d}:{left % 60:02d}"
         return Text(f"left {clock}", style="progress.remaining")
 
 
@@ -52,14 +70,14 @@ class _Bar:
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
-        self._task = progress.add_task("starting", total=None, note="")
         self._phase = Phase("starting")
+        self._task = progress.add_task("starting", total=None, note="", since=0)
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, Phase):
             self._phase = event
             self._progress.remove_task(self._task)
-            self._task = self._progress.add_task(event.name, total=event.total, note="")
+            self._task = self._progress.add_task(event.name, total=event.total, note="", since=event.done)
         elif isinstance(event, Step):
             self._step(event)
         elif isinstance(event, BlockResult):
@@ -75,7 +93,10 @@ class _Bar:
             note = f"block {event.block + 1}/{event.blocks} {event.phase} {event.done}/{event.total}"
             self._progress.update(self._task, completed=event.block, total=event.blocks, note=note)
         else:
-            self._progress.update(self._task, completed=event.done, total=event.total)
+            what = "" if event.phase == self._phase.name else f" {event.phase}"
+            self._progress.update(
+                self._task, completed=event.done, total=event.total, note=f"{event.done}/{event.total}{what}"
+            )
 
 
 class _Lines:

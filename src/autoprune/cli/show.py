@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
-from autoprune.report.grid import grid_to_rich
-from autoprune.report.tables import print_barber, print_comparison, print_layers
-from autoprune.report.zeroshot import zeroshot_grid
+from autoprune.report.accuracy import zeroshot_table
+from autoprune.report.comparison import comparison_tables
+from autoprune.report.layers import exchange_table, layer_table
+from autoprune.report.significance import findings
+from autoprune.report.table import print_table
+from autoprune.report.tables import comparison
+from autoprune.results.tidy import Results
 
 if TYPE_CHECKING:
     from autoprune.bench.bench import BenchSummary
     from autoprune.bench.reproduce import Reproduction
     from autoprune.evaluation.audit import AuditReport
+    from autoprune.results.comparison import Comparison
+    from autoprune.results.types import EvaluationRow
     from autoprune.run.api import PruneResult
     from autoprune.run.inspect import Inspection
 
@@ -30,20 +37,23 @@ def terminal() -> Console:
     return console if console.is_terminal else Console(markup=False, width=WIDE)
 
 
-def show_result(result: PruneResult) -> None:
-    """Tables per block and sub-block, the perplexities, and where the files are."""
+def show_result(result: PruneResult, before: Sequence[EvaluationRow] = ()) -> None:
+    """Tables per block and sub-block, the perplexities, and where the files are.
+
+    ``before`` are rows that the result is set beside: the dense model, and it after the steps before the last.
+    """
     console = terminal()
     if result.summary:
-        print_layers(result.summary, console)
+        print_table(layer_table(result.summary), console)
         if result.summary.sub_blocks:
-            print_barber(result.summary, console)
+            print_table(exchange_table(result.summary), console)
     if result.row.perplexity:
-        print_comparison([result.row], console)
+        print_table(comparison(Results([*before, result.row])), console)
     elif result.summary and not result.row.zeroshot:
         console.print(f"sparsity {result.row.sparsity:.2%}", highlight=False)
     if result.row.zeroshot:
         console.print("Zero-shot accuracy in percent, higher is better", style="bold")
-        console.print(grid_to_rich(zeroshot_grid(result.row.zeroshot)))
+        print_table(zeroshot_table(result.row.zeroshot), console)
     output = result.recipe.output
     if result.directory:
         console.print(f"checkpoint: {result.directory}", highlight=False, soft_wrap=True)
@@ -55,6 +65,15 @@ def show_result(result: PruneResult) -> None:
         console.print(f"perplexity: {output.save_ppl}", highlight=False, soft_wrap=True)
     if output.save_zeroshot:
         console.print(f"zero-shot:  {output.save_zeroshot}", highlight=False, soft_wrap=True)
+
+
+def show_comparison(result: Comparison, directory: str | None) -> None:
+    """How far predictions moved, and where the files are."""
+    console = terminal()
+    for table in comparison_tables(result):
+        print_table(table, console)
+    if directory:
+        console.print(f"comparison: {directory}", highlight=False, soft_wrap=True)
 
 
 def show_inspection(inspection: Inspection) -> None:
@@ -116,7 +135,9 @@ def show_bench(summary: BenchSummary) -> None:
     """The comparisons of all cells, those that failed, and where the reports are."""
     console = terminal()
     for table in summary.tables:
-        console.print(grid_to_rich(table))
+        print_table(table, console)
+    for sentence in findings(Results(summary.rows)):
+        console.print(sentence, highlight=False)
     for result in summary.failed:
         console.print(f"FAILED {result.cell.name}: {result.error}", style="red", highlight=False, soft_wrap=True)
     for path in summary.reports:
@@ -128,7 +149,7 @@ def show_reproduction(result: Reproduction) -> None:
     """The published table beside what came out here."""
     console = terminal()
     console.print(f"{result.name}: {result.source}", highlight=False, soft_wrap=True)
-    console.print(grid_to_rich(result.grid))
-    for reason in dict.fromkeys(comparison.reason for comparison in result.comparisons if comparison.reason):
-        rows = ", ".join(comparison.row for comparison in result.comparisons if comparison.reason == reason)
+    print_table(result.table, console)
+    for reason in dict.fromkeys(c.reason for c in result.comparisons if c.reason):
+        rows = ", ".join(c.row for c in result.comparisons if c.reason == reason)
         console.print(f"{rows} could not run: {reason}", style="red", highlight=False, soft_wrap=True)

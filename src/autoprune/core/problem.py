@@ -1,32 +1,24 @@
-"""The vocabulary of pruning: a layer's problem, its solution, and what a method is."""
+"""The vocabulary of pruning: a layer's problem and its solution."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from enum import Enum
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from autoprune.core.sparsity import Target
-from autoprune.core.statistics import GradientEnergy, InputGram, InputNorm, Statistic
-
-
-class Scope(Enum):
-    """Which layers a method solves together."""
-
-    INPUT_GROUP = "input group"  # layers fed by one and the same tensor (q, k, v; gate, up)
-    SUB_BLOCK = "sub-block"  # the attention half or the MLP half of a block
+from autoprune.core.statistics import Statistic
 
 
 @dataclass(frozen=True)
 class LayerProblem:
     """One layer to prune.
 
-    ``weight`` is the current value ``[out, in]`` in the model's dtype; ``dense`` and ``keep`` are given to methods
-    that rebuild an already pruned model: the dense value and the present keep pattern. Methods compute in float32.
+    ``weight`` is the current value ``[out, in]`` in the model's dtype; steps compute in float32. ``dense`` is what the
+    layer's output is measured against: the dense weight, or what a step put in its place. ``keep`` is the pattern that
+    earlier steps left. Both are None for the first step that comes to a layer.
     """
 
     name: str
@@ -39,33 +31,9 @@ class LayerProblem:
 
 @dataclass(frozen=True)
 class LayerSolution:
-    """The keep pattern, and the new weights ``[out, in]``; ``weight`` is None when survivors have their dense
-    value.
-    """
+    """The keep pattern, and the new weights ``[out, in]``; without ``weight`` survivors have their dense value."""
 
     name: str
     keep: Bool[Tensor, "out in"]
     weight: Float[Tensor, "out in"] | None = None
-    notes: dict[str, Any] = field(default_factory=dict)
-
-
-@runtime_checkable
-class Method(Protocol):
-    """A frozen dataclass whose fields are its hyper-parameters.
-
-    ``statistic`` is what must be observed first (None: nothing), ``scope`` which layers come to ``solve`` together.
-    """
-
-    @property
-    def statistic(self) -> type[InputNorm] | type[InputGram] | type[GradientEnergy] | None:
-        """What has to be accumulated; methods state it as a class variable."""
-        ...
-
-    @property
-    def scope(self) -> Scope:
-        """Which layers are solved together; methods state it as a class variable."""
-        ...
-
-    def solve(self, problems: Sequence[LayerProblem]) -> list[LayerSolution]:
-        """One solution for each problem, in order."""
-        ...
+    notes: dict[str, Any] = field(default_factory=dict)  # JSON values: what the record says of the layer

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from typing import Any
 
 from autoprune.errors import RecipeError
 
@@ -36,6 +37,11 @@ class SemiStructured:
 
 
 Target = Unstructured | SemiStructured
+
+
+def target_from(kind: str, **values: Any) -> Target:
+    """The inverse of noting a target's kind and fields."""
+    return {cls.__name__: cls for cls in (Unstructured, SemiStructured)}[kind](**values)
 
 
 def parse_target(sparsity_type: str, ratio: float | None) -> Target | None:

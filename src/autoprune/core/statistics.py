@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float
@@ -52,6 +55,24 @@ class InputGram:
 
 
 @dataclass
+class CrossGram:
+    """``C = sum x_dense x_pruned^T`` over all calibration tokens, in float32: how far the streams agree."""
+
+    cross: Float[Tensor, "in in"]
+    tokens: int = 0
+
+    @classmethod
+    def empty(cls, features: int, device: torch.device | str = "cpu") -> CrossGram:
+        """Nothing seen yet."""
+        return cls(torch.zeros(features, features, dtype=torch.float32, device=device))
+
+    def update(self, dense: Float[Tensor, "tokens in"], pruned: Float[Tensor, "tokens in"]) -> None:
+        """Adds a batch of tokens: the same ones, as the layer sees them in both streams."""
+        self.cross.addmm_(dense.float().T, pruned.float())
+        self.tokens += pruned.shape[0]
+
+
+@dataclass
 class GradientEnergy:
     """Sum over samples of the squared weight gradient, ``sum_j (dL_j/dW)^2``, in float32 (LLM-Barber, arXiv
     2408.10631).
@@ -84,4 +105,18 @@ class GradientEnergy:
         return (self.squares / self.samples).sqrt()
 
 
-Statistic = InputNorm | InputGram | GradientEnergy
+Statistic = InputNorm | InputGram | CrossGram | GradientEnergy
+S = TypeVar("S", bound="InputNorm | InputGram | CrossGram")
+
+
+def tensors_of(statistic: Statistic) -> list[Tensor]:
+    """The tensors in a statistic, every one a sum over what was seen."""
+    values = (getattr(statistic, field.name) for field in dataclasses.fields(statistic))
+    return [value for value in values if isinstance(value, Tensor)]
+
+
+def summed(statistics: Sequence[S]) -> S:
+    """One statistic of all that several of a kind have seen: their fields are sums, so they add up."""
+    first = statistics[0]
+    names = [field.name for field in dataclasses.fields(first)]
+    return type(first)(*(sum(getattr(statistic, name) for statistic in statistics) for name in names))

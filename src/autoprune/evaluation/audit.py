@@ -13,11 +13,13 @@ from autoprune.core.selection import count_violations
 from autoprune.core.sparsity import SemiStructured, Target
 from autoprune.errors import ModelError, OutputError, RecipeError
 from autoprune.events import Emit, Notice, Phase, Step, silent
+from autoprune.model.walk import walk
 from autoprune.storage.checkpoint import Checkpoint
 from autoprune.storage.files import file_sha256
 from autoprune.storage.locate import locate
 from autoprune.storage.manifest import MANIFEST, Manifest
 from autoprune.storage.skeleton import build_skeleton
+from autoprune.storage.source import open_checkpoint
 from autoprune.storage.store import CheckpointStore
 from autoprune.storage.values import is_finite
 
@@ -79,10 +81,10 @@ def audit(
     Raises: OutputError if there is no manifest to say what was promised; ModelError if the dense model can't be read.
     """
     promise = read_promise(directory)
-    original = Checkpoint.open(dense) if dense else None
+    original = open_checkpoint(dense) if dense else None
     faults, hashes = _check_files(directory, promise)
     try:
-        checkpoint = Checkpoint.open(directory)
+        checkpoint = open_checkpoint(directory)
         store = CheckpointStore(
             build_skeleton(checkpoint, "auto", torch.device("cpu"), trust_remote_code=trust_remote_code),
             resident=False,
@@ -128,7 +130,7 @@ def find_dense(directory: Path, model: str | None, emit: Emit = silent) -> Path 
     if model is not None:
         return locate(model)
     promise = read_promise(directory)
-    if not promise.in_memory and (promise.model == "demo" or Path(promise.model).is_dir()):
+    if not promise.in_memory and (promise.model == "demo" or Path(promise.model).exists()):
         return locate(promise.model)
     emit(
         Notice(
@@ -180,13 +182,11 @@ def _check_files(directory: Path, promise: Promise) -> tuple[list[Fault], dict[s
 def _audit_layers(store: CheckpointStore, promise: Promise, faults: list[Fault], emit: Emit) -> Iterator[LayerAudit]:
     blocks = store.anatomy.blocks
     emit(Phase("verifying", total=len(blocks)))
-    for block in blocks:
-        store.load(block.index)
+    for block in walk(store):
         for layer in block.layers:
             name = block.full_name(layer)
             if name in promise.zeros:
                 yield _layer(name, layer.matrix, promise.zeros[name], promise.target, faults)
-        store.release(block.index)
         emit(Step(block.index, len(blocks), "verifying", 1, 1))
 
 

@@ -17,8 +17,8 @@ from autoprune.data.windows import Windows
 from autoprune.errors import NumericsError
 from autoprune.events import Emit, Phase, Step
 from autoprune.model.calls import replaced_forward
-from autoprune.model.pipeline import Store, prepare_inputs
 from autoprune.model.stream import Place
+from autoprune.model.walk import Store, prepare_inputs, walk
 from autoprune.results.types import PerplexityResult
 
 
@@ -83,8 +83,8 @@ def _with_bits_per_byte(windows: Windows, mean: float) -> dict[str, Any]:
 def _resident_logits(
     store: EvaluationStore, ids: Tensor, batch: int, place: Place, emit: Emit
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    for i in range(len(store.anatomy.blocks)):
-        store.load(i)
+    for _ in walk(store):
+        pass  # a resident store keeps what it has loaded
     for part in ids.split(batch):
         yield part, store.logits(part)
 
@@ -95,12 +95,10 @@ def _streamed_logits(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     inputs, stream = prepare_inputs(store, ids, batch, place)
     blocks = store.anatomy.blocks
-    for block in blocks:
-        store.load(block.index)
+    for block in walk(store):
         for i in range(len(stream)):
             stream[i] = inputs.calls.of(i, block.index)(block.module, stream[i])
             emit(Step(block.index, len(blocks), "forward", i + 1, len(stream)))
-        store.release(block.index)
     modules = [block.module for block in blocks]
     for i, part in enumerate(ids.split(batch)):
         final = stream[i]

@@ -8,11 +8,13 @@ import dataclasses
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from autoprune.data.cache import cached_json
 from autoprune.data.windows import Windows
 from autoprune.events import Emit, Notice, silent
-from autoprune.results.types import PerplexityResult, dump_json, to_jsonable
+from autoprune.results.codec import dump_json, to_jsonable
+from autoprune.results.types import PerplexityResult
 from autoprune.storage.files import write_text, writing_to
 
 
@@ -35,7 +37,7 @@ class Notes:
 
     def __init__(self, path: Path | None, *, resume: bool, emit: Emit = silent) -> None:
         self._path, self._emit = path, emit
-        self._kept: list[dict[str, object]] = _read(path) if path and resume else []
+        self._kept: list[dict[str, Any]] = _read(path) if path and resume else []
 
     def measured(
         self, model: Mapping[str, object], windows: Windows, source: str, make: Callable[[], PerplexityResult]
@@ -45,16 +47,24 @@ class Notes:
         An empty ``model`` is one that can't be told from others: nothing is noted of it.
         Raises: OutputError if it can't be noted.
         """
-        key = json.loads(dump_json({**model, "windows": windows.fingerprint}))
-        for note in self._kept if model else ():
-            if note["key"] == key:
-                self._emit(Notice(f"perplexity {source}: measured before"))
-                return dataclasses.replace(PerplexityResult(**note["value"]), source=source)  # type: ignore[arg-type]
+        key = {**model, "windows": windows.fingerprint}
+        if model and (kept := self.find(key)):
+            self._emit(Notice(f"perplexity {source}: measured before"))
+            return dataclasses.replace(PerplexityResult(**kept), source=source)
         result = make()
         if model:
-            self._kept.append({"key": key, "value": to_jsonable(result)})
-            self._write()
+            self.add(key, result)
         return result
+
+    def find(self, key: Mapping[str, object]) -> dict[str, Any] | None:
+        """What was noted under this very key, as plain values; None if nothing was."""
+        wanted = json.loads(dump_json(key))
+        return next((note["value"] for note in self._kept if note["key"] == wanted), None)
+
+    def add(self, key: Mapping[str, object], result: object) -> None:
+        """Notes a result. Raises: OutputError if it can't be noted."""
+        self._kept.append({"key": json.loads(dump_json(key)), "value": to_jsonable(result)})
+        self._write()
 
     def forget(self) -> None:
         """All is saved where it belongs."""
@@ -68,7 +78,7 @@ class Notes:
             write_text(self._path, dump_json(self._kept))
 
 
-def _read(path: Path) -> list[dict[str, object]]:
+def _read(path: Path) -> list[dict[str, Any]]:
     try:
         return [{"key": note["key"], "value": note["value"]} for note in json.loads(path.read_text(encoding="utf-8"))]
     except (OSError, ValueError, KeyError, TypeError):

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from autoprune.errors import AutoPruneError, DataError, RecipeError
 from autoprune.evaluation.bars import bars_told
+from autoprune.evaluation.flips import no_choices
 from autoprune.events import Emit, Notice, Phase, silent
 from autoprune.recipe.recipe import ZeroShotOptions
 from autoprune.results.types import TaskResult, ZeroShotResult
@@ -54,6 +55,26 @@ def zeroshot(
 
     Raises: DataError if a task's data can't be fetched.
     """
+    raw, settings = run_harness(model, tokenizer, options, batch=batch, emit=emit)
+    return ZeroShotResult(tuple(_task(raw, name) for name in _shown(raw, options.tasks)), settings)
+
+
+def check_choices(options: ZeroShotOptions) -> None:
+    """Raises: DataError naming a task that is no multiple-choice task: it has no answers that could flip."""
+    manager = _task_manager(options)
+    tasks = manager.load(list(options.tasks))["tasks"] if hasattr(manager, "load") else {}
+    for name, task in tasks.items():
+        if task.OUTPUT_TYPE != "multiple_choice":
+            raise no_choices(name)
+
+
+def run_harness(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, options: ZeroShotOptions, *, batch: int, emit: Emit
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What the harness says of a model in memory, with its log of every sample; and the settings of the run.
+
+    Raises: DataError if a task's data can't be fetched.
+    """
     lm_eval = _harness()
     from lm_eval.models.huggingface import HFLM
 
@@ -81,8 +102,7 @@ def zeroshot(
             )
         )
     asked = {"num_fewshot": options.num_fewshot, "limit": options.limit, "batch_size": batch}
-    settings = {"harness": raw["lm_eval_version"], **asked, "max_length": held.max_length}
-    return ZeroShotResult(tuple(_task(raw, name) for name in _shown(raw, options.tasks)), settings)
+    return raw, {"harness": raw["lm_eval_version"], **asked, "max_length": held.max_length}
 
 
 def _shown(raw: dict[str, Any], tasks: Iterable[str]) -> list[str]:

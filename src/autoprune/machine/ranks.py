@@ -38,7 +38,7 @@ class Ranks(Protocol):
         """Whether this process is the one that writes, evaluates and prints."""
         ...
 
-    def gathered(self, value: T) -> list[T]:
+    def all_gather(self, value: T) -> list[T]:
         """Every rank's value, by rank."""
         ...
 
@@ -50,7 +50,7 @@ class Ranks(Protocol):
         """Named tensors in memory that rank 0 has, on every rank."""
         ...
 
-    def sum_(self, *tensors: Tensor) -> None:
+    def all_reduce(self, *tensors: Tensor) -> None:
         """Each tensor becomes its sum over all ranks, in place; all ranks get the same bits."""
         ...
 
@@ -58,7 +58,7 @@ class Ranks(Protocol):
         """The rows of all ranks, one below the other; ``counts`` says how many each has."""
         ...
 
-    def handed(self, owner: int, mine: Tensor | None, like: Tensor, dtype: torch.dtype) -> Tensor:
+    def broadcast(self, owner: int, mine: Tensor | None, like: Tensor, dtype: torch.dtype) -> Tensor:
         """The owner's tensor, of the shape and on the device of ``like``; only the owner has to give ``mine``."""
         ...
 
@@ -68,7 +68,7 @@ class Alone:
 
     rank, count, first = FIRST, 1, True
 
-    def gathered(self, value: T) -> list[T]:
+    def all_gather(self, value: T) -> list[T]:
         """Its own value."""
         return [value]
 
@@ -80,14 +80,14 @@ class Alone:
         """What it has itself."""
         return dict(make())
 
-    def sum_(self, *tensors: Tensor) -> None:
+    def all_reduce(self, *tensors: Tensor) -> None:
         """The sum over one."""
 
     def rows(self, mine: Tensor, counts: Sequence[int]) -> Tensor:
         """Its own rows."""
         return mine
 
-    def handed(self, owner: int, mine: Tensor | None, like: Tensor, dtype: torch.dtype) -> Tensor:
+    def broadcast(self, owner: int, mine: Tensor | None, like: Tensor, dtype: torch.dtype) -> Tensor:
         """Its own tensor."""
         assert mine is not None
         return mine
@@ -104,15 +104,15 @@ class Together:
         self.rank, self.count = distributed.get_rank(group), distributed.get_world_size(group)
         self.first = self.rank == FIRST
 
-    def gathered(self, value: T) -> list[T]:
+    def all_gather(self, value: T) -> list[T]:
         """Every rank's value, by rank; they travel pickled."""
-        self._meet()
+        self._synchronise()
         return self._objects(value)
 
     def from_first(self, make: Callable[[], T]) -> T:
         """What rank 0 makes; an error there is raised on every rank at the next meeting."""
         made = [make() if self.first else None]
-        self._meet()
+        self._synchronise()
         with _connected():
             distributed.broadcast_object_list(made, src=FIRST, group=self._group)
         return made[0]  # type: ignore[return-value]
@@ -127,9 +127,9 @@ class Together:
             self._broadcast(result[name], FIRST)
         return result
 
-    def sum_(self, *tensors: Tensor) -> None:
+    def all_reduce(self, *tensors: Tensor) -> None:
         """An all-reduce; the order of the additions is the backend's."""
-        self._meet()
+        self._synchronise()
         for tensor in tensors:
             carried = _carried(tensor)
             with _connected():
@@ -139,22 +139,22 @@ class Together:
 
     def rows(self, mine: Tensor, counts: Sequence[int]) -> Tensor:
         """One broadcast from every rank that has any."""
-        self._meet()
+        self._synchronise()
         parts = []
         for rank, count in enumerate(counts):
             parts.append(mine.contiguous() if rank == self.rank else mine.new_empty((count, *mine.shape[1:])))
             parts[-1] = self._broadcast(parts[-1], rank)
         return torch.cat(parts)
 
-    def handed(self, owner: int, mine: Tensor | None, like: Tensor, dtype: torch.dtype) -> Tensor:
+    def broadcast(self, owner: int, mine: Tensor | None, like: Tensor, dtype: torch.dtype) -> Tensor:
         """A broadcast."""
-        self._meet()
+        self._synchronise()
         given = torch.empty(like.shape, dtype=dtype, device=like.device) if mine is None else mine.contiguous()
         return self._broadcast(given, owner)
 
     def part(self, error: Exception | None = None) -> None:
         """The last meeting: this rank leaves, with or without an error. Raises: what another rank fails with."""
-        self._meet(error)
+        self._synchronise(error)
 
     def _broadcast(self, tensor: Tensor, owner: int) -> Tensor:
         """As bytes, so that every dtype can travel. ``tensor`` is contiguous."""
@@ -172,7 +172,7 @@ class Together:
             distributed.all_gather_object(values, value, group=self._group)
         return values
 
-    def _meet(self, error: Exception | None = None) -> None:
+    def _synchronise(self, error: Exception | None = None) -> None:
         """Raises what another rank fails with; if this one fails too, its caller raises ``error``."""
         trouble = torch.tensor([error is not None], dtype=torch.uint8)
         with _connected():

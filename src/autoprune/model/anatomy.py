@@ -17,7 +17,7 @@ COVERAGE_FLOOR = 0.9  # below it, a "pruned" model would be mostly dense
 
 
 @dataclass(frozen=True)
-class Block:
+class BlockAnatomy:
     """One decoder layer: its place in the model, its layers, and what of it can't be reached."""
 
     index: int
@@ -43,7 +43,7 @@ class Anatomy:
 
     model: nn.Module
     name: str  # of the module list, e.g. model.layers
-    blocks: tuple[Block, ...]
+    blocks: tuple[BlockAnatomy, ...]
     aside: tuple[
         tuple[str, int], ...
     ] = ()  # parts beside the language model, such as an image encoder: name, parameters
@@ -204,7 +204,7 @@ def _check_own_weights(model: nn.Module, name: str, modules: nn.ModuleList) -> N
         )
 
 
-def _examine_block(index: int, name: str, module: nn.Module) -> Block:
+def _examine_block(index: int, name: str, module: nn.Module) -> BlockAnatomy:
     left_alone = routers(module)
     layers: list[Layer] = []
     for child_name, child in module.named_modules():
@@ -213,4 +213,4 @@ def _examine_block(index: int, name: str, module: nn.Module) -> Block:
         layers.extend(fused_experts(child_name, child))
     reached = {layer.parameter_name for layer in layers}
     unreached = tuple((n, p.numel()) for n, p in module.named_parameters() if n not in reached)
-    return Block(index, name, module, tuple(layers), sum(p.numel() for p in module.parameters()), unreached)
+    return BlockAnatomy(index, name, module, tuple(layers), sum(p.numel() for p in module.parameters()), unreached)

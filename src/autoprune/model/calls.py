@@ -28,8 +28,8 @@ class BlockCall:
     dtype: torch.dtype  # of the hidden states that these arguments were made for
 
     def __call__(
-        self, block: nn.Module, hidden: Float[Tensor, "samples tokens width"]
-    ) -> Float[Tensor, "samples tokens width"]:
+        self, block: nn.Module, hidden: Float[Tensor, "samples tokens ..."]
+    ) -> Float[Tensor, "samples tokens ..."]:
         """Runs the block and returns its hidden states."""
         call = self.cast(hidden.dtype)
         named = {call.by_keyword: hidden} if call.by_keyword else {}
@@ -59,10 +59,11 @@ class BlockCall:
 
 @dataclass(frozen=True)
 class Mirror:
-    """How a block returns its hidden states: alone, or first in a tuple or a list."""
+    """How a block or part returns its hidden states, of which width: alone, or first in a tuple or a list."""
 
     rest: tuple[Any, ...] | None
     container: type[Any] = tuple
+    width: int = 0
 
     def wrap(self, hidden: Tensor) -> Any:
         """Hidden states in the shape that the model expects of a block."""
@@ -78,10 +79,11 @@ def mirror_of(output: Any) -> Mirror:
     """Remembers the shape of an output; of tensors beside the hidden states only parameters are kept, which are the
     same for all samples.
     """
+    width = hidden_of(output).shape[-1]
     if isinstance(output, Tensor):
-        return Mirror(None)
+        return Mirror(None, width=width)
     rest = (None if isinstance(part, Tensor) and not isinstance(part, nn.Parameter) else part for part in output[1:])
-    return Mirror(tuple(rest), list if isinstance(output, list) else tuple)
+    return Mirror(tuple(rest), list if isinstance(output, list) else tuple, width)
 
 
 def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
@@ -132,6 +134,8 @@ def probe_mirror(
     """Runs block 0 for real on a few tokens to see how a block of this model returns its hidden states.
 
     ``run`` takes token ids through the model's embedding and blocks; block 0 must hold its weights.
+
+    Raises: ModelError if block 0 has no part in that.
     """
     seen: list[Mirror] = []
     first = blocks[0].forward
@@ -147,13 +151,15 @@ def probe_mirror(
 
     with replaced_forward(blocks, [real] + [echo] * (len(blocks) - 1)):
         run(ids[:1, :PROBE_TOKENS])
+    if not seen:
+        raise ModelError("the model runs without its block 0; autoprune needs every block to be called once")
     return seen[0]
 
 
 @torch.no_grad()
 def capture(
     run: Callable[[Tensor], Any], blocks: Sequence[nn.Module], mirror: Mirror, ids: Int[Tensor, "samples tokens"]
-) -> tuple[Float[Tensor, "samples tokens width"], list[BlockCall]]:
+) -> tuple[Float[Tensor, "samples tokens ..."], list[BlockCall]]:
     """A hollow forward pass: block 0's input, and every block's own arguments.
 
     Raises: ModelError if some block was not called, or was called more than once, or if hidden states are not laid out
@@ -180,10 +186,10 @@ def capture(
             f"block {odd[0]} was called {len(calls[odd[0]])} times in one forward pass; autoprune needs every block to"
             " be called once"
         )
-    if inputs[0].dim() != 3 or inputs[0].shape[:2] != ids.shape:
+    if inputs[0].dim() < 3 or inputs[0].shape[:2] != ids.shape:
         raise ModelError(
             f"the blocks are given hidden states of shape {tuple(inputs[0].shape)} for {ids.shape[0]} samples of"
-            f" {ids.shape[1]} tokens; autoprune knows models whose hidden states are (samples, tokens, width), so it"
+            f" {ids.shape[1]} tokens; autoprune knows models whose hidden states are (samples, tokens, …), so it"
             " can't prune this one"
         )
     return inputs[0], [seen[0] for seen in calls]

@@ -11,6 +11,10 @@ from torch import Tensor, nn
 
 from autoprune.model.layers import Expert, is_linear, join
 
+# What transformers calls the parts that choose tokens for sparse attention, and that mix residual streams. Zeros there
+# change what is computed from, as in a router, and weigh little: some per cent of a block.
+DECIDING = ("indexer", "hyper_connection")
+
 
 def fused_experts(owner: str, module: nn.Module) -> list[Expert]:
     """The experts whose weights this module itself holds, as ``[out, in]`` layers.
@@ -48,9 +52,13 @@ def _is_transposed(module: nn.Module, fused: list[Tensor]) -> bool:
 def routers(block: nn.Module) -> set[int]:
     """Identities of the linear maps in a block that decide where tokens go, or how much of something is let through.
 
-    They have one output, or as many outputs as there are experts beside them.
+    They have one output, or as many outputs as there are experts beside them, or lie in a part that chooses which
+    tokens attention sees or mixes several residual streams.
     """
     found = {id(module) for module in block.modules() if is_linear(module) and _width(module) == 1}
+    for name, part in block.named_modules():
+        if name.endswith(DECIDING):
+            found |= {id(module) for module in part.modules() if is_linear(module)}
     for parent in block.modules():
         for child in parent.children():
             if count := _experts_in(child):

@@ -105,8 +105,11 @@ def hold_originals(layers: tuple[Layer, ...], in_place: bool = False) -> dict[st
 
 
 def is_linear(module: nn.Module) -> bool:
-    """Whether the module is a linear map with one weight matrix."""
-    return isinstance(module, (nn.Linear, Conv1D))
+    """Whether the module is a linear map with one weight matrix.
+
+    A grouped one is not: its matrix is several, each of which sees a part of the input.
+    """
+    return isinstance(module, (nn.Linear, Conv1D)) and not hasattr(module, "n_groups")
 
 
 def join(*parts: str) -> str:

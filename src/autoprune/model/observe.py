@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from autoprune.core.statistics import InputGram, InputNorm
-from autoprune.errors import NumericsError
+from autoprune.core.statistics import CrossGram, InputGram, InputNorm, summed, tensors_of
+from autoprune.errors import NumericsError, RecipeError
 from autoprune.model.layers import Expert, Layer
 from autoprune.model.watch import Use, Watch
 
+if TYPE_CHECKING:
+    from autoprune.model.block import Block
+
 ERROR_TOKENS = 256  # tokens, evenly spaced over the calibration data, on which layer errors are measured
+Kind = type[InputNorm] | type[InputGram] | type[CrossGram]
+InputStatistic = InputNorm | InputGram | CrossGram
 FEW_TOKENS = 32  # an expert that saw fewer has no statistic of its own
 
 
@@ -55,30 +60,30 @@ class InputGroup:
 
     layers: list[Layer]
     sample: InputSample | None
-    statistic: InputNorm | InputGram | None = None
+    statistics: dict[Kind, InputStatistic] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def empty(
         cls,
         layers: list[Layer],
-        statistic: type[InputNorm] | type[InputGram] | None,
+        kinds: Sequence[Kind],
         x: Float[Tensor, "*tokens in"],
         tokens: int,
         before: int = 0,
     ) -> InputGroup:
         """Nothing seen yet of layers that are fed by tensors like ``x``, out of ``tokens`` tokens in all."""
-        return cls(
-            layers, InputSample.spread(tokens, before), statistic.empty(x.shape[-1], x.device) if statistic else None
-        )
+        statistics = {kind: kind.empty(x.shape[-1], x.device) for kind in kinds}
+        return cls(layers, InputSample.spread(tokens, before), statistics)
 
     def update(self, x: Float[Tensor, "*tokens in"]) -> None:
-        """Adds a batch of tokens."""
+        """Adds a batch of tokens; what needs the dense stream beside them is added by ``observe_pairs``."""
         flat = x.reshape(-1, x.shape[-1])
         if self.sample is not None:
             self.sample.update(flat)
-        if self.statistic is not None:
-            self.statistic.update(flat)
+        for statistic in self.statistics.values():
+            if not isinstance(statistic, CrossGram):
+                statistic.update(flat)
 
     @property
     def tokens(self) -> int:
@@ -96,11 +101,11 @@ class InputObserver:
     def __init__(
         self,
         layers: Sequence[Layer],
-        statistic: type[InputNorm] | type[InputGram] | None,
+        kinds: Sequence[Kind],
         tokens: int,
         before: int = 0,
     ) -> None:
-        self._statistic = statistic
+        self._kinds = kinds
         self._tokens, self._before = tokens, before
         self._leader: dict[str, InputGroup] = {}
         self._in_this_pass: dict[tuple[Any, ...], tuple[Tensor, InputGroup]] = {}
@@ -141,7 +146,7 @@ class InputObserver:
             group.update(x)
 
     def _new_group(self, x: Tensor, before: int) -> InputGroup:
-        group = InputGroup.empty([], self._statistic, x, self._tokens, before)
+        group = InputGroup.empty([], self._kinds, x, self._tokens, before)
         self.groups.append(group)
         return group
 
@@ -170,28 +175,54 @@ def settle_experts(groups: Sequence[InputGroup], layers: Sequence[Layer]) -> lis
 def _borrowed(layer: Expert, seen: int, peers: Sequence[InputGroup]) -> InputGroup:
     samples = [peer.sample for peer in peers if peer.sample]
     together = InputSample(1, sum(s.seen for s in samples), [part for s in samples for part in s.parts])
-    statistics = [peer.statistic for peer in peers if peer.statistic is not None]
-    total = None
-    if statistics:
-        total = type(statistics[0])(sum(_sums(s) for s in statistics), sum(s.tokens for s in statistics))  # type: ignore[arg-type]
-    return InputGroup([layer], together, total, {"fallback": "all tokens", "tokens": seen})
-
-
-def _sums(statistic: InputNorm | InputGram) -> Tensor:
-    return statistic.squares if isinstance(statistic, InputNorm) else statistic.gram
+    statistics: dict[Kind, InputStatistic] = {}
+    for kind in peers[0].statistics:
+        statistics[kind] = summed([peer.statistics[kind] for peer in peers])
+    return InputGroup([layer], together, statistics, {"fallback": "all tokens", "tokens": seen})
 
 
 def check_finite(groups: Sequence[InputGroup], block: str) -> None:
     """Raises: NumericsError naming the first layer whose inputs hold NaN or infinity."""
     for group in groups:
-        values = group.statistic
-        numbers = (
-            _sums(values)
-            if values is not None
-            else torch.cat(group.sample.parts if group.sample else [torch.zeros(1)])
-        )
-        if not bool(torch.isfinite(numbers).all()):
+        numbers = [tensor for statistic in group.statistics.values() for tensor in tensors_of(statistic)]
+        for tensor in numbers or (group.sample.parts if group.sample else []):
+            if bool(torch.isfinite(tensor).all()):
+                continue
             raise NumericsError(
                 f"the inputs of {block}.{group.layers[0].name} hold NaN or infinity (or their squares overflow); "
                 "try --dtype float32 (float16 overflows easily), or check the model and the calibration data"
             )
+
+
+@torch.no_grad()
+def observe_pairs(block: Block, groups: Sequence[InputGroup]) -> None:
+    """Adds what the layers see of the same tokens in the dense and in the pruned stream, with their dense weights.
+
+    Raises: RecipeError for experts: a token may go to one expert in one stream and to another in the other.
+    """
+    stream, dense = block.stream, block.dense_stream
+    assert stream is not None and dense is not None, "the step's needs must name a dense stream"
+    leaders = [group.layers[0] for group in groups]
+    if fused := [layer for layer in leaders if isinstance(layer, Expert)]:
+        raise RecipeError(
+            f"{block.anatomy.full_name(fused[0])} is an expert, and no expert sees the same tokens in the dense and in"
+            " the pruned model; leave the experts dense with --ignore, or choose steps that need no dense stream"
+        )
+    seen: dict[str, Tensor] = {}
+
+    def note(uses: list[Use], result: Tensor) -> Tensor:
+        seen.update({use.layer.name: use.x.reshape(-1, use.x.shape[-1]) for use in uses})
+        return result
+
+    for i in block.batches("observe both streams", block.inputs.fitted):
+        with Watch(leaders, note):
+            block.run_dense(i, dense[i])
+            before = dict(seen)
+            block.run(i, stream[i])
+        for group, leader in zip(groups, leaders, strict=True):
+            statistic = group.statistics[CrossGram]
+            assert isinstance(statistic, CrossGram)
+            statistic.update(before[leader.name], seen[leader.name])
+        seen.clear()
+    for group in groups:
+        block.inputs.ranks.all_reduce(*tensors_of(group.statistics[CrossGram]))

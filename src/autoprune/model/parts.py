@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from autoprune.core.statistics import GradientEnergy
 from autoprune.errors import ModelError
-from autoprune.model.anatomy import Block
+from autoprune.model.anatomy import BlockAnatomy
 from autoprune.model.calls import BlockCall, Mirror, hidden_of, mirror_of, replaced_forward
 from autoprune.model.layers import Expert, Layer
 from autoprune.model.observe import InputSample
@@ -39,7 +39,9 @@ class SubBlock:
         return self.members[-1]
 
 
-def find_sub_blocks(block: Block, layers: Sequence[Layer], run: Callable[[Block], Tensor]) -> list[SubBlock]:
+def find_sub_blocks(
+    block: BlockAnatomy, layers: Sequence[Layer], run: Callable[[BlockAnatomy], Tensor]
+) -> list[SubBlock]:
     """Groups layers by the part of the block that holds them, in order of execution; bare layers form one group.
 
     ``run`` runs the block, on whatever tokens, to show that order. Raises: ModelError if a layer is in no part that
@@ -72,10 +74,10 @@ def find_sub_blocks(block: Block, layers: Sequence[Layer], run: Callable[[Block]
 
 
 def _check_separable(
-    block: Block,
+    block: BlockAnatomy,
     subs: Sequence[SubBlock],
     returned: dict[nn.Module, Tensor],
-    run: Callable[[Block], Tensor],
+    run: Callable[[BlockAnatomy], Tensor],
     whole: Tensor,
 ) -> None:
     """Raises: ModelError if more passes between the block's parts than one tensor: then they can't be run one
@@ -139,7 +141,7 @@ def _group(
 class SubBlockRunner:
     """Runs one sub-block of a block at a time; ``runs`` counts how often, for the tests."""
 
-    def __init__(self, block: Block, sub_blocks: Sequence[SubBlock]) -> None:
+    def __init__(self, block: BlockAnatomy, sub_blocks: Sequence[SubBlock]) -> None:
         self._block, self.sub_blocks = block, sub_blocks
         self.runs = 0
 
@@ -173,7 +175,7 @@ class SubBlockRunner:
             for member, mirror in zip(sub.members, sub.mirrors, strict=True):
                 answers = i < active and member is sub.output
                 modules.append(member)
-                stubs.append(_returns(mirror, earlier[i]) if answers else _zeros(mirror, member))
+                stubs.append(_returns(mirror, earlier[i]) if answers else _zeros(mirror))
         return modules, stubs
 
 
@@ -190,11 +192,10 @@ def _input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     return args[0] if args else kwargs.get("hidden_states", next(iter(kwargs.values())))
 
 
-def _zeros(mirror: Mirror, member: nn.Module) -> Callable[..., Any]:
+def _zeros(mirror: Mirror) -> Callable[..., Any]:
     def forward(*args: Any, **kwargs: Any) -> Any:
         x = _input(args, kwargs)
-        width = getattr(member, "out_features", None) or getattr(member, "nf", None) or x.shape[-1]
-        return mirror.wrap(x.new_zeros((*x.shape[:-1], width)))
+        return mirror.wrap(x.new_zeros((*x.shape[:-1], mirror.width)))
 
     return forward
 

@@ -8,15 +8,10 @@ from collections.abc import Collection, Iterator
 import torch
 from torch import nn
 
-from autoprune.core.problem import Method, Scope
+from autoprune.steps.base import Step
 
 # By --compute_dtype. float32 is the default on every device: see docs/performance.md for what the others change.
 COMPUTE_DTYPES = {"auto": torch.float32, "float32": torch.float32, "tf32": torch.float32, "bfloat16": torch.bfloat16}
-
-
-def compute_word(method: Method) -> str:
-    """A method's ``compute_dtype``, if it has one."""
-    return str(getattr(method, "compute_dtype", "auto"))
 
 
 @contextlib.contextmanager
@@ -53,13 +48,11 @@ def narrowed(block: nn.Module, own: torch.dtype, compute: torch.dtype) -> Iterat
 
 
 @contextlib.contextmanager
-def replaying(method: Method, block: nn.Module, own: torch.dtype) -> Iterator[torch.dtype]:
-    """What a block that this method has finished runs in when it is run again, so that it gives the same bits."""
-    word = compute_word(method)
-    with (
-        tensor_cores(word),
-        narrowed(block, own, COMPUTE_DTYPES[word] if method.scope is Scope.SUB_BLOCK else own) as dtype,
-    ):
+def replaying(step: Step, block: nn.Module, own: torch.dtype) -> Iterator[torch.dtype]:
+    """What a block runs in again whose pass ended with this step, so that it gives the same bits."""
+    word = str(getattr(step, "compute_dtype", "auto")) if step.needs.gradients else "auto"
+    compute = COMPUTE_DTYPES[word] if step.needs.gradients else own
+    with tensor_cores(word), narrowed(block, own, compute) as dtype:
         yield dtype
 
 

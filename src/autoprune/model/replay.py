@@ -13,8 +13,8 @@ from torch import Tensor
 from autoprune.errors import ModelError
 from autoprune.events import Emit, Phase, Step, silent
 from autoprune.model.calls import hidden_of, replaced_forward
-from autoprune.model.pipeline import Store, prepare_inputs
 from autoprune.model.stream import Place
+from autoprune.model.walk import Store, prepare_inputs, walk
 
 
 @dataclass(frozen=True)
@@ -47,11 +47,9 @@ def replay_check(store: Store, ids: Int[Tensor, "samples tokens"], emit: Emit = 
     own = _own_outputs(store, ids[:batch], emit)
     inputs, stream = prepare_inputs(store, ids, batch, Place("device", store.device))
     found = Replay(None, 0.0)
-    for block in store.anatomy.blocks:
-        store.load(block.index)
+    for block in walk(store):
         for i in range(len(stream)):
             stream[i] = inputs.calls.of(i, block.index)(block.module, stream[i])
-        store.release(block.index)
         if (gap := _gap(own[block.index], stream[0])) is not None:
             found = Replay(found.block or block.name, max(found.difference, gap))
         _tick(store, emit, len(store.anatomy.blocks) + block.index + 1)
@@ -66,15 +64,23 @@ def _gap(a: Tensor, b: Tensor) -> float | None:
 
 
 def _own_outputs(store: Store, ids: Tensor, emit: Emit) -> dict[int, Tensor]:
-    """By block: its output in the model's own forward pass. Each block's weights are loaded when it is called."""
+    """By block: its output in the model's own forward pass, which walks from block to block as it calls them.
+
+    Raises: ModelError if it calls them in another order than one after the other.
+    """
     blocks = store.anatomy.blocks
     outputs: dict[int, Tensor] = {}
+    walking = walk(store)
 
     def loading(index: int, own: Callable[..., Any]) -> Callable[..., Any]:
         def forward(*args: Any, **kwargs: Any) -> Any:
-            store.load(index)
+            reached = next(walking, None)
+            if reached is None or reached.index != index:
+                raise ModelError(
+                    f"block {index} is called again or out of turn in one forward pass; autoprune needs every block to"
+                    " be called once, in the order in which the model lists them"
+                )
             result = own(*args, **kwargs)
-            store.release(index)
             outputs[index] = hidden_of(result).clone()
             _tick(store, emit, len(outputs))
             return result
@@ -83,6 +89,7 @@ def _own_outputs(store: Store, ids: Tensor, emit: Emit) -> dict[int, Tensor]:
 
     with replaced_forward([b.module for b in blocks], [loading(b.index, b.module.forward) for b in blocks]):
         store.embed(ids)
+    walking.close()
     return outputs
 
 

@@ -17,7 +17,7 @@ from autoprune.core.problem import LayerSolution
 from autoprune.core.statistics import GradientEnergy, InputNorm
 from autoprune.machine.ranks import Ranks
 from autoprune.model.layers import Layer
-from autoprune.model.observe import InputGroup, InputSample
+from autoprune.model.observe import InputGroup, InputSample, InputStatistic, Kind
 
 
 @dataclass
@@ -41,25 +41,28 @@ def share(batches: int, ranks: Ranks) -> range:
     return range(batches * ranks.rank // ranks.count, batches * (ranks.rank + 1) // ranks.count)
 
 
-def observed_as(ranks: Ranks, statistic: Any) -> Any:
-    """The kind of statistic that a rank fills."""
-    return KeptNorm if statistic is InputNorm and ranks.count > 1 else statistic
+def observed_as(ranks: Ranks, kinds: Sequence[Kind]) -> list[Kind]:
+    """The kinds of statistics that a rank fills."""
+    return [KeptNorm if kind is InputNorm and ranks.count > 1 else kind for kind in kinds]
 
 
-def merge_groups(ranks: Ranks, groups: list[InputGroup], layers: Sequence[Layer], statistic: Any) -> list[InputGroup]:
-    """The input groups of all ranks with what all of them saw; ``statistic`` is the kind that the method needs.
+def merge_groups(
+    ranks: Ranks, groups: list[InputGroup], layers: Sequence[Layer], kinds: Sequence[Kind]
+) -> list[InputGroup]:
+    """The input groups of all ranks with what all of them saw; ``kinds`` are the statistics that are wanted.
 
     A group may be missing on a rank: an expert to which none of its tokens went.
     """
     if ranks.count == 1:
         return groups
     by_layer = {layer.name: layer for layer in layers}
-    told = ranks.gathered([_told(group) for group in groups])
-    return [_merged(ranks, [by_layer[name] for name in names], groups, told, statistic) for names in _united(told)]
+    summaries = ranks.all_gather([_summary(group) for group in groups])
+    united = _united(summaries)
+    return [_merged(ranks, [by_layer[name] for name in names], groups, summaries, kinds) for names in united]
 
 
 @dataclass(frozen=True)
-class _Told:
+class _Summary:
     """What a rank says of one of its groups."""
 
     names: tuple[str, ...]
@@ -69,24 +72,20 @@ class _Told:
     stride: int
 
 
-def _told(group: InputGroup) -> _Told:
+def _summary(group: InputGroup) -> _Summary:
     sample = group.sample
     assert sample is not None
-    updates = group.statistic.updates if isinstance(group.statistic, KeptNorm) else []
-    return _Told(
-        tuple(layer.name for layer in group.layers),
-        sample.seen,
-        sum(map(len, sample.parts)),
-        len(updates),
-        sample.stride,
-    )
+    kept = group.statistics.get(KeptNorm)
+    updates = len(kept.updates) if isinstance(kept, KeptNorm) else 0
+    names = tuple(layer.name for layer in group.layers)
+    return _Summary(names, sample.seen, sum(map(len, sample.parts)), updates, sample.stride)
 
 
-def _united(told: Sequence[Sequence[_Told]]) -> list[list[str]]:
+def _united(summaries: Sequence[Sequence[_Summary]]) -> list[list[str]]:
     """Names of layers by group; a layer belongs where the first rank that saw it has put it."""
     united: list[list[str]] = []
     place: dict[str, list[str]] = {}
-    for groups in told:
+    for groups in summaries:
         for group in groups:
             known = next((place[name] for name in group.names if name in place), None)
             if known is None:
@@ -100,47 +99,48 @@ def _united(told: Sequence[Sequence[_Told]]) -> list[list[str]]:
 
 
 def _merged(
-    ranks: Ranks, layers: list[Layer], groups: Sequence[InputGroup], told: Sequence[Sequence[_Told]], statistic: Any
+    ranks: Ranks,
+    layers: list[Layer],
+    groups: Sequence[InputGroup],
+    summaries: Sequence[Sequence[_Summary]],
+    kinds: Sequence[Kind],
 ) -> InputGroup:
     leader = layers[0]
-    of_rank = [next((group for group in groups if leader.name in group.names), None) for groups in told]
+    of_rank = [next((group for group in groups if leader.name in group.names), None) for groups in summaries]
     mine = next((group for group in groups if leader in group.layers), None)
     device, width = leader.matrix.device, leader.shape[1]
-    sample = _rows(
-        ranks,
-        mine.sample.parts if mine and mine.sample else [],
-        [group.rows if group else 0 for group in of_rank],
-        width,
-        device,
-    )
-    seen, stride = sum(group.seen for group in of_rank if group), next(group.stride for group in of_rank if group)
-    total: Any = None
-    if statistic is InputNorm:
-        updates = (
-            [part[None] for part in mine.statistic.updates] if mine and isinstance(mine.statistic, KeptNorm) else []
-        )
-        total = InputNorm.empty(width, device)
-        for row in _rows(ranks, updates, [group.updates if group else 0 for group in of_rank], width, device):
-            total.squares += row
-        total.tokens = seen
-    elif statistic is not None:
-        total = mine.statistic if mine else statistic.empty(width, device)
-        _sum_up(ranks, total)
-    return InputGroup(layers, InputSample(stride, seen, [sample]), total)
+    rows = [group.rows if group else 0 for group in of_rank]
+    sample = _rows(ranks, mine.sample.parts if mine and mine.sample else [], rows, width, device)
+    seen = sum(group.seen for group in of_rank if group)
+    stride = next(group.stride for group in of_rank if group)
+    totals: dict[Kind, InputStatistic] = {}
+    for kind in kinds:
+        if kind is InputNorm:  # in the order in which one process would add them
+            kept = mine.statistics[KeptNorm] if mine else None
+            updates = [part[None] for part in kept.updates] if isinstance(kept, KeptNorm) else []
+            total = InputNorm.empty(width, device)
+            for row in _rows(ranks, updates, [group.updates if group else 0 for group in of_rank], width, device):
+                total.squares += row
+            total.tokens = seen
+            totals[kind] = total
+        else:
+            totals[kind] = mine.statistics[kind] if mine else kind.empty(width, device)
+            _sum_up(ranks, totals[kind])
+    return InputGroup(layers, InputSample(stride, seen, [sample]), totals)
 
 
 def _rows(ranks: Ranks, parts: Sequence[Tensor], counts: Sequence[int], width: int, device: torch.device) -> Tensor:
     return ranks.rows(torch.cat([torch.empty(0, width, device=device), *parts]), counts)
 
 
-def _sum_up(ranks: Ranks, statistic: Any) -> None:
+def _sum_up(ranks: Ranks, statistic: InputStatistic) -> None:
     """Statistics are sums: of any of them, each part is the sum of that part over the ranks."""
     for part in dataclasses.fields(statistic):
         value = getattr(statistic, part.name)
         if isinstance(value, Tensor):
-            ranks.sum_(value)
+            ranks.all_reduce(value)
         else:
-            setattr(statistic, part.name, sum(ranks.gathered(value)))
+            setattr(statistic, part.name, sum(ranks.all_gather(value)))
 
 
 def merge_gradients(
@@ -153,12 +153,16 @@ def merge_gradients(
     """Makes each layer's energy and sample, and the loss, those of all ranks, in place."""
     if ranks.count == 1:
         return
-    ranks.sum_(loss, *(energies[layer.name].squares for layer in layers))
-    told = ranks.gathered([(samples[layer.name].seen, sum(map(len, samples[layer.name].parts))) for layer in layers])
+    ranks.all_reduce(loss, *(energies[layer.name].squares for layer in layers))
+    summaries = ranks.all_gather(
+        [(samples[layer.name].seen, sum(map(len, samples[layer.name].parts))) for layer in layers]
+    )
     for i, layer in enumerate(layers):
         sample = samples[layer.name]
-        sample.parts = [_rows(ranks, sample.parts, [rank[i][1] for rank in told], layer.shape[1], layer.matrix.device)]
-        sample.seen = sum(rank[i][0] for rank in told)
+        sample.parts = [
+            _rows(ranks, sample.parts, [rank[i][1] for rank in summaries], layer.shape[1], layer.matrix.device)
+        ]
+        sample.seen = sum(rank[i][0] for rank in summaries)
 
 
 def solved(
@@ -175,14 +179,15 @@ def solved(
     owners = shared_out(ranks, [sum(layer.count * layer.shape[1] for layer in unit) for unit in units])
     mine = {i: solve(i) for i, owner in enumerate(owners) if owner == ranks.rank}
     heads: dict[int, list[_Head]] = {}
-    for part in ranks.gathered(
+    for part in ranks.all_gather(
         {i: [_without_tensors(solution) for solution in solutions] for i, solutions in mine.items()}
     ):
         heads |= part
     for i, owner in enumerate(owners):
         given: Sequence[LayerSolution | None] = mine.pop(i, [None] * len(heads[i]))
         yield [
-            _handed(ranks, owner, layer, head, own) for layer, head, own in zip(units[i], heads[i], given, strict=True)
+            _received(ranks, owner, layer, head, own)
+            for layer, head, own in zip(units[i], heads[i], given, strict=True)
         ]
 
 
@@ -209,7 +214,7 @@ def _without_tensors(solution: LayerSolution) -> _Head:
     return _Head(solution.name, solution.notes, None if solution.weight is None else solution.weight.dtype)
 
 
-def _handed(ranks: Ranks, owner: int, layer: Layer, head: _Head, own: LayerSolution | None) -> LayerSolution:
-    keep = ranks.handed(owner, own.keep if own else None, layer.matrix, torch.bool)
-    weight = ranks.handed(owner, own.weight if own else None, layer.matrix, head.dtype) if head.dtype else None
+def _received(ranks: Ranks, owner: int, layer: Layer, head: _Head, own: LayerSolution | None) -> LayerSolution:
+    keep = ranks.broadcast(owner, own.keep if own else None, layer.matrix, torch.bool)
+    weight = ranks.broadcast(owner, own.weight if own else None, layer.matrix, head.dtype) if head.dtype else None
     return LayerSolution(head.name, keep, weight, head.notes)

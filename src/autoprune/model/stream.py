@@ -24,9 +24,9 @@ class Place:
 
 
 class Stream:
-    """One tensor ``[samples, tokens, width]`` in micro-batches; micro-batch i is read with ``[i]`` and replaced with
-    ``[i] = …``.
+    """One tensor ``[samples, tokens, …]`` (width, or streams and width) in micro-batches.
 
+    Micro-batch i is read with ``[i]`` and replaced with ``[i] = …``.
     Each comes back in the precision in which it was given: some models run on float32 between bfloat16 blocks.
     """
 
@@ -44,11 +44,11 @@ class Stream:
     def __len__(self) -> int:
         return -(-self._samples // self._batch)
 
-    def __getitem__(self, index: int) -> Float[Tensor, "samples tokens width"]:
+    def __getitem__(self, index: int) -> Float[Tensor, "samples tokens ..."]:
         assert self._data is not None, "a micro-batch is read before it was written"
         return self._data[self._rows(index)].to(self._place.device, self._dtypes[index])
 
-    def __setitem__(self, index: int, hidden: Float[Tensor, "samples tokens width"]) -> None:
+    def __setitem__(self, index: int, hidden: Float[Tensor, "samples tokens ..."]) -> None:
         if self._data is None:
             self._data = _allocate((self._samples, *hidden.shape[1:]), hidden.dtype, self._place)
         elif (wider := torch.promote_types(self._data.dtype, hidden.dtype)) != self._data.dtype:

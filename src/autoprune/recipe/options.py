@@ -4,16 +4,14 @@ Imports no torch.
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-GRANULARITIES = ("block", "layer", "output1", "input1")
-METRICS = ("WD", "W", "D")
+from autoprune.steps.options import option
+
 ZEROSHOT_TASKS = ("boolq", "rte", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "openbookqa")
 PLACES = ("device", "cpu", "disk")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-PRECISIONS = ("auto", "float32", "tf32", "bfloat16")
 _WANDA = {"calibration_data": "c4", "nsamples": 128, "eval_data": ("wikitext2",)}
 # What papers fixed together; the seed is left free, because they average over several.
 PROTOCOLS: dict[str, dict[str, Any]] = {
@@ -21,11 +19,6 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
     "wanda-4096": {**_WANDA, "seqlen": 4096},
     "alps": {**_WANDA, "seqlen": 2048, "eval_data": ("wikitext2", "ptb", "c4")},
 }
-
-
-def option(default: Any = dataclasses.MISSING, help: str = "", **extra: Any) -> Any:
-    """A dataclass field that is also a flag: ``help``, ``choices`` and ``metavar`` ride in its metadata."""
-    return dataclasses.field(default=default, metadata={"help": help, **extra})
 
 
 @dataclass(frozen=True)
@@ -43,10 +36,10 @@ class ModelOptions:
 
 @dataclass(frozen=True)
 class PruningOptions:
-    """What is pruned, how much, and by which first pass."""
+    """What is pruned, and how much."""
 
-    prune_method: str = option(
-        "wanda", "first pass: magnitude, wanda or sparsegpt (or one from an installed plugin)", metavar="METHOD"
+    sparsity: str | None = option(
+        None, "the target in one word: a ratio such as 0.5, or N:M such as 2:4; --effort is medium then", metavar="S"
     )
     sparsity_ratio: float | None = option(
         None, "fraction of weights to zero in [0, 1); 0 = only evaluate the dense model; follows from N:M when omitted"
@@ -67,43 +60,6 @@ class PruningOptions:
 
 
 @dataclass(frozen=True)
-class SparseGPTOptions:
-    """Hyper-parameters of SparseGPT (arXiv 2301.00774, algorithm 1)."""
-
-    column_block: int = option(128, "sparsegpt: columns swept together before the lazy update", metavar="COLUMNS")
-    damping: float = option(0.01, "sparsegpt: damping of the Hessian, as a fraction of its mean diagonal")
-
-
-@dataclass(frozen=True)
-class BarberOptions:
-    """Hyper-parameters of LLM-Barber (arXiv 2408.10631)."""
-
-    prune_granularity: str = option(
-        "output1", "LLM-Barber: which scores are compared with each other", choices=GRANULARITIES
-    )
-    threshold: float = option(0.01, "LLM-Barber: fraction of the inverted pairs that is exchanged, in [0, 1]")
-    prune_metric: str = option("WD", "LLM-Barber: weight x gradient, weight alone, gradient alone", choices=METRICS)
-    retain_reconstruction: bool = option(
-        False, "LLM-Barber: keep the pruned model's weight values (SparseGPT's update) instead of the dense ones"
-    )
-    compute_dtype: str = option(
-        "auto",
-        "LLM-Barber: precision of its forward passes and gradients (sums are float32 anyway); auto = float32",
-        choices=PRECISIONS,
-    )
-
-
-@dataclass(frozen=True)
-class RebuildOptions:
-    """Whether LLM-Barber runs, and on whose pattern."""
-
-    prune_barber: bool = option(False, "rebuild the keep pattern with LLM-Barber after the first pass")
-    pruned_model: str | None = option(
-        None, "rebuild this already pruned copy of --model instead of pruning first", metavar="DIR"
-    )
-
-
-@dataclass(frozen=True)
 class CalibrationOptions:
     """The texts that data-driven methods look at."""
 
@@ -113,11 +69,12 @@ class CalibrationOptions:
         " input_ids",
         metavar="SOURCE",
     )
-    nsamples: int = option(128, "calibration windows", metavar="N")
+    nsamples: int = option(128, "calibration windows", metavar="N", at_least=1)
     seqlen: int | None = option(
         None,
         "tokens per window, for calibration and perplexity (default 2048, or the model's context if it has less)",
         metavar="TOKENS",
+        at_least=2,
     )
     seed: int = option(0, "seed of every random choice")
     datasets_cache_dir: str | None = option(None, "where datasets from the hub are kept", metavar="DIR")
@@ -151,10 +108,10 @@ class ZeroShotOptions:
         comma=True,
     )
     num_fewshot: int | None = option(
-        None, "examples shown before each question (default: as the task says, 0 for most)", metavar="N"
+        None, "examples shown before each question (default: as the task says, 0 for most)", metavar="N", at_least=0
     )
     limit: int | None = option(
-        None, "use only the first N samples of every task: for a trial, not for a paper", metavar="N"
+        None, "use only the first N samples of every task: for a trial, not for a paper", metavar="N", at_least=1
     )
     tasks_path: str | None = option(None, "folder with tasks of your own, as the harness's YAML files", metavar="DIR")
 
@@ -182,7 +139,7 @@ class OutputOptions:
 class RunOptions:
     """How the run behaves."""
 
-    batch_size: int = option(0, "windows per forward pass; 0 = chosen from seqlen", metavar="N")
+    batch_size: int = option(0, "windows per forward pass; 0 = chosen from seqlen", metavar="N", at_least=0)
     activations: str = option(
         "cpu",
         "where hidden states live between blocks: on the device, in memory, or in a file on disk",

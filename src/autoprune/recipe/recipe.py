@@ -1,44 +1,39 @@
-"""Every choice that a user can make, as frozen dataclasses.
+"""One run in words: groups of options, and the steps with theirs.
 
-This file is the one source of the command-line flags (``cli/flags.py``), of the TOML keys and of the
-recipe that is written into ``autoprune.json``. It imports no torch, so that ``--help`` is quick.
+This file is the one source of the command-line flags (``cli/flags.py``), of the TOML keys and of the recipe that is
+written into ``autoprune.json``. It imports no torch, so that ``--help`` is quick.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import typing
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any
 
-from autoprune.core.sparsity import SemiStructured, Target, check_ratio, parse_target
+from autoprune.core.sparsity import Target, check_ratio, parse_target
 from autoprune.errors import RecipeError
+from autoprune.recipe.checks import check_bounds, check_places, check_protocol
 from autoprune.recipe.options import (
-    DTYPES,
-    GRANULARITIES,
-    METRICS,
-    PLACES,
-    PRECISIONS,
     PROTOCOLS,
     ZEROSHOT_TASKS,
-    BarberOptions,
     CalibrationOptions,
     EvaluationOptions,
     ModelOptions,
     OutputOptions,
     PruningOptions,
-    RebuildOptions,
     RunOptions,
-    SparseGPTOptions,
     ZeroShotOptions,
 )
+from autoprune.steps.classic import StepOptions, step_names, with_effort
+from autoprune.steps.table import check_order, entry, option_owners, table
 
-CACHES = (
-    ("model", "cache_dir"),
-    ("calibration", "datasets_cache_dir"),
-)  # by group: where things from the hub are kept changes no result
-LONGEST_NAME, LONGEST_PATH = 255, 4096  # bytes, of one part and of all together: what file systems take
+# By group: where things from the hub are kept changes no result.
+CACHES = (("model", "cache_dir"), ("calibration", "datasets_cache_dir"))
+STEPS = "steps"  # the key under which a record lists the steps
 
 
 @dataclass(frozen=True)
@@ -47,9 +42,8 @@ class Recipe:
 
     model: ModelOptions = ModelOptions()
     pruning: PruningOptions = PruningOptions()
-    sparsegpt: SparseGPTOptions = SparseGPTOptions()
-    rebuild: RebuildOptions = RebuildOptions()
-    barber: BarberOptions = BarberOptions()
+    chosen: StepOptions = StepOptions()
+    step_options: Mapping[str, Any] = field(default_factory=dict)  # by step: its options, an instance of its dataclass
     calibration: CalibrationOptions = CalibrationOptions()
     evaluation: EvaluationOptions = EvaluationOptions()
     zeroshot: ZeroShotOptions = ZeroShotOptions()
@@ -57,43 +51,123 @@ class Recipe:
     run: RunOptions = RunOptions()
 
     @property
+    def steps(self) -> tuple[str, ...]:
+        """The names of the steps, in their order."""
+        return step_names(self.chosen)
+
+    @property
     def target(self) -> Target | None:
-        """The sparsity asked for; None when only the dense model is evaluated, or when a given pattern is taken as it
+        """The sparsity asked for; None when only the dense model is evaluated, or when a given pattern is kept as it
         is.
 
         Raises: RecipeError if ratio and type contradict each other.
         """
-        if self.rebuild.pruned_model and self.pruning.sparsity_type == "unstructured":
+        if self.chosen.pruned_model and self.pruning.sparsity_type == "unstructured":
             check_ratio(self.pruning.sparsity_ratio)
             return None
         return parse_target(self.pruning.sparsity_type, self.pruning.sparsity_ratio)
+
+    def options_of(self, step: str) -> Any:
+        """A step's options: those given, or their defaults."""
+        return self.step_options.get(step) or entry(step).options()
 
     def with_model(self, model: str) -> Recipe:
         """The same recipe for another model."""
         return dataclasses.replace(self, model=dataclasses.replace(self.model, model=model))
 
     def to_dict(self) -> dict[str, Any]:
-        """Nested plain values, as they go into ``autoprune.json``."""
-        return dataclasses.asdict(self)
+        """Nested plain values, as they go into ``autoprune.json``: the groups, and the steps with their options."""
+        groups = {group.name: dataclasses.asdict(getattr(self, group.name)) for group in _static_groups()}
+        del groups["chosen"]
+        steps = [{"name": name, **dataclasses.asdict(self.options_of(name))} for name in self.steps]
+        given = {"pruned_model": self.chosen.pruned_model} if self.chosen.pruned_model else {}
+        return {**groups, STEPS: steps, **({"given": given} if given else {})}
 
 
-def recipe_from_flat(values: dict[str, Any]) -> Recipe:
+@dataclass(frozen=True)
+class Group:
+    """A dataclass of options: its name in the recipe, or the name of the step that it belongs to."""
+
+    name: str
+    type: type
+    step: bool = False
+
+
+def groups() -> list[Group]:
+    """All groups of options, in the order in which help lists them: those of steps follow the choice of steps.
+
+    Raises: RecipeError if two steps have options of one name.
+    """
+    option_owners()
+    steps = [Group(name, step.options, step=True) for name, step in table().items()]
+    found: list[Group] = []
+    for group in _static_groups():
+        found.append(group)
+        if group.type is StepOptions:
+            found += [step for step in steps if dataclasses.fields(step.type)]
+    return found
+
+
+def _static_groups() -> list[Group]:
+    return [Group(f.name, type(f.default)) for f in dataclasses.fields(Recipe) if f.default is not dataclasses.MISSING]
+
+
+def recipe_from_flat(values: Mapping[str, Any]) -> Recipe:
     """Builds a recipe from flat ``{field: value}``; fields that are absent keep their defaults.
 
-    Raises: RecipeError naming the first key that no option has.
+    Raises: RecipeError naming the first key that no option has, or a value that can't be used.
     """
-    known = {f.name for group in groups(Recipe) for f in dataclasses.fields(group.type)}
+    known = {f.name for group in groups() for f in dataclasses.fields(group.type)}
     if unknown := sorted(set(values) - known):
-        raise RecipeError(f"unknown option {unknown[0]!r}; known options: {', '.join(sorted(known))}")
+        close = difflib.get_close_matches(unknown[0], known, 1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise RecipeError(f"unknown option {unknown[0]!r}; {hint}known options: {', '.join(sorted(known))}")
+    values = _with_sparsity(with_effort(values))
     values = {**PROTOCOLS.get(str(values.get("protocol")), {}), **values}
     if values.get("save_zeroshot"):
         values = {"tasks": ZEROSHOT_TASKS, **values}
-    parts = {}
-    for group in groups(Recipe):
+    parts: dict[str, Any] = {}
+    steps: dict[str, Any] = {}
+    for group in groups():
         hints = typing.get_type_hints(group.type)
         fields = [f for f in dataclasses.fields(group.type) if f.name in values]
-        parts[group.name] = group.type(**{f.name: _as_declared(f, hints[f.name], values[f.name]) for f in fields})
-    return validated(Recipe(**parts))
+        made = group.type(**{f.name: _as_declared(f, hints[f.name], values[f.name]) for f in fields})
+        if not group.step:
+            parts[group.name] = made
+        elif fields:
+            steps[group.name] = made
+    return validated(Recipe(**parts, step_options=steps))
+
+
+def _with_sparsity(values: dict[str, Any]) -> dict[str, Any]:
+    """``sparsity`` as type and ratio. Raises: RecipeError if it says the same as another option, or nothing."""
+    word = values.pop("sparsity", None)
+    if word is None:
+        return values
+    for name in ("sparsity_ratio", "sparsity_type"):
+        if values.get(name) is not None:
+            raise RecipeError(f"--sparsity and --{name} both name the target; leave out one of the two")
+    if ":" in str(word):
+        return {**values, "sparsity_type": str(word)}
+    try:
+        return {**values, "sparsity_ratio": float(word)}
+    except (TypeError, ValueError) as error:
+        raise RecipeError(f"--sparsity {_short(word)} is neither a ratio such as 0.5 nor N:M such as 2:4") from error
+
+
+def recipe_from_record(record: Mapping[str, Any]) -> Recipe:
+    """The recipe that ``to_dict`` described, or that a record of format 1 holds. Raises: RecipeError if it is none."""
+    values: dict[str, Any] = {}
+    for name, group in record.items():
+        if name == STEPS:
+            values[STEPS] = tuple(step["name"] for step in group)
+            for step in group:
+                values |= {key: value for key, value in step.items() if key != "name"}
+        else:
+            values |= group
+    if values.get("pruned_model") is None and not values.get(STEPS, True):
+        del values[STEPS]
+    return recipe_from_flat({key: value for key, value in values.items() if value is not None})
 
 
 def _as_declared(field: dataclasses.Field[Any], hint: Any, value: Any) -> Any:
@@ -111,31 +185,25 @@ def _as_declared(field: dataclasses.Field[Any], hint: Any, value: Any) -> Any:
             return tuple(part.strip() for part in value.split(",")) if field.metadata.get("comma") else (value,)
         if isinstance(value, (list, tuple)) and all(isinstance(part, (str, PurePath)) for part in value):
             return tuple(str(part) for part in value)
-        raise RecipeError(f"--{field.name} {value!r} is no list of words")
+        raise RecipeError(f"--{field.name} {_short(value)} is no list of words")
     kinds = typing.get_args(hint) or (hint,)
     whole = isinstance(value, int) and not isinstance(value, bool)
-    if float in kinds and (whole or field.name == "sparsity_ratio"):  # the ratio has a judge of its own, core.sparsity
+    # The ratio has a judge of its own, core.sparsity.
+    if float in kinds and (whole or field.name == "sparsity_ratio"):
         return value
     if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
         wanted = " or ".join(_WORDS.get(kind, kind.__name__) for kind in kinds)
-        raise RecipeError(f"--{field.name} {value!r} is of the wrong kind; it must be {wanted}")
+        raise RecipeError(f"--{field.name} {_short(value)} is of the wrong kind; it must be {wanted}")
     return value
 
 
 _WORDS = {str: "a word", int: "a whole number", float: "a number", bool: "true or false", type(None): "None"}
 
 
-@dataclass(frozen=True)
-class Group:
-    """One group of options inside a recipe."""
-
-    name: str
-    type: type
-
-
-def groups(recipe_type: type) -> list[Group]:
-    """The option groups of a recipe, in the order of its fields."""
-    return [Group(f.name, type(f.default)) for f in dataclasses.fields(recipe_type)]
+def _short(value: object) -> str:
+    """A user's value as an error quotes it: a line of it, no more."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}…"
 
 
 def validated(recipe: Recipe) -> Recipe:
@@ -144,14 +212,24 @@ def validated(recipe: Recipe) -> Recipe:
     Raises: RecipeError naming the option, its value and the remedy.
     """
     target = recipe.target
-    _check_numbers(recipe)
-    _check_protocol(recipe)
-    _check_rebuild(recipe, target)
+    made: Iterable[Any] = [getattr(recipe, group.name) for group in _static_groups()]
+    for options in [*made, *recipe.step_options.values()]:
+        check_bounds(options)
+    check_protocol(recipe.calibration, recipe.evaluation)
+    _check_steps(recipe, target)
     if recipe.output.delete and not recipe.output.save_model:
         raise RecipeError(
             "--delete removes what --save_model wrote, but there is no --save_model; add it or drop --delete"
         )
-    _check_places(recipe)
+    check_places(
+        {name: getattr(recipe.output, name) for name in ("save_model", "save_ppl", "save_zeroshot")},
+        {
+            "model": recipe.model.model,
+            "pruned_model": recipe.chosen.pruned_model,
+            "calibration_data": recipe.calibration.calibration_data,
+        },
+        recipe.evaluation.eval_data,
+    )
     if "" in recipe.zeroshot.tasks or (recipe.output.save_zeroshot and not recipe.zeroshot.tasks):
         raise RecipeError("--tasks is empty or has an empty part; give a comma list such as boolq,rte")
     for name in ("limit", "num_fewshot", "tasks_path"):
@@ -165,95 +243,27 @@ def validated(recipe: Recipe) -> Recipe:
     return recipe
 
 
-def _check_places(recipe: Recipe) -> None:
-    for name in ("save_model", "save_ppl", "save_zeroshot"):
-        place = getattr(recipe.output, name)
-        if place == "" or not _may_be_a_path(place or ""):
-            raise RecipeError(
-                f"--{name} is empty or no name of a directory ({_short(place)}); name one, or leave the flag out"
-            )
-    read = [
-        ("model", recipe.model.model),
-        ("pruned_model", recipe.rebuild.pruned_model),
-        ("calibration_data", recipe.calibration.calibration_data),
-    ]
-    for name, word in [*read, *(("eval_data", word) for word in recipe.evaluation.eval_data)]:
-        if not _may_be_a_path(word or ""):
-            raise RecipeError(
-                f"--{name} {_short(word)} is no name: too long for a file or a directory, or with a zero in it"
-            )
-
-
-def _may_be_a_path(word: str) -> bool:
-    return (
-        "\0" not in word
-        and len(word.encode()) < LONGEST_PATH
-        and all(len(part.encode()) <= LONGEST_NAME for part in word.split("/"))
-    )
-
-
-def _short(word: str | None) -> str:
-    return repr(word) if word is None or len(word) <= 60 else f"{word[:60]!r}…"
-
-
-def _check_rebuild(recipe: Recipe, target: Target | None) -> None:
-    barber, rebuild = recipe.barber, recipe.rebuild
-    if rebuild.prune_barber and isinstance(target, SemiStructured) and barber.prune_granularity != "output1":
+def _check_steps(recipe: Recipe, target: Target | None) -> None:
+    chosen = recipe.chosen
+    if chosen.pruned_model and not recipe.steps:
         raise RecipeError(
-            f"--prune_granularity {barber.prune_granularity} can't keep {target}: only output1 exchanges weights"
-            " inside N:M groups"
+            "--pruned_model only has a meaning together with a step that goes on with it, such as --prune_barber; add"
+            " it, or evaluate with `autoprune eval`"
         )
-    if rebuild.pruned_model and not rebuild.prune_barber:
+    flag = "--steps" if chosen.steps else "--prune_method"
+    for name in recipe.steps:
+        entry(name, flag)
+        check = getattr(recipe.options_of(name), "check", None)
+        if check is not None and dataclasses.fields(recipe.options_of(name)):
+            check(target)
+    check_order(recipe.steps, given=chosen.pruned_model is not None)
+    if chosen.pruned_model and recipe.pruning.sparsity_ratio == 0:
         raise RecipeError(
-            "--pruned_model only has a meaning together with --prune_barber; add it, or evaluate with `autoprune eval`"
+            "--sparsity_ratio 0 only evaluates the dense model, which --pruned_model contradicts; leave out one of the"
+            " two"
         )
-    if rebuild.pruned_model and recipe.pruning.sparsity_ratio == 0:
+    if chosen.pruned_model and recipe.pruning.true_sequential:
         raise RecipeError(
-            "--sparsity_ratio 0 only evaluates the dense model, which --pruned_model contradicts; leave out one of"
-            " the two"
+            "--true_sequential is about the first pass, but with --pruned_model somebody else has made it; leave it"
+            " out"
         )
-    if rebuild.pruned_model and recipe.pruning.true_sequential:
-        raise RecipeError(
-            "--true_sequential is about the first pass, but with --pruned_model somebody else has made it; leave"
-            " it out"
-        )
-
-
-def _check_protocol(recipe: Recipe) -> None:
-    name = recipe.calibration.protocol
-    for option, fixed in PROTOCOLS[name].items() if name else ():
-        chosen = recipe.evaluation.eval_data if option == "eval_data" else getattr(recipe.calibration, option)
-        if chosen != fixed:
-            said, ours = (",".join(v) if isinstance(v, tuple) else v for v in (chosen, fixed))
-            raise RecipeError(
-                f"--{option} {said} contradicts --protocol {name}, which fixes it at {ours}; leave out one of the two"
-            )
-
-
-def _check_numbers(recipe: Recipe) -> None:
-    at_least = [
-        ("nsamples", recipe.calibration.nsamples, 1),
-        ("seqlen", recipe.calibration.seqlen, 2),
-        ("column_block", recipe.sparsegpt.column_block, 1),
-        ("batch_size", recipe.run.batch_size, 0),
-        ("limit", recipe.zeroshot.limit, 1),
-        ("num_fewshot", recipe.zeroshot.num_fewshot, 0),
-    ]
-    for name, value, lowest in at_least:
-        if value is not None and value < lowest:
-            raise RecipeError(f"--{name} {value} is too small; it must be at least {lowest}")
-    if not 0 <= recipe.barber.threshold <= 1:
-        raise RecipeError(f"--threshold {recipe.barber.threshold} is not a fraction; it must lie in [0, 1]")
-    if not 0 < recipe.sparsegpt.damping < float("inf"):
-        raise RecipeError(f"--damping {recipe.sparsegpt.damping} must be a positive number, such as 0.01")
-    choices = [
-        ("prune_granularity", recipe.barber.prune_granularity, GRANULARITIES),
-        ("prune_metric", recipe.barber.prune_metric, METRICS),
-        ("dtype", recipe.model.dtype, DTYPES),
-        ("compute_dtype", recipe.barber.compute_dtype, PRECISIONS),
-        ("activations", recipe.run.activations, PLACES),
-        ("protocol", recipe.calibration.protocol, (None, *PROTOCOLS)),
-    ]
-    for name, word, allowed in choices:
-        if word not in allowed:
-            raise RecipeError(f"--{name} {word!r} is unknown; choose from {', '.join(filter(None, allowed))}")

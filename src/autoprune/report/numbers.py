@@ -1,23 +1,41 @@
-"""Numbers as people read them: sensible digits, and NaN or infinity as words."""
+"""Numbers as people read them: sensible digits, the same in a column, and NaN or infinity as words."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+
+from autoprune.results.variants import Spread
+
+HUGE = 99_999.5  # numbers from here on are written as powers of ten
+MEBIBYTE = 2**20
 
 
-def perplexity_text(value: float, sd: float | None = None) -> str:
-    """Four significant digits, whole numbers from 1000 on, 1.2e+06 when huge; with ``sd`` as ``mean ± sd``."""
+def number_text(value: float, sd: float | None = None, digits: int | None = None) -> str:
+    """So many digits after the point, or four significant ones; ``-12``, ``1.2e+06``, ``18.50 ± 0.71``."""
     if not math.isfinite(value):
         return "nan" if math.isnan(value) else ("inf" if value > 0 else "-inf")
-    if abs(value) >= 99_999.5:
+    if abs(value) >= HUGE:
         return f"{value:.1e}" if sd is None else f"{value:.1e} ± {sd:.1e}"
-    digits = _decimals(value)
-    return f"{value:.{digits}f}" if sd is None else f"{value:.{digits}f} ± {sd:.{digits}f}"
+    places = _decimals(value) if digits is None else digits
+    return f"{value:.{places}f}" if sd is None else f"{value:.{places}f} ± {sd:.{places}f}"
+
+
+def spread_text(spread: Spread | None, digits: int | None = None) -> str:
+    """Mean ± deviation; ``-`` for what was not measured."""
+    return "-" if spread is None else number_text(spread.mean, spread.sd, digits)
+
+
+def column_texts(spreads: Sequence[Spread | None]) -> tuple[str, ...]:
+    """A column of them with the same digits: two after the point, three where all are below 10, none above 1000."""
+    means = [abs(s.mean) for s in spreads if s and s.finite and abs(s.mean) < HUGE]
+    digits = 3 if not means or max(means) < 10 else 0 if min(means) >= 1000 else 2
+    return tuple(spread_text(spread, digits) for spread in spreads)
 
 
 def percent_text(share: float, digits: int = 2) -> str:
     """A fraction as a percentage: 0.5 is ``50.00 %``."""
-    return f"{100 * share:.{digits}f} %" if math.isfinite(share) else perplexity_text(share)
+    return f"{100 * share:.{digits}f} %" if math.isfinite(share) else number_text(share)
 
 
 def share_text(share: float) -> str:
@@ -26,15 +44,18 @@ def share_text(share: float) -> str:
     return percent_text(share) if value == 0 or value >= 0.1 or not math.isfinite(value) else f"{value:.1e} %"
 
 
-def change_text(ratio: float, sd: float | None = None) -> str:
-    """A factor as a signed change: 0.9 is ``-10.0 %``; with the factor's ``sd`` as ``-10.0 ± 0.5 %``."""
+def change_text(change: Spread | float | None) -> str:
+    """A factor as a signed change: 0.9 is ``-10.0 %``; over several seeds as ``-10.0 ± 0.5 %``; empty for None."""
+    if change is None:
+        return ""
+    ratio, sd = (change.mean, change.sd) if isinstance(change, Spread) else (change, None)
     if not math.isfinite(ratio):
-        return perplexity_text(ratio)
+        return number_text(ratio)
     if ratio >= 10:
         return f"x{ratio:.3g}"
-    change = f"{100 * (ratio - 1):+.1f}"
-    change = "0.0" if change in ("+0.0", "-0.0") else change
-    return f"{change} %" if sd is None else f"{change} ± {100 * sd:.1f} %"
+    percent = f"{100 * (ratio - 1):+.1f}"
+    percent = "0.0" if percent in ("+0.0", "-0.0") else percent
+    return f"{percent} %" if sd is None else f"{percent} ± {100 * sd:.1f} %"
 
 
 def error_text(error: float | None) -> str:
@@ -42,18 +63,29 @@ def error_text(error: float | None) -> str:
     if error is None:
         return "-"
     if not math.isfinite(error):
-        return perplexity_text(error)
+        return number_text(error)
     return f"{error:.4f}" if error == 0 or 1e-3 <= error < 1000 else f"{error:.2e}"
 
 
 def loss_text(loss: float) -> str:
     """A loss, whose order of magnitude is what matters."""
-    return f"{loss:.3e}" if math.isfinite(loss) else perplexity_text(loss)
+    return f"{loss:.3e}" if math.isfinite(loss) else number_text(loss)
 
 
 def points_text(before: float, after: float) -> str:
     """Change between two fractions in percentage points."""
     return f"{100 * (after - before):+.2f} pp"
+
+
+def seconds_texts(spreads: Sequence[Spread | None]) -> tuple[str, ...]:
+    """A column of seconds."""
+    longest = max((s.mean for s in spreads if s), default=0.0)
+    return tuple(spread_text(s, 2 if longest < 10 else 1 if longest < 1000 else 0) for s in spreads)
+
+
+def mebibytes_text(size: float | None) -> str:
+    """Bytes in MiB; ``-`` where none were measured."""
+    return "-" if not size else f"{size / MEBIBYTE:,.0f}" if size >= 10 * MEBIBYTE else number_text(size / MEBIBYTE)
 
 
 def _decimals(value: float) -> int:

@@ -1,4 +1,4 @@
-"""Results on disk: ``log_<method>_<threshold>.txt``, ``zeroshot_<method>_<threshold>.txt``, and the same as JSON."""
+"""Results on disk: ``log_<method>_<target>.txt``, ``zeroshot_<method>_<target>.txt``, and the same as JSON."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from pathlib import Path
 
 from autoprune.errors import OutputError
 from autoprune.recipe.recipe import CACHES, Recipe
+from autoprune.report.accuracy import zeroshot_text
 from autoprune.report.tables import perplexity_log
-from autoprune.report.zeroshot import zeroshot_table
-from autoprune.results.types import EvaluationRow, dump_json, first_difference
+from autoprune.results.codec import dump_json, first_difference
+from autoprune.results.types import EvaluationRow
 
 MEASURED_BY = {
     "evaluation": "perplexity",
@@ -73,7 +74,7 @@ def save_row(recipe: Recipe, row: EvaluationRow, stem: str) -> None:
         if flag == "save_ppl":
             _save(flag, directory / name, perplexity_log([row]), row)
         elif row.zeroshot:
-            _save(flag, directory / name, zeroshot_table(row), row)
+            _save(flag, directory / name, zeroshot_text(row), row)
 
 
 def notes_of(recipe: Recipe, stem: str) -> Path | None:

@@ -1,266 +1,122 @@
-"""Results as tables: what ``log_<method>_<threshold>.txt`` holds, and what is shown after a run."""
+"""What was measured, as tables: of a single run, and of many beside each other."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Sequence
 
 from autoprune.report import numbers
-from autoprune.report.frames import flat_rows
-from autoprune.report.grid import Grid, grid_to_csv, grid_to_rich, to_text
-from autoprune.report.views import (
-    Text,
-    Variant,
-    barber_effect,
-    perplexity_of,
-    seed_of,
-    short_name,
-    sparsity_before,
-    sparsity_moved,
-    texts_of,
-    variants_of,
-)
-from autoprune.results.types import EvaluationRow, LayerOutcome, PruningSummary, SubBlockOutcome
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-
-WIDE_ENOUGH = 132  # letters: a terminal of this width takes the widest table
+from autoprune.report.table import Column, Table, to_text
+from autoprune.results.tidy import BITS, DEVICE, PEAK, PERPLEXITY, PRUNE_SECONDS, SECONDS, SPARSITY, Results
+from autoprune.results.types import EvaluationRow
+from autoprune.results.variants import Variant, seed_of, steps_of
 
 
 def perplexity_log(rows: Sequence[EvaluationRow]) -> str:
-    """Aligned columns: method, target, actual sparsity, and one per evaluation text with its window length."""
-    texts, seeds = texts_of(rows), _seeds_differ(rows)
-    header = ("method", "target", *(("seed",) if seeds else ()), "actual sparsity", *(text.label for text in texts))
-    lines = []
-    for row in rows:
-        seed = (_word(seed_of(row)),) if seeds else ()
-        lines.append(
-            (row.method, row.target, *seed, numbers.percent_text(row.sparsity), *(_cell(row, text) for text in texts))
-        )
-    return to_text(Grid(header, tuple(lines)))
+    """The text of ``log_….txt``: method, target, actual sparsity, and each text with its window length."""
+    results = Results(rows)
+    seeds = [seed_of(row) for row in rows]
+    columns = [Column("method", tuple(row.method for row in rows), words=True)]
+    columns.append(Column("target", tuple(row.target for row in rows), words=True))
+    if len({str(seed) for seed in seeds if seed is not None}) > 1:
+        columns.append(Column("seed", tuple("-" if seed is None else str(seed) for seed in seeds)))
+    columns.append(Column("actual sparsity", tuple(numbers.percent_text(row.sparsity) for row in rows)))
+    for text in results.texts:
+        found = [
+            next((p.perplexity for p in row.perplexity if (p.source, p.seqlen) == (text.source, text.seqlen)), None)
+            for row in rows
+        ]
+        columns.append(Column(text.label, tuple("-" if v is None else numbers.number_text(v) for v in found)))
+    return to_text(Table(tuple(columns)))
 
 
-def comparison_table(rows: Sequence[EvaluationRow]) -> str:
-    """One line per variant, mean ± standard deviation over seeds, and what LLM-Barber changed."""
-    return to_text(comparison_grid(rows))
+def comparison(results: Results) -> Table:
+    """A line for every variant: mean ± deviation over seeds on every text, changes, time to prune and peak memory.
 
-
-def to_csv(rows: Sequence[EvaluationRow]) -> str:
-    """One line per row, numbers in full, for programs: the columns of ``flat_rows``."""
-    lines = flat_rows(rows)
-    header = tuple(dict.fromkeys(name for line in lines for name in line))
-    return grid_to_csv(Grid(header, tuple(tuple(_word(line.get(name), "") for name in header) for line in lines)))
-
-
-def layer_table(summary: PruningSummary, *, per_layer: bool = False) -> str:
-    """Zeros, sparsity and relative output error, block by block or layer by layer."""
-    return to_text(layer_grid(summary, per_layer=per_layer))
-
-
-def barber_table(summary: PruningSummary, *, per_layer: bool = False) -> str:
-    """What LLM-Barber exchanged, by sub-block or by layer; empty where it did not run."""
-    grid = barber_grid(summary, per_layer=per_layer)
-    return to_text(grid) if grid.rows else ""
-
-
-def print_comparison(rows: Sequence[EvaluationRow], console: Console) -> None:
-    """The comparison on a terminal."""
-    console.print(grid_to_rich(comparison_grid(rows)))
-
-
-def print_layers(summary: PruningSummary, console: Console, *, per_layer: bool = False) -> None:
-    """The table of blocks or layers on a terminal."""
-    console.print(grid_to_rich(layer_grid(summary, per_layer=per_layer)))
-
-
-def print_barber(summary: PruningSummary, console: Console, *, per_layer: bool = False) -> None:
-    """LLM-Barber's table on a terminal, without its last columns where they would not fit; nothing where it did not
-    run.
+    The lowest perplexity of each target is stressed, among variants with the same share of zeros.
     """
-    grid = barber_grid(summary, per_layer=per_layer, movement=console.width >= WIDE_ENOUGH)
-    if grid.rows:
-        console.print(grid_to_rich(grid))
+    variants = results.variants
+    columns = [*_names(results), Column("sparsity", _sparsities(results), spare=6)]
+    for i, text in enumerate(results.texts):
+        spreads = [results.spread(v, PERPLEXITY, text.label) for v in variants]
+        best = (results.best(group, text) for group in results.groups())
+        strong = frozenset(variants.index(order[0]) for order in best if len(order) > 1)
+        cells = numbers.column_texts(spreads)
+        columns.append(Column(text.title, cells, strong=strong, spare=9 + i if i else 0, short=text.label))
+    against_dense = [results.change(v, results.dense_of(v)) for v in variants]
+    if any(against_dense):
+        columns.append(Column("vs dense", tuple(map(numbers.change_text, against_dense)), spare=2))
+    by_step = [results.change(v, results.before(v)) for v in variants]
+    if any(by_step):
+        last = {steps_of(v.method)[-1] for v, change in zip(variants, by_step, strict=True) if change}
+        head = f"change by {last.pop() if len(last) == 1 else 'last step'}"
+        columns.append(Column(head, tuple(map(numbers.change_text, by_step)), spare=5))
+    columns.append(Column("pruning, s", seconds(results, PRUNE_SECONDS), spare=3))
+    columns.append(Column("peak memory, MiB", _most(results, PEAK), spare=8, short="peak MiB"))
+    return Table(tuple(columns), target_breaks(variants), "Perplexity, lower is better").without_empty()
 
 
-def comparison_grid(rows: Sequence[EvaluationRow]) -> Grid:
-    """The comparison as cells."""
-    texts, variants = texts_of(rows), variants_of(rows)
-    effects = [barber_effect(v, variants, texts) for v in variants]
-    shown = any(effect is not None for effect in effects)
-    header = ("method", "target", "sparsity", *(text.label for text in texts), *(("LLM-Barber",) if shown else ()))
-    lines = []
-    for variant, effect in zip(variants, effects, strict=True):
-        cells = [_spread_cell(variant, text) for text in texts]
-        last = ("" if effect is None else numbers.change_text(effect.mean, effect.sd),) if shown else ()
-        lines.append((variant.name, variant.target, numbers.percent_text(variant.sparsity), *cells, *last))
-    breaks = frozenset(i for i in range(len(variants) - 1) if variants[i].target != variants[i + 1].target)
-    return Grid(
-        header, tuple(lines), strong=_best(variants, texts), breaks=breaks, title="Perplexity, lower is better"
+def cost_table(results: Results) -> Table:
+    """Seconds of the pruning and of the whole run, peak memory; only what was measured."""
+    columns = (
+        *_names(results),
+        Column("pruning, s", seconds(results, PRUNE_SECONDS)),
+        Column("whole run, s", seconds(results, SECONDS)),
+        Column("peak memory, MiB", _most(results, PEAK)),
+        Column("on the device, MiB", _most(results, DEVICE)),
     )
+    return Table(columns, target_breaks(results.variants), "What it took").without_empty()
 
 
-def bits_grid(rows: Sequence[EvaluationRow]) -> Grid:
-    """Bits per byte of every variant on every text, as far as they are known; no lines where none is."""
-    variants = variants_of(rows)
-    texts = [text for text in texts_of(rows) if any(v.bits_per_byte(text) for v in variants)]
-    lines = []
-    for variant in variants if texts else ():
-        found = [variant.bits_per_byte(text) for text in texts]
-        lines.append(
-            (
-                variant.name,
-                variant.target,
-                *("-" if s is None else numbers.perplexity_text(s.mean, s.sd) for s in found),
-            )
+def metric_table(results: Results, metric: str, title: str) -> Table:
+    """Any metric of every variant that has it, a column for each text that it was measured on."""
+    texts = [t.label for t in results.texts if any(results.spread(v, metric, t.label) for v in results.variants)]
+    shown = [i for i, v in enumerate(results.variants) if any(results.spread(v, metric, text) for text in texts)]
+    columns = [_cut(column, shown) for column in _names(results)]
+    for text in texts:
+        columns.append(
+            Column(text, numbers.column_texts([results.spread(results.variants[i], metric, text) for i in shown]))
         )
-    breaks = frozenset(i for i in range(len(lines) - 1) if variants[i].target != variants[i + 1].target)
-    return Grid(
-        ("method", "target", *(text.label for text in texts)),
-        tuple(lines),
-        breaks=breaks,
-        title="Bits per byte, lower is better",
+    return Table(tuple(columns), target_breaks([results.variants[i] for i in shown]), title)
+
+
+def bits_table(results: Results) -> Table:
+    """Bits per byte of every variant on every text, as far as they are known."""
+    return metric_table(results, BITS, "Bits per byte, lower is better")
+
+
+def names_of(variants: Sequence[Variant], *, models: bool) -> list[Column]:
+    """The columns that say which variant a line is of."""
+    model = [Column("model", tuple(v.model for v in variants), words=True, spare=1)] if models else []
+    name, target = (tuple(getattr(v, what) for v in variants) for what in ("name", "target"))
+    return [*model, Column("method", name, words=True), Column("target", target, words=True)]
+
+
+def target_breaks(variants: Sequence[Variant]) -> frozenset[int]:
+    """Lines after which another target begins."""
+    keys = [(v.model, v.target) for v in variants]
+    return frozenset(i for i in range(len(keys) - 1) if keys[i] != keys[i + 1])
+
+
+def seconds(results: Results, metric: str) -> tuple[str, ...]:
+    """A column of seconds."""
+    return numbers.seconds_texts([results.spread(v, metric) for v in results.variants])
+
+
+def _names(results: Results) -> list[Column]:
+    return names_of(results.variants, models=len(results.models) > 1)
+
+
+def _sparsities(results: Results) -> tuple[str, ...]:
+    spreads = [results.spread(v, SPARSITY) for v in results.variants]
+    return tuple(numbers.percent_text(s.mean) if s else "-" for s in spreads)
+
+
+def _most(results: Results, metric: str) -> tuple[str, ...]:
+    """The largest over the seeds, of bytes."""
+    return tuple(
+        numbers.mebibytes_text(max(results.by_seed(v, metric).values(), default=None)) for v in results.variants
     )
 
 
-def layer_grid(summary: PruningSummary, *, per_layer: bool = False) -> Grid:
-    """The table of blocks or layers as cells."""
-    last = ("all", "", *_counts(summary.layers))
-    if per_layer:
-        body = [(str(la.block), short_name(la), *_counts([la]), numbers.error_text(la.error)) for la in summary.layers]
-        header: tuple[str, ...] = ("block", "layer", "weights", "zeros", "sparsity", "relative error")
-        rows: tuple[tuple[str, ...], ...] = (*body, (*last, ""))
-    else:
-        header = ("block", "layers", "weights", "zeros", "sparsity", "mean error", "worst error")
-        rows = (*(_block_line(block, layers) for block, layers in _blocks(summary)), (*last, "", ""))
-    return Grid(header, rows, words=2 if per_layer else 1, breaks=frozenset({len(rows) - 2}), title="What was pruned")
-
-
-def barber_grid(summary: PruningSummary, *, per_layer: bool = False, movement: bool = True) -> Grid:
-    """LLM-Barber's table as cells; ``movement`` adds between which layers sparsity moved, if it did."""
-    if per_layer:
-        header: tuple[str, ...] = (
-            "block",
-            "layer",
-            "inverted pairs",
-            "grown",
-            "dropped",
-            "sparsity before",
-            "sparsity after",
-            "moved",
-        )
-        rows = tuple(_barber_layer_line(la) for la in summary.layers if sparsity_before(la) is not None)
-        return Grid(header, rows, title="What LLM-Barber exchanged, by layer")
-    moved = movement and sparsity_moved(summary)
-    header = ("block", "sub-block", "inverted pairs", "exchanged", "loss before", "loss after", "change")
-    header += ("sparsity gained most", "lost most") if moved else ()
-    rows = tuple((*_barber_line(sub), *(_movement(sub, summary) if moved else ())) for sub in summary.sub_blocks)
-    return Grid(header, rows, title="What LLM-Barber exchanged, by sub-block")
-
-
-def _best(variants: Sequence[Variant], texts: Sequence[Text]) -> frozenset[tuple[int, int]]:
-    """The lowest perplexity of each target and text, where there is something to compare it with."""
-    best = set()
-    for target in {v.target for v in variants}:
-        for j, text in enumerate(texts):
-            found = {
-                i: s.mean
-                for i, v in enumerate(variants)
-                if v.target == target and (s := v.perplexity(text)) and math.isfinite(s.mean)
-            }
-            if len(found) > 1:
-                best.add((min(found, key=found.__getitem__), 3 + j))
-    return frozenset(best)
-
-
-def _block_line(block: int, layers: Sequence[LayerOutcome]) -> tuple[str, ...]:
-    errors = [(la.error, short_name(la)) for la in layers if la.error is not None]
-    mean = numbers.error_text(sum(e for e, _ in errors) / len(errors) if errors else None)
-    worst = max(errors) if errors else None
-    return (
-        str(block),
-        str(len(layers)),
-        *_counts(layers),
-        mean,
-        f"{numbers.error_text(worst[0])} {worst[1]}" if worst else "-",
-    )
-
-
-def _barber_line(sub: SubBlockOutcome) -> tuple[str, ...]:
-    share = numbers.share_text(sub.inverted / sub.compared) if sub.compared else "-"
-    change = numbers.change_text(sub.loss_after / sub.loss_before) if sub.loss_before > 0 else "-"
-    return (
-        str(sub.block),
-        sub.name,
-        share,
-        f"{sub.exchanged:,}",
-        numbers.loss_text(sub.loss_before),
-        numbers.loss_text(sub.loss_after),
-        change,
-    )
-
-
-def _barber_layer_line(layer: LayerOutcome) -> tuple[str, ...]:
-    before, notes = sparsity_before(layer), layer.notes
-    assert before is not None
-    share = (
-        numbers.share_text(notes["inverted"] / notes["compared"])
-        if notes.get("compared") and "inverted" in notes
-        else "-"
-    )
-    counts = (f"{notes['grown']:,}", f"{notes['dropped']:,}")
-    sparsities = (
-        numbers.percent_text(before),
-        numbers.percent_text(layer.sparsity),
-        numbers.points_text(before, layer.sparsity),
-    )
-    return str(layer.block), short_name(layer), share, *counts, *sparsities
-
-
-def _movement(sub: SubBlockOutcome, summary: PruningSummary) -> tuple[str, str]:
-    """The layers of the sub-block that gained and lost most sparsity."""
-    names = sub.name.split("+")
-    inside = [
-        la
-        for la in summary.layers
-        if la.block == sub.block and any(short_name(la) == n or short_name(la).startswith(n + ".") for n in names)
-    ]
-    moves = sorted(
-        (la.sparsity - before, short_name(la).rpartition(".")[2])
-        for la in inside
-        if (before := sparsity_before(la)) is not None
-    )
-    if not moves or moves[0][0] == moves[-1][0]:
-        return "-", "-"
-    (low, loser), (high, winner) = moves[0], moves[-1]
-    return f"{winner} {numbers.points_text(0, high)}", f"{loser} {numbers.points_text(0, low)}"
-
-
-def _blocks(summary: PruningSummary) -> Iterator[tuple[int, list[LayerOutcome]]]:
-    for block in dict.fromkeys(la.block for la in summary.layers):
-        yield block, [la for la in summary.layers if la.block == block]
-
-
-def _counts(layers: Sequence[LayerOutcome]) -> tuple[str, str, str]:
-    weights, zeros = sum(la.weights for la in layers), sum(la.zeros for la in layers)
-    return f"{weights:,}", f"{zeros:,}", numbers.percent_text(zeros / weights if weights else 0.0)
-
-
-def _cell(row: EvaluationRow, text: Text) -> str:
-    value = perplexity_of(row, text)
-    return "-" if value is None else numbers.perplexity_text(value)
-
-
-def _spread_cell(variant: Variant, text: Text) -> str:
-    spread = variant.perplexity(text)
-    return "-" if spread is None else numbers.perplexity_text(spread.mean, spread.sd)
-
-
-def _seeds_differ(rows: Sequence[EvaluationRow]) -> bool:
-    return len({str(seed_of(row)) for row in rows if seed_of(row) is not None}) > 1
-
-
-def _word(value: object, missing: str = "-") -> str:
-    return missing if value is None else str(value)
+def _cut(column: Column, lines: Iterable[int]) -> Column:
+    return Column(column.head, tuple(column.cells[i] for i in lines), column.words)

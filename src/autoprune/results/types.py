@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autoprune.results.outcome import LayerOutcome, SubBlockOutcome
@@ -23,12 +20,32 @@ class PruningSummary:
     sub_blocks: tuple[SubBlockOutcome, ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)  # wall time by phase
     warnings: tuple[str, ...] = ()
+    surveys: dict[str, Any] = field(default_factory=dict)  # by step: what it found before anything was pruned
 
     @property
     def sparsity(self) -> float:
         """Fraction of zeros over all pruned layers together."""
         weights = sum(layer.weights for layer in self.layers)
         return sum(layer.zeros for layer in self.layers) / weights if weights else 0.0
+
+    def to_pandas(self) -> DataFrame:
+        """One line a layer: block, layer, weights, zeros, sparsity, error, and what its step noted."""
+        from pandas import DataFrame
+
+        return DataFrame(
+            [
+                {
+                    "block": la.block,
+                    "layer": la.short_name,
+                    "weights": la.weights,
+                    "zeros": la.zeros,
+                    "sparsity": la.sparsity,
+                    "error": la.error,
+                    **la.notes,
+                }
+                for la in self.layers
+            ]
+        )
 
 
 @dataclass(frozen=True)
@@ -44,17 +61,15 @@ class PerplexityResult:
 
     @property
     def bits_per_byte(self) -> float | None:
-        """What models with different tokenizers can be compared by; None where nobody knows which bytes a token stands
-        for.
-        """
+        """What models with different tokenizers can be compared by; None where the bytes of a token are unknown."""
         bits = self.provenance.get("bits_per_byte")
         return None if bits is None else float(bits)
 
 
 @dataclass(frozen=True)
 class TaskResult:
-    """Accuracy on one task of lm-evaluation-harness. ``metrics``, ``errors`` (standard errors) and ``correct`` are
-    keyed acc, acc_norm.
+    """Accuracy on one task of lm-evaluation-harness; ``metrics``, ``errors`` (standard) and ``correct`` are keyed
+    acc, acc_norm.
 
     ``correct`` says of every sample, in the task's order, whether it was right: a word of 1 and 0, from which methods
     are compared sample by sample.
@@ -83,14 +98,26 @@ class ZeroShotResult:
 
     def to_pandas(self) -> DataFrame:
         """One line for each task: its metrics, their standard errors, version, shots and samples."""
-        from autoprune.report.frames import accuracy_frame
+        from pandas import DataFrame
 
-        return accuracy_frame(self)
+        return DataFrame(
+            [
+                {
+                    "task": task.task,
+                    **task.metrics,
+                    **{f"{metric} stderr": error for metric, error in task.errors.items()},
+                    "version": task.version,
+                    "num_fewshot": task.num_fewshot,
+                    "samples": task.samples,
+                }
+                for task in self.tasks
+            ]
+        )
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a cell of a benchmark took, in a process of its own: wall seconds, by phase too, and peak memory."""
+    """What a run took: wall seconds, by phase too, and peak memory of its process in bytes."""
 
     seconds: float
     peak_bytes: int
@@ -99,10 +126,21 @@ class Cost:
 
 
 @dataclass(frozen=True)
+class About:
+    """What a row was measured on and with."""
+
+    parameters: int  # of the whole model
+    dtype: str  # that its blocks ran in
+    device: str  # cpu, or the accelerator's name
+    date: str  # UTC, as ISO 8601 writes it, to the second
+    versions: dict[str, str] = field(default_factory=dict)  # of autoprune, python, torch, transformers
+
+
+@dataclass(frozen=True)
 class EvaluationRow:
     """One line of the results table: a way of pruning and what it costs."""
 
-    method: str  # e.g. dense, magnitude, wanda+barber
+    method: str  # the steps, each with its settings, e.g. dense, wanda, wanda+barber (block 0.1)
     target: str  # e.g. dense, 50 %, 2:4
     sparsity: float  # actual fraction of zeros
     perplexity: tuple[PerplexityResult, ...]
@@ -110,77 +148,56 @@ class EvaluationRow:
     pruning: PruningSummary | None = None
     zeroshot: ZeroShotResult | None = None
     cost: Cost | None = None
+    about: About | None = None
 
 
-class Perplexities(tuple[PerplexityResult, ...]):
-    """Perplexities of one model, one for each text; ``zeroshot`` has its accuracies where tasks were measured."""
+@dataclass(frozen=True)
+class Evaluation:
+    """A model as it is: its perplexity on every text, and its accuracies where tasks were measured.
 
-    zeroshot: ZeroShotResult | None
+    Iterating goes over ``texts``.
+    """
 
-    def __new__(cls, results: Iterable[PerplexityResult], zeroshot: ZeroShotResult | None = None) -> Perplexities:
-        made = super().__new__(cls, results)
-        made.zeroshot = zeroshot
-        return made
+    texts: tuple[PerplexityResult, ...]
+    zeroshot: ZeroShotResult | None = None
+
+    @property
+    def perplexity(self) -> dict[str, float]:
+        """Perplexity by evaluation text, as of a ``PruneResult``."""
+        return {result.source: result.perplexity for result in self.texts}
+
+    def __iter__(self) -> Iterator[PerplexityResult]:
+        return iter(self.texts)
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def __getitem__(self, index: int) -> PerplexityResult:
+        return self.texts[index]
+
+    def __repr__(self) -> str:
+        figures = ", ".join(f"{name}: {value:.4g}" for name, value in self.perplexity.items())
+        tasks = "" if self.zeroshot is None else f"; {len(self.zeroshot.tasks)} tasks in .zeroshot"
+        return f"Evaluation(perplexity {figures or 'not measured'}{tasks})"
 
     def to_pandas(self) -> DataFrame:
-        """One line for each text."""
-        from autoprune.report.frames import perplexity_frame
+        """One line for each text: perplexity, bits per byte, loss in nats, window length, windows, tokens."""
+        from pandas import DataFrame
 
-        return perplexity_frame(self)
-
-
-def to_jsonable(value: Any) -> Any:
-    """Dataclasses, tuples and paths as plain JSON values."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: to_jsonable(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, dict):
-        return {str(k): to_jsonable(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [to_jsonable(v) for v in value]
-    return str(value) if isinstance(value, Path) else value
-
-
-def dump_json(value: Any) -> str:
-    """Indented JSON of any result; NaN and infinity are refused, for they are not JSON."""
-    return json.dumps(to_jsonable(value), indent=2, allow_nan=False) + "\n"
-
-
-def first_difference(before: Mapping[str, Any], now: Mapping[str, Any], path: str = "") -> str | None:
-    """Says in words where two records differ; None if they are equal."""
-    for key in sorted({*before, *now}):
-        where = f"{path}.{key}" if path else key
-        old, new = before.get(key), now.get(key)
-        if isinstance(old, dict) and isinstance(new, dict):
-            if inner := first_difference(old, new, where):
-                return inner
-        elif old != new:
-            return f"{where} was {old!r} and is {new!r}"
-    return None
-
-
-def row_from_json(raw: dict[str, Any]) -> EvaluationRow:
-    """The inverse of ``to_jsonable`` for a row."""
-    pruning = raw["pruning"]
-    summary = None
-    if pruning:
-        summary = PruningSummary(
-            tuple(LayerOutcome(**layer) for layer in pruning["layers"]),
-            tuple(SubBlockOutcome(**sub) for sub in pruning["sub_blocks"]),
-            pruning["seconds"],
-            tuple(pruning["warnings"]),
+        return DataFrame(
+            [
+                {
+                    "text": r.source,
+                    "perplexity": r.perplexity,
+                    "bits_per_byte": r.bits_per_byte,
+                    "loss": r.provenance.get("loss"),
+                    "seqlen": r.seqlen,
+                    "windows": r.windows,
+                    "tokens": r.tokens,
+                }
+                for r in self.texts
+            ]
         )
-    zeroshot, cost = raw.get("zeroshot"), raw.get("cost")
-    return EvaluationRow(
-        raw["method"],
-        raw["target"],
-        raw["sparsity"],
-        tuple(PerplexityResult(**result) for result in raw["perplexity"]),
-        raw["settings"],
-        summary,
-        (
-            ZeroShotResult(tuple(TaskResult(**task) for task in zeroshot["tasks"]), zeroshot["settings"])
-            if zeroshot
-            else None
-        ),
-        Cost(**cost) if cost else None,
-    )
+
+    def _repr_html_(self) -> str:
+        return str(self.to_pandas().to_html(index=False))

@@ -17,12 +17,11 @@ from autoprune.events import Emit, Notice, silent
 from autoprune.machine.launch import joined
 from autoprune.recipe.options import EvaluationOptions
 from autoprune.recipe.recipe import Recipe, recipe_from_flat
-from autoprune.report.frames import layers_frame
 from autoprune.report.save import check_earlier, check_report_directory, notes_of, save_row
-from autoprune.results.types import EvaluationRow, Perplexities, PruningSummary
+from autoprune.results.types import Evaluation, EvaluationRow, PruningSummary
 from autoprune.run.check import check_values
 from autoprune.run.labels import DENSE, labels_of, method_label, report_stem, target_label
-from autoprune.run.measure import accuracy, check_room, count_zeros, measured
+from autoprune.run.measure import about, accuracy, check_room, count_zeros, measured
 from autoprune.run.open import Subject, fits, held_model, open_model
 from autoprune.run.plan import Plan, check_apart, make_plan
 from autoprune.run.prune import prune_and_write
@@ -57,7 +56,7 @@ class PruneResult:
 
     def to_pandas(self) -> DataFrame:
         """What became of every layer, one line each; no line where nothing was pruned."""
-        return layers_frame(self.summary or PruningSummary(()))
+        return (self.summary or PruningSummary(())).to_pandas()
 
 
 def prune(
@@ -76,7 +75,7 @@ def prune(
     """
     held = model if isinstance(model, nn.Module) else None
     recipe = recipe_from_flat({"model": "" if held is not None else str(model), **options})
-    with _modes_kept(held):
+    with modes_kept(held):
         return run(
             recipe,
             emit,
@@ -92,7 +91,7 @@ def evaluate(
     tokenizer: PreTrainedTokenizerBase | None = None,
     emit: Emit = silent,
     **options: Any,
-) -> Perplexities:
+) -> Evaluation:
     """Perplexity of a model as it is, on every text of ``eval_data``, and beside it its accuracy on ``tasks``, if any
     are named.
 
@@ -100,9 +99,9 @@ def evaluate(
     """
     held = model if isinstance(model, nn.Module) else None
     recipe = recipe_from_flat({"model": "" if held is not None else str(model), "sparsity_ratio": 0, **options})
-    with _modes_kept(held):
+    with modes_kept(held):
         row = run(recipe, emit, held=held, tokenizer=tokenizer, measure=True).row
-    return Perplexities(row.perplexity, row.zeroshot)
+    return Evaluation(row.perplexity, row.zeroshot)
 
 
 def run(
@@ -120,7 +119,7 @@ def run(
     results hold no measurements.
     """
     output = recipe.output
-    dense_only = recipe.target is None and not recipe.rebuild.pruned_model
+    dense_only = recipe.target is None and not recipe.chosen.pruned_model
     if measure is None:
         asked = bool(output.save_ppl) or recipe.evaluation != EvaluationOptions()
         measure = asked or not (recipe.zeroshot.tasks or (output.save_model and not dense_only))
@@ -138,13 +137,13 @@ def run(
         if subject.checkpoint:  # a pruned checkpoint is as large as the dense one
             check_room(recipe, subject, resident=subject.store.resident or fits(subject.checkpoint, recipe))
         plan = make_plan(recipe, subject, emit, measure=measure, ranks=ranks)
-        directory = Path(output.save_model) if output.save_model and plan.methods else None
-        if plan.methods:
+        directory = Path(output.save_model) if output.save_model and plan.steps else None
+        if plan.steps:
             summary = prune_and_write(recipe, plan, directory, emit)
-            row = EvaluationRow(*labels, summary.sparsity, (), recipe.to_dict(), summary)
+            row = EvaluationRow(*labels, summary.sparsity, (), recipe.to_dict(), summary, about=about(subject))
         else:
             check_values(subject, emit)
-            row = EvaluationRow(*labels, count_zeros(subject.store), (), recipe.to_dict())
+            row = EvaluationRow(*labels, count_zeros(subject.store), (), recipe.to_dict(), about=about(subject))
     if ranks.first:
         row = _evaluated(recipe, plan, row, directory, emit)
         if directory:
@@ -211,7 +210,7 @@ def _reopened(recipe: Recipe, subject: Subject, directory: Path | None) -> Subje
 
 
 @contextlib.contextmanager
-def _modes_kept(held: nn.Module | None) -> Iterator[None]:
+def modes_kept(held: nn.Module | None) -> Iterator[None]:
     """A model in memory runs in evaluation mode meanwhile; afterwards every part is in the mode in which it was."""
     modes = [(module, module.training) for module in held.modules()] if held is not None else []
     try:

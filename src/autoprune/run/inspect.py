@@ -2,35 +2,33 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from autoprune.core.problem import Method
 from autoprune.machine.devices import choose_device
-from autoprune.model.anatomy import Anatomy, Block, examine
+from autoprune.model.anatomy import Anatomy, examine
 from autoprune.model.experts import eager_experts
 from autoprune.model.observe import InputObserver
-from autoprune.model.pipeline import Store, prepare_inputs
 from autoprune.model.replay import replay_check
 from autoprune.model.stream import Place
+from autoprune.model.walk import Store, prepare_inputs, walk
 from autoprune.recipe.recipe import Recipe, recipe_from_flat
+from autoprune.run.estimate import arithmetic, clock, flops_per_second
+from autoprune.run.layout import batch_size
 from autoprune.run.memory import Layout, Load, need_of, shape_of
 from autoprune.run.open import context_of, open_model
-from autoprune.run.plan import batch_size, choose_seqlen
-from autoprune.steps import FIRST_PASSES, Barber
+from autoprune.run.plan import choose_seqlen
+from autoprune.steps.table import PRICED, make_steps
 from autoprune.storage.checkpoint import has_weights
 from autoprune.storage.locate import locate
 from autoprune.storage.skeleton import hollow_model
 from autoprune.storage.store import beside
 
 PROBE = 16  # tokens run through the blocks to see which layers share an input, and whether the blocks replay
-METHODS: Mapping[str, tuple[Method, ...]] = {name: (method(),) for name, method in FIRST_PASSES.items()} | {
-    f"{name}+barber": (method(), Barber()) for name, method in FIRST_PASSES.items()
-}
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,7 @@ class LayerLine:
 
 
 @dataclass(frozen=True)
-class Cost:
+class Estimate:
     """An estimate, not a promise: memory by counting tensors, time by a short measured product on this machine."""
 
     method: str
@@ -68,7 +66,7 @@ class Inspection:
     unreached: tuple[str, ...]
     left_alone: tuple[str, ...]  # what lies beside the language model, such as an image encoder
     replay: str
-    costs: tuple[Cost, ...]
+    costs: tuple[Estimate, ...]
     notes: tuple[str, ...] = field(default=())
 
 
@@ -83,7 +81,7 @@ def inspect(model: str, **options: Any) -> Inspection:
 def inspect_recipe(recipe: Recipe) -> Inspection:
     """Describes the recipe's model; where its weights are at hand, the blocks run on a few tokens."""
     directory = locate(recipe.model.model, recipe.model.cache_dir)
-    if has_weights(directory):
+    if directory.is_file() or has_weights(directory):
         store = open_model(recipe, resident=False).store
         dtype = store.storage_dtype or torch.float32
         model: Any = store.model
@@ -108,7 +106,7 @@ def inspect_recipe(recipe: Recipe) -> Inspection:
         tuple(missed[:12]) + ((f"… {len(missed) - 12} more",) if len(missed) > 12 else ()),
         left_alone,
         replay,
-        _costs(model, anatomy, dtype, recipe, seqlen),
+        _costs(model, anatomy, dtype, recipe, seqlen, recipe.steps),
         (
             (
                 f"estimates for {recipe.calibration.nsamples} windows of {seqlen} tokens, streamed from disk"
@@ -149,12 +147,9 @@ def _shared_inputs(store: Store) -> dict[int, list[tuple[str, ...]]]:
     inputs, stream = prepare_inputs(store, ids, 1, Place("cpu", store.device))
     groups: dict[int, list[tuple[str, ...]]] = {}
     with eager_experts(store.anatomy.model):
-        for block in store.anatomy.blocks:
-            store.load(block.index)
-            observer = InputObserver(block.layers, None, ids.shape[1])
-            with observer:
+        for block in walk(store):
+            with InputObserver(block.layers, (), ids.shape[1]) as observer:
                 stream[0] = inputs.calls.of(0, block.index)(block.module, stream[0])
-            store.release(block.index)
             groups[block.index] = [tuple(layer.name for layer in group.layers) for group in observer.groups]
     return groups
 
@@ -180,47 +175,18 @@ def _ranges(numbers: Sequence[int]) -> str:
     return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in parts)
 
 
-def _costs(model: Any, anatomy: Anatomy, dtype: torch.dtype, recipe: Recipe, seqlen: int) -> tuple[Cost, ...]:
-    shape = shape_of(model, anatomy, dtype, moved=False)
-    device = choose_device(recipe.model.device)
-    samples, speed = recipe.calibration.nsamples, _flops_per_second(device)
-    batch = batch_size(recipe, seqlen)
-    costs = []
-    for name, methods in METHODS.items():
-        load = Load(samples, seqlen) if any(method.statistic for method in methods) else Load()
-        here, on_disk = (need_of(shape, methods, Layout(batch, place), load).total for place in ("cpu", "disk"))
-        costs.append(Cost(name, here, on_disk, _clock(_work(anatomy.blocks, methods, samples * seqlen) / speed)))
-    return tuple(costs)
-
-
-def _work(blocks: Sequence[Block], methods: Sequence[Method], tokens: int) -> float:
-    """Floating-point operations, counted roughly: forward passes, Grams and sweeps, LLM-Barber's gradients."""
-    forward = 2.0 * sum(block.parameters for block in blocks) * tokens
-    total = 0.0
-    for name in (type(method).__name__ for method in methods):
-        if name in ("Wanda", "SparseGPT"):
-            total += 2 * forward
-        if name == "SparseGPT":
-            total += 2.0 * tokens * sum(sum({layer.shape[1] ** 2 for layer in block.layers}) for block in blocks)
-            total += sum(2.0 * layer.count * layer.shape[1] for block in blocks for layer in block.layers)
-        if name == "Barber":
-            total += 5 * forward
-    return total
-
-
-def _flops_per_second(device: torch.device) -> float:
-    a = torch.rand(512, 512, device=device)
-    best = 1.0
-    for _ in range(4):
-        start = time.perf_counter()
-        float((a @ a).sum())
-        best = max(best, 2 * 512**3 / (time.perf_counter() - start))
-    return best
-
-
-def _clock(seconds: float) -> str:
-    if seconds < 60:
-        return "under a minute"
-    if seconds < 5400:
-        return f"about {seconds / 60:.0f} min"
-    return f"about {seconds / 3600:.1f} h" if seconds < 172800 else f"about {seconds / 86400:.0f} days"
+def _costs(
+    model: Any, anatomy: Anatomy, dtype: torch.dtype, recipe: Recipe, seqlen: int, chosen: tuple[str, ...]
+) -> tuple[Estimate, ...]:
+    device, batch = choose_device(recipe.model.device), batch_size(recipe, seqlen)
+    samples, speed = recipe.calibration.nsamples, flops_per_second(device)
+    shape = dataclasses.replace(
+        shape_of(model, anatomy, dtype, moved=False), samples=samples, tokens=seqlen, batch=batch
+    )
+    estimates = []
+    for names in dict.fromkeys((*PRICED, chosen)):
+        steps = make_steps(names, recipe.step_options)
+        load = Load(samples, seqlen) if any(step.needs.samples for step in steps) else Load()
+        here, on_disk = (need_of(shape, steps, Layout(batch, place), load).total for place in ("cpu", "disk"))
+        estimates.append(Estimate("+".join(names), here, on_disk, clock(arithmetic(shape, steps) / speed)))
+    return tuple(estimates)

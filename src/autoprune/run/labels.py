@@ -2,20 +2,36 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
 from pathlib import Path
 
 from autoprune.core.sparsity import SemiStructured, Target, Unstructured
 from autoprune.errors import OutputError, RecipeError
-from autoprune.recipe.recipe import Recipe, recipe_from_flat
+from autoprune.recipe.recipe import Recipe
 from autoprune.storage.manifest import Manifest
 
 DENSE = ("dense", "dense")
 
 
 def method_label(recipe: Recipe) -> str:
-    """The run's passes in one word, such as ``wanda+barber``."""
-    first = "given" if recipe.rebuild.pruned_model else recipe.pruning.prune_method
-    return f"{first}+barber" if recipe.rebuild.prune_barber else first
+    """The run's steps, each with the options that make it differ from others: ``wanda+barber (output1 0.01)``.
+
+    Told are options that are always shown, and those that are not as usual; numbers and switches of these by name.
+    """
+    words = ["given"] if recipe.chosen.pruned_model else []
+    for name in recipe.steps:
+        options, shown, named = recipe.options_of(name), list[str](), list[str]()
+        for field in dataclasses.fields(options):
+            value, spelled = getattr(options, field.name), field.name.replace("_", " ")
+            word = f"{value:g}" if isinstance(value, float) else str(value)
+            if field.metadata.get("shown"):
+                shown.append(word)
+            elif value != field.default:
+                named.append(spelled if value is True else f"{spelled} {word}")
+        told = ", ".join([*([" ".join(shown)] if shown else []), *named])
+        words.append(f"{name} ({told})" if told else name)
+    return "+".join(words)
 
 
 def target_label(target: Target | None) -> str:
@@ -28,14 +44,19 @@ def target_label(target: Target | None) -> str:
 def labels_of(directory: Path) -> tuple[str, str]:
     """Method and target of a checkpoint, if its manifest says that autoprune pruned it; any other is called dense."""
     try:
-        recipe = recipe_from_flat(Manifest.read(directory).recipe)
+        recipe = Manifest.read(directory).recipe
     except (OutputError, KeyError, TypeError, AttributeError, RecipeError):
         return DENSE
     return method_label(recipe), target_label(recipe.target)
 
 
 def report_stem(recipe: Recipe, labels: tuple[str, str]) -> str:
-    """The part of the names of a run's tables that tells it from others; ``labels`` as of the row that they show."""
-    if recipe.target is not None or recipe.rebuild.pruned_model:
-        return f"{recipe.pruning.prune_method}_{recipe.barber.threshold:g}"
-    return f"dense_{recipe.barber.threshold:g}" if labels == DENSE else f"eval_{labels[0]}"
+    """The part of the names of a run's tables that tells it from others, of the labels of the row that they show:
+    ``dense``, ``wanda+barber-output1-0.01_50pct``; ``eval_wanda_2of4`` of what an earlier run has pruned.
+    """
+    if labels == DENSE:
+        return DENSE[0]
+    method = re.sub(r"[ (,]+", "-", labels[0]).replace(")", "")
+    target = labels[1].replace(" %", "pct").replace(":", "of")
+    only_measured = recipe.target is None and not recipe.chosen.pruned_model
+    return f"{'eval_' if only_measured else ''}{method}_{target}"

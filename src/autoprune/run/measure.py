@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import datetime
 import functools
 from pathlib import Path
+
+import torch
 
 from autoprune.data.cache import cache_folder
 from autoprune.errors import ModelError
@@ -11,8 +14,9 @@ from autoprune.evaluation.perplexity import perplexity
 from autoprune.evaluation.remember import Notes, remembered
 from autoprune.events import Emit
 from autoprune.model.stream import Place
+from autoprune.model.walk import walk
 from autoprune.recipe.recipe import Recipe
-from autoprune.results.types import PerplexityResult, ZeroShotResult
+from autoprune.results.types import About, PerplexityResult, ZeroShotResult
 from autoprune.run.check import check_replay, check_values
 from autoprune.run.open import AnyStore, Subject
 from autoprune.run.plan import Plan
@@ -35,7 +39,7 @@ def measured(
         check_replay(subject, next(iter(plan.evaluation.values())).ids, emit)
     identity = _identity(plan, subject) if plan.evaluation else {}
     cached: dict[str, object] = {}
-    if not plan.methods and plan.evaluation and cache_folder() and subject.checkpoint:
+    if not plan.steps and plan.evaluation and cache_folder() and subject.checkpoint:
         cached = {
             "model": check_values(subject, emit),
             **{key: value for key, value in identity.items() if key != "files"},
@@ -54,11 +58,11 @@ def _identity(plan: Plan, subject: Subject) -> dict[str, object]:
 
     The manifest of a pruned model holds the hashes of its shards; those of a dense model are known by size and time.
     """
-    if subject.checkpoint is None or (plan.methods and subject is plan.subject):
+    if subject.checkpoint is None or (plan.steps and subject is plan.subject):
         return {}
     folder, store = subject.checkpoint.directory, subject.store
     stamps = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in subject.checkpoint.files]
-    files = file_sha256(folder / MANIFEST) if plan.methods else stamps
+    files = file_sha256(folder / MANIFEST) if plan.steps else stamps
     run_as = {
         "config": file_sha256(folder / "config.json"),
         "dtype": str(store.model.dtype),
@@ -75,8 +79,8 @@ def accuracy(recipe: Recipe, plan: Plan, subject: Subject, emit: Emit) -> ZeroSh
     from autoprune.evaluation.tasks import zeroshot
 
     check_room(recipe, subject, resident=subject.store.resident)
-    for block in subject.store.anatomy.blocks:
-        subject.store.load(block.index)
+    for _ in walk(subject.store):
+        pass  # a resident store keeps what it has loaded
     return zeroshot(subject.store.model, subject.load_tokenizer(), recipe.zeroshot, batch=plan.layout.batch, emit=emit)  # type: ignore[arg-type]
 
 
@@ -94,9 +98,16 @@ def check_room(recipe: Recipe, subject: Subject, *, resident: bool) -> None:
 def count_zeros(store: AnyStore) -> float:
     """Share of zeros in the layers of a model's blocks."""
     zeros = total = 0
-    for block in store.anatomy.blocks:
-        store.load(block.index)
+    for block in walk(store):
         zeros += sum(layer.count - int((layer.matrix != 0).sum()) for layer in block.layers)
         total += block.reached
-        store.release(block.index)
     return zeros / total if total else 0.0
+
+
+def about(subject: Subject) -> About:
+    """The model's size and what it runs on, with the versions and the time of now."""
+    model, device = subject.store.model, subject.store.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    dtype = str(model.dtype).removeprefix("torch.")
+    return About(sum(parameter.numel() for parameter in model.parameters()), dtype, name, now, versions())

@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 
-from autoprune.core.problem import Method, Scope
-from autoprune.core.statistics import InputGram
 from autoprune.errors import RecipeError
-from autoprune.model.anatomy import Anatomy, Block
+from autoprune.model.anatomy import Anatomy, BlockAnatomy
 from autoprune.model.layers import Expert
-from autoprune.model.precision import COMPUTE_DTYPES, compute_word
+from autoprune.model.pruning import split_passes
+from autoprune.steps.base import Step
+from autoprune.steps.price import FLOAT, Shape
 
 PROGRAM = 512 * 2**20  # the interpreter with its libraries (about 480 MiB), and holes in memory
 UNITS = {
@@ -31,66 +31,41 @@ UNITS = {
     "GIB": 2**30,
     "TIB": 2**40,
 }
-FLOAT = 4  # bytes: statistics and solving are in float32
-
-
-@dataclass(frozen=True)
-class Shape:
-    """What memory depends on: counts of weights, widths, and how many bytes one number takes."""
-
-    width: int  # of the hidden states
-    widest: int  # largest input or output of a layer
-    outside: int  # parameters outside the blocks that calibration needs
-    head: int  # parameters that only evaluation needs besides: the head's, where they are not the embedding's
-    vocabulary: int
-    block: int  # parameters of the largest block
-    sub_block: int  # weights of the largest sub-block
-    sub_blocks: int  # how many a block has
-    layer: int  # weights of the largest layer
-    gram: int  # numbers in the largest layer's Gram
-    grams: int  # numbers in the Grams of all input groups of a block
-    stored: int  # bytes of one stored weight
-    running: int  # bytes of one number in the forward passes
-    # 1 if blocks run on the weights as they are stored, 2 if they are cast or moved first, 3 if (experts) fused and
-    # then overwritten
-    copies: int
-    heads: int  # of attention, where its scores are laid out in full; else 0
-
-    @classmethod
-    def of(cls, anatomy: Anatomy, *, outside: int, head: int, stored: int, running: int, moved: bool) -> Shape:
-        """Reads the counts off a model, whose weights may be on the meta device."""
-        largest = max(anatomy.blocks, key=lambda block: block.parameters)
-        layers = [layer for block in anatomy.blocks for layer in block.layers]
-        width = getattr(anatomy.model.config.get_text_config(), "hidden_size", 0) or largest.layers[0].shape[1]  # type: ignore[union-attr, operator]
-        return cls(
-            width=width,
-            widest=max(max(layer.shape) for layer in layers),
-            outside=outside,
-            head=head,
-            vocabulary=anatomy.model.config.get_text_config().vocab_size,  # type: ignore[union-attr, operator]
-            block=largest.parameters,
-            sub_block=max(_sub_blocks(largest).values()),
-            sub_blocks=len(_sub_blocks(largest)),
-            layer=max(layer.count for layer in layers),
-            gram=max(layer.shape[1] ** 2 for layer in layers),
-            grams=max(_grams(block) for block in anatomy.blocks),
-            stored=stored,
-            running=running,
-            copies=3 if anatomy.has_experts else 2 if moved or running != stored else 1,
-            heads=_full_scores(anatomy),
-        )
 
 
 def shape_of(model: Any, anatomy: Anatomy, stored: torch.dtype, *, moved: bool) -> Shape:
-    """The shape of a model whose weights may be on the meta device; the head counts only where it is the embedding."""
-    module = model.get_output_embeddings()
+    """The counts of a model, whose weights may be on the meta device; the head counts where it is not the embedding.
+
+    ``moved``: blocks run on another device than the one on which they are read.
+    """
+    module, text = model.get_output_embeddings(), model.config.get_text_config()
     tied = module is not None and any(
         p is q for p in module.parameters() for q in model.get_input_embeddings().parameters()
     )
     head = 0 if module is None or tied else sum(p.numel() for p in module.parameters())
-    outside = sum(p.numel() for p in model.parameters()) - sum(block.parameters for block in anatomy.blocks) - head
-    return Shape.of(
-        anatomy, outside=outside, head=head, stored=stored.itemsize, running=model.dtype.itemsize, moved=moved
+    inside = sum(block.parameters for block in anatomy.blocks)
+    largest = max(anatomy.blocks, key=lambda block: block.parameters)
+    layers = [layer for block in anatomy.blocks for layer in block.layers]
+    running = model.dtype.itemsize
+    return Shape(
+        width=(getattr(text, "hidden_size", 0) or largest.layers[0].shape[1]) * _streams(text),
+        widest=max(max(layer.shape) for layer in layers),
+        outside=sum(p.numel() for p in model.parameters()) - inside - head,
+        head=head,
+        vocabulary=text.vocab_size,
+        block=largest.parameters,
+        sub_block=max(_sub_blocks(largest).values()),
+        sub_blocks=len(_sub_blocks(largest)),
+        layer=max(layer.count for layer in layers),
+        gram=max(layer.shape[1] ** 2 for layer in layers),
+        grams=max(_grams(block) for block in anatomy.blocks),
+        stored=stored.itemsize,
+        running=running,
+        copies=3 if anatomy.has_experts else 2 if moved or running != stored.itemsize else 1,
+        heads=_full_scores(text),
+        parameters=inside,
+        squares=sum(sum({layer.shape[1] ** 2 for layer in block.layers}) for block in anatomy.blocks),
+        sweeps=sum(layer.count * layer.shape[1] for layer in layers),
     )
 
 
@@ -134,18 +109,18 @@ class Need:
         return self.program + self.outside + self.weights + self.hidden + self.work
 
 
-def need_of(shape: Shape, methods: Sequence[Method], layout: Layout, load: Load) -> Need:
+def need_of(shape: Shape, steps: Sequence[Step], layout: Layout, load: Load) -> Need:
     """Peak resident memory of a streamed run, in whichever of its phases needs more."""
     phases = [_opening(shape)]
     if load.evaluated:
         phases.append(_evaluation(shape, layout, load))
-    if methods:
-        phases.append(_pruning(shape, methods, layout, load))
+    if steps:
+        phases.append(_pruning(shape, steps, layout, load))
     return max(phases, key=lambda need: need.total)
 
 
 def choose_layout(
-    shape: Shape, methods: Sequence[Method], load: Load, *, wanted: Layout, fixed_place: bool, budget: int
+    shape: Shape, steps: Sequence[Step], load: Load, *, wanted: Layout, fixed_place: bool, budget: int
 ) -> tuple[Layout, Need]:
     """The wanted layout if it fits the budget, else the nearest one that does: smaller batches, then hidden states on
     disk.
@@ -156,7 +131,7 @@ def choose_layout(
     for place in places:
         for batch in (wanted.batch >> shift for shift in range(wanted.batch.bit_length())):
             layout = dataclasses.replace(wanted, batch=batch, activations=place)
-            need = need_of(shape, methods, layout, load)
+            need = need_of(shape, steps, layout, load)
             if need.total <= budget:
                 return layout, need
     how = (
@@ -203,34 +178,33 @@ def _opening(shape: Shape) -> Need:
     )
 
 
-def _pruning(shape: Shape, methods: Sequence[Method], layout: Layout, load: Load) -> Need:
-    """One block at a time. Counted are the tensors that are there at once when most of them are; benchmarks/memory.py
-    compares with real runs.
+def _pruning(shape: Shape, steps: Sequence[Step], layout: Layout, load: Load) -> Need:
+    """One block at a time. Counted are the tensors that are there at once when most of them are;
+    benchmarks/memory.py compares with real runs.
     """
-    rebuilds = any(method.scope is Scope.SUB_BLOCK for method in methods)
-    gram = any(method.statistic is InputGram for method in methods)
-    looking = max(
-        sum(method.statistic is not None for method in methods), 1 if load.samples else 0
-    )  # --layer_errors looks too
+    shape = dataclasses.replace(shape, batch=layout.batch, samples=load.samples, tokens=load.tokens)
+    prices = [step.price(shape) for step in steps]
+    looking = sum(any(step.needs.samples for step in group) for group in split_passes(steps))
+    looking = max(looking, 1 if load.samples else 0)  # --layer_errors looks too
+    looking += 2 * any(step.needs.dense_stream for step in steps) + sum(price.streams for price in prices)
     numbers = load.samples * load.tokens * shape.width
-    # LLM-Barber keeps the outputs of all sub-blocks beside the hidden states of its own.
-    hidden = numbers * shape.running * (looking + (shape.sub_blocks if rebuilds else 0))
-    # As stored, as they run, pruned, the pattern, and SparseGPT's new ones, which wait to be written.
-    weights = shape.block * (
-        shape.stored * (load.models + gram) + (shape.copies - 1) * shape.running + shape.running + 1
-    )
+    hidden = numbers * shape.running * (looking + max(price.outputs for price in prices))
+    # As stored, as they run, pruned, the pattern, and new ones, which wait to be written.
+    kept = shape.stored * (load.models + any(price.new_weights for price in prices))
+    weights = shape.block * (kept + (shape.copies - 1) * shape.running + shape.running + 1)
     work = max(
-        _at_once(shape, load) if layout.at_once else _forward(shape, layout.batch, load.tokens),
-        _solving(shape, gram),
+        _at_once(shape, load) if layout.at_once else forward_bytes(shape, layout.batch, load.tokens),
         shape.block * (shape.copies + shape.stored),  # the pattern and the result, laid out as they are stored
-        *(
-            _rebuilding(shape, method, layout.batch, load.tokens)
-            for method in methods
-            if method.scope is Scope.SUB_BLOCK
-        ),
+        *(price.work for price in prices),
     )
     outside = shape.outside * shape.running * load.models
     return Need("pruning", PROGRAM, outside, weights, 0 if layout.activations == "disk" else hidden, work)
+
+
+def _streams(config: Any) -> int:
+    """Residual streams between blocks (hyper-connections); one in most models."""
+    found = (getattr(config, name, None) for name in ("hc_mult", "hc_count"))
+    return next((value for value in found if isinstance(value, int)), 1)
 
 
 def _evaluation(shape: Shape, layout: Layout, load: Load) -> Need:
@@ -251,11 +225,11 @@ def _evaluation(shape: Shape, layout: Layout, load: Load) -> Need:
         outside,
         weights,
         hidden,
-        max(logits, _forward(shape, layout.batch, load.evaluated_tokens)),
+        max(logits, forward_bytes(shape, layout.batch, load.evaluated_tokens)),
     )
 
 
-def _forward(shape: Shape, windows: int, tokens: int) -> int:
+def forward_bytes(shape: Shape, windows: int, tokens: int) -> int:
     """Activations inside a block (hidden states and residual, a few of the widest tensors, attention's scores), and a
     statistic's view of one.
     """
@@ -267,46 +241,16 @@ def _at_once(shape: Shape, load: Load) -> int:
     """All windows in one pass: a quarter more for holes in memory that is kept, and who may look at whom, for models
     that have a table of it.
     """
-    return _forward(shape, load.samples, load.tokens) * 5 // 4 + load.samples * load.tokens**2
+    return forward_bytes(shape, load.samples, load.tokens) * 5 // 4 + load.samples * load.tokens**2
 
 
-def _solving(shape: Shape, gram: bool) -> int:
-    """The largest layer in float32 with scores and what choosing needs.
-
-    For SparseGPT all Grams, and beside them either what factorising the largest one needs, or its factor and two
-    layers that are swept together.
-    """
-    if not gram:
-        return shape.layer * FLOAT * 5
-    return FLOAT * (shape.grams + max(3 * shape.gram, shape.gram + 6 * shape.layer))
-
-
-def _rebuilding(shape: Shape, method: Method, windows: int, tokens: int) -> int:
-    """A sub-block's energies, and beside them the more of two: its gradients, or the exchange.
-
-    Gradients take its weights in the precision that they are computed in: dense and pruned, or dense with one layer's
-    gradient, twice, and the activations. The exchange takes copies of all scores that are compared with each other.
-    """
-    computing = COMPUTE_DTYPES[compute_word(method)].itemsize
-    cast = shape.sub_block * computing if shape.running != computing or shape.copies > 2 else 0
-    activations = (
-        windows * tokens * ((12 * shape.width + 6 * shape.widest) * computing + 3 * shape.heads * tokens * FLOAT)
-    )
-    gradients = (
-        cast + max(cast + activations // 2, 2 * shape.layer * FLOAT + activations) + (cast if shape.copies > 2 else 0)
-    )
-    compared = shape.sub_block if getattr(method, "prune_granularity", "") == "block" else shape.layer
-    return shape.sub_block * FLOAT + max(gradients, compared * FLOAT * 6)
-
-
-def _full_scores(anatomy: Anatomy) -> int:
+def _full_scores(config: Any) -> int:
     """Attention heads of a model that lays out every head's scores; others compute them piece by piece."""
-    config = anatomy.model.config.get_text_config()  # type: ignore[union-attr, operator]
     full = getattr(config, "_attn_implementation", "eager") == "eager"
     return int(getattr(config, "num_attention_heads", None) or getattr(config, "n_head", None) or 0) if full else 0
 
 
-def _sub_blocks(block: Block) -> dict[str, int]:
+def _sub_blocks(block: BlockAnatomy) -> dict[str, int]:
     sums: dict[str, int] = {}
     for layer in block.layers:
         name = layer.name.split(".")[0] if "." in layer.name else ""
@@ -314,7 +258,7 @@ def _sub_blocks(block: Block) -> dict[str, int]:
     return sums
 
 
-def _grams(block: Block) -> int:
+def _grams(block: BlockAnatomy) -> int:
     """Numbers in the Grams of a block: every expert has its own; of other layers with one parent and width some may
     share one.
 

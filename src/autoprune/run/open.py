@@ -21,6 +21,7 @@ from autoprune.storage.checkpoint import Checkpoint
 from autoprune.storage.complete import check_complete
 from autoprune.storage.locate import locate
 from autoprune.storage.skeleton import build_skeleton, storage_dtype
+from autoprune.storage.source import open_checkpoint
 from autoprune.storage.store import CheckpointStore, MemoryStore
 
 CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx")
@@ -66,7 +67,7 @@ def open_model(recipe: Recipe, *, resident: bool | None) -> Subject:
     """
     options = recipe.model
     directory = locate(options.model, options.cache_dir)
-    checkpoint = Checkpoint.open(directory)
+    checkpoint = open_checkpoint(directory)
     if not resident or recipe.run.memory:
         return_large_blocks()  # first, for while the model is built its weights are allocated too, each for a moment
     skeleton = build_skeleton(
@@ -78,17 +79,19 @@ def open_model(recipe: Recipe, *, resident: bool | None) -> Subject:
         options.model,
         store,
         checkpoint,
-        lambda: load_tokenizer(directory, options.trust_remote_code),
+        lambda: load_tokenizer(checkpoint.directory, options.trust_remote_code),
         store.left_alone,
     )
 
 
-def fits(checkpoint: Checkpoint, recipe: Recipe) -> bool:
-    """Whether a model can be held in memory as a whole, beside what else is needed, and within the recipe's budget."""
+def fits(checkpoint: Checkpoint, recipe: Recipe, *beside: Checkpoint) -> bool:
+    """Whether a model, and others ``beside`` it, can be held in memory as a whole, with what else is needed, and
+    within the recipe's budget.
+    """
     room = psutil.virtual_memory().available
     if recipe.run.memory:
         room = min(room, parse_memory(recipe.run.memory) - PROGRAM)
-    return held_bytes(checkpoint, recipe) < RESIDENT_SHARE * room
+    return sum(held_bytes(model, recipe) for model in (checkpoint, *beside)) < RESIDENT_SHARE * room
 
 
 def held_bytes(checkpoint: Checkpoint, recipe: Recipe) -> int:

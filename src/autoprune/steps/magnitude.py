@@ -6,16 +6,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from autoprune.core.problem import LayerProblem, LayerSolution, Scope
+from autoprune.core.problem import LayerProblem, LayerSolution
 from autoprune.core.selection import keep_for
+from autoprune.steps.base import LayerStep
 
 
 @dataclass(frozen=True)
-class Magnitude:
+class Magnitude(LayerStep):
     """``score = |W|``, compared over the whole layer, or inside each group of M."""
 
-    statistic: ClassVar[None] = None
-    scope: ClassVar[Scope] = Scope.INPUT_GROUP
+    name: ClassVar[str] = "magnitude"
+    title: ClassVar[str] = "Magnitude"
 
     def solve(self, problems: Sequence[LayerProblem]) -> list[LayerSolution]:
         """Reads no data."""

@@ -9,17 +9,19 @@ from typing import ClassVar
 from jaxtyping import Float
 from torch import Tensor
 
-from autoprune.core.problem import LayerProblem, LayerSolution, Scope
+from autoprune.core.problem import LayerProblem, LayerSolution
 from autoprune.core.selection import keep_for
 from autoprune.core.statistics import InputNorm
+from autoprune.steps.base import LayerStep, Needs
 
 
 @dataclass(frozen=True)
-class Wanda:
+class Wanda(LayerStep):
     """``score = |W| * ||x||_2`` (eq. 1), compared inside each output row, or inside each group of M."""
 
-    statistic: ClassVar[type[InputNorm]] = InputNorm
-    scope: ClassVar[Scope] = Scope.INPUT_GROUP
+    name: ClassVar[str] = "wanda"
+    title: ClassVar[str] = "Wanda"
+    needs: ClassVar[Needs] = Needs(statistic=InputNorm)
 
     def solve(self, problems: Sequence[LayerProblem]) -> list[LayerSolution]:
         """Needs the norm of every input feature."""

@@ -18,6 +18,7 @@ def model_card(about: dict[str, Any], summary: PruningSummary, label: str, targe
             f"{calibration['source']} ({recipe['calibration']['nsamples']} windows of {calibration['seqlen']} tokens,"
             f" seed {about['seed']})"
         )
+    weights = f"\nOf the original, {model['weights']}.\n" if "weights" in model else ""
     return f"""---
 library_name: transformers
 pipeline_tag: text-generation
@@ -33,7 +34,7 @@ pipeline_tag: text-generation
 Embeddings, norms, biases
 and the head are those of the original, byte for byte. It was pruned in one shot, without training, by AutoPrune
 {about["versions"]["autoprune"]}.
-
+{weights}
 | | |
 |---|---|
 | original | {model["name"]} |

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -39,6 +39,7 @@ class Checkpoint:
         """
         if not directory.is_dir() or not os.access(directory, os.R_OK | os.X_OK):
             raise ModelError(f"{directory} is no directory that can be read; check the path and its permissions")
+        refuse_adapter(directory)
         if not (directory / "config.json").is_file():
             raise ModelError(
                 f"{directory}: no config.json here, so this is no Hugging Face checkpoint; give the directory that"
@@ -63,6 +64,16 @@ class Checkpoint:
         """All tensors of one safetensors file. Raises: ModelError if it can't be read."""
         found = cls.scan(path.parent, [path.name])
         return found.read(found.shards)
+
+    @property
+    def note(self) -> str:
+        """What its reader should know of how the weights came to be what they are; usually nothing."""
+        return ""
+
+    @property
+    def rewritten(self) -> dict[str, str]:
+        """Text files that a checkpoint made from this one has in another form, by name."""
+        return {}
 
     @property
     def files(self) -> list[Path]:
@@ -107,19 +118,18 @@ class Checkpoint:
         with path.open("wb") as out:
             out.write(len(text).to_bytes(8, "little") + text)
             for name in ordered:
-                with (self.directory / self.shards[name]).open("rb") as shard:
-                    start, stop = found[name]["data_offsets"]
-                    shard.seek(8 + int.from_bytes(shard.read(8), "little") + start)
-                    for position in range(start, stop, CHUNK):
-                        out.write(shard.read(min(CHUNK, stop - position)))
+                self._pour(name, found[name]["data_offsets"], out)
+
+    def _pour(self, name: str, where: tuple[int, int], out: BinaryIO) -> None:
+        with (self.directory / self.shards[name]).open("rb") as shard:
+            start, stop = where
+            shard.seek(8 + int.from_bytes(shard.read(8), "little") + start)
+            for position in range(start, stop, CHUNK):
+                out.write(shard.read(min(CHUNK, stop - position)))
 
     def dtypes(self) -> dict[str, str]:
         """Every tensor's dtype in the file format's words (F32, BF16, …)."""
-        found: dict[str, str] = {}
-        for path in self.files:
-            with safe_open(path, framework="pt") as shard:
-                found.update({name: shard.get_slice(name).get_dtype() for name in shard.keys()})  # noqa: SIM118
-        return found
+        return {name: entry["dtype"] for name, entry in self._headers().items()}
 
     def sizes(self) -> dict[str, int]:
         """Every tensor's size in bytes."""
@@ -138,6 +148,22 @@ class Checkpoint:
                 found |= json.loads(handle.read(int.from_bytes(handle.read(8), "little")))
         found.pop("__metadata__", None)
         return found
+
+
+def refuse_adapter(directory: Path) -> None:
+    """Raises: ModelError if the directory holds an adapter to a model and no model."""
+    if not (directory / "adapter_config.json").is_file() or (directory / "config.json").is_file():
+        return
+    try:
+        base = json.loads((directory / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError, TypeError):
+        base = "BASE"
+    raise ModelError(
+        f"{directory} holds a PEFT adapter (adapter_config.json), which is no model of its own. Merge it once, in"
+        " Python: from peft import AutoPeftModelForCausalLM; from transformers import AutoTokenizer;"
+        f" AutoPeftModelForCausalLM.from_pretrained({str(directory)!r}).merge_and_unload().save_pretrained(NEW_DIR);"
+        f" AutoTokenizer.from_pretrained({base!r}).save_pretrained(NEW_DIR). Then give NEW_DIR"
+    )
 
 
 def has_weights(directory: Path) -> bool:

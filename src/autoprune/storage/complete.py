@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from autoprune.errors import ModelError
 from autoprune.storage.skeleton import STORED, Skeleton
 
+HEAD_COUNTS = ("num_nextn_predict_layers", "num_mtp_layers", "num_mtp_modules", "mtp_num_hidden_layers")
 _BUFFERS = re.compile(
     r"\.(inv_freq|attn\.bias|attn\.masked_bias|attention\.bias|attention\.masked_bias)$"
 )  # that older transformers stored
@@ -43,27 +44,49 @@ def check_complete(skeleton: Skeleton) -> None:
         )
 
 
-def unplaced(skeleton: Skeleton, blocks: str, count: int) -> list[str]:
-    """Stored tensors that the model has no place for; ``blocks`` is the name of its list of blocks, ``count`` their
-    number.
-
-    Raises: ModelError if whole blocks are among them: then config.json says fewer than there are.
-    """
+def not_loaded(skeleton: Skeleton) -> list[str]:
+    """Stored tensors that the model has no place for."""
     state = skeleton.model.state_dict()
-    extra = [name for name, owner in skeleton.owners.items() if owner not in state and not _BUFFERS.search(name)]
+    return [name for name, owner in skeleton.owners.items() if owner not in state]
+
+
+def unplaced(skeleton: Skeleton, blocks: str, count: int) -> list[str]:
+    """Stored tensors that the model has no place for, but for tables that older versions of transformers stored;
+    ``blocks`` is the name of its list of blocks, ``count`` their number.
+
+    Raises: ModelError if whole blocks are among them that the model's class does not know to be there: then
+    config.json says fewer than there are.
+    """
+    extra = [name for name in not_loaded(skeleton) if not _BUFFERS.search(name)]
     parts: dict[int, set[str]] = {}
     for owner in skeleton.owners.values():
         if found := re.match(rf"{re.escape(blocks)}\.(\d+)\.(.+)", owner):
             parts.setdefault(int(found[1]), set()).add(found[2])
     known = [part for index, part in parts.items() if index < count]
-    if more := [
-        index for index, part in parts.items() if index >= count and part in known
-    ]:  # others may be heads of some kind
+    heads = _prediction_heads(skeleton)
+    more = [
+        index
+        for index, part in parts.items()
+        if index >= count + heads and part in known and not _admitted(skeleton, f"{blocks}.{index}.")
+    ]
+    if more:  # others may be heads of some kind
         raise ModelError(
             f"{skeleton.checkpoint.directory}: the weights hold {blocks}.{min(more)}, but config.json knows only"
             f" {count} blocks; one of the two is wrong"
         )
     return extra
+
+
+def _prediction_heads(skeleton: Skeleton) -> int:
+    """Blocks for multi-token prediction that lie behind the others in the file, as config.json counts them."""
+    config = skeleton.model.config.get_text_config()
+    found = (getattr(config, name, None) for name in HEAD_COUNTS)
+    return next((value for value in found if isinstance(value, int)), 0)
+
+
+def _admitted(skeleton: Skeleton, name: str) -> bool:
+    patterns = getattr(skeleton.model, "_keys_to_ignore_on_load_unexpected", None) or ()
+    return any(re.search(pattern, name) for pattern in patterns)
 
 
 def _check_precision(skeleton: Skeleton, parameters: Mapping[str, object]) -> None:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
+from autoprune.core.sparsity import Target, target_from
 from autoprune.errors import OutputError
 from autoprune.events import BlockResult
+from autoprune.results.codec import dump_json, first_difference, to_jsonable
 from autoprune.results.outcome import LayerOutcome, SubBlockOutcome
-from autoprune.results.types import dump_json, first_difference, to_jsonable
 from autoprune.storage.checkpoint import Checkpoint
 from autoprune.storage.manifest import FORMAT
 from autoprune.storage.result import JOURNAL, STATE, Workplace
@@ -68,6 +70,19 @@ class Journal:
         """Notes a block whose shard is on disk."""
         self.workplace.write(_record(result.block), dump_json(to_jsonable(result)))
 
+    def keep_survey(self, targets: Mapping[str, Target], notes: Mapping[str, Any]) -> None:
+        """Notes what the steps' surveys found, for they are not made again."""
+        words = {name: {"kind": type(target).__name__, **vars(target)} for name, target in targets.items()}
+        self.workplace.write(SURVEY, dump_json({"targets": words, "notes": notes}))
+
+    def survey(self) -> tuple[Mapping[str, Target], dict[str, Any]] | None:
+        """What ``keep_survey`` was given; None if it was not."""
+        try:
+            raw = json.loads((self.workplace.path / SURVEY).read_text(encoding="utf-8"))
+        except OSError:
+            return None
+        return {name: target_from(**words) for name, words in raw["targets"].items()}, raw["notes"]
+
     def keep_pass(self, number: int, index: int, tensors: dict[str, Tensor]) -> None:
         """Keeps a block as an earlier pass left it."""
         self.workplace.save(_pass(number, index), tensors)
@@ -89,6 +104,9 @@ class Journal:
             layers,
             tuple(SubBlockOutcome(**sub) for sub in raw["sub_blocks"]),
         )
+
+
+SURVEY = f"{JOURNAL}survey.json"
 
 
 def _record(index: int) -> str:

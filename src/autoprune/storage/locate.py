@@ -11,7 +11,8 @@ PATTERNS = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "*.py"]
 
 
 def locate(word: str, cache_dir: str | None = None) -> Path:
-    """The directory of a model: ``demo``, a local directory, or a hub id, which is fetched into the cache.
+    """The directory of a model: ``demo``, a local directory, or a hub id, which is fetched into the cache; or a local
+    GGUF file.
 
     Raises: ModelError saying what was looked for and what to do.
     """
@@ -20,7 +21,7 @@ def locate(word: str, cache_dir: str | None = None) -> Path:
     if word == "demo":
         return DEMO
     path = Path(word).expanduser()
-    if path.is_dir():
+    if path.is_dir() or (path.is_file() and path.suffix == ".gguf"):
         return path
     if path.exists():
         raise ModelError(f"--model {word}: this is a file; give the directory that holds config.json and the weights")

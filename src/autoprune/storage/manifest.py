@@ -13,9 +13,10 @@ from typing import Any
 
 from autoprune.core.sparsity import Target, parse_target
 from autoprune.errors import OutputError
-from autoprune.recipe.recipe import CACHES, Recipe
+from autoprune.recipe.recipe import CACHES, Recipe, recipe_from_record
+from autoprune.results.codec import dump_json, first_difference, to_jsonable
 from autoprune.results.outcome import LayerOutcome, SubBlockOutcome
-from autoprune.results.types import PruningSummary, dump_json, first_difference, to_jsonable
+from autoprune.results.types import PruningSummary
 from autoprune.storage.files import write_text, writing_to
 
 MANIFEST = "autoprune.json"
@@ -69,6 +70,7 @@ def manifest(
         "layers": layers,
         "sub_blocks": [dataclasses.asdict(sub) for sub in summary.sub_blocks],
         "warnings": list(summary.warnings),
+        **({"surveys": to_jsonable(summary.surveys)} if summary.surveys else {}),
         "shards": [entry for entry in written if str(entry["name"]).endswith(".safetensors")],
         "written": sorted(str(entry["name"]) for entry in written),
         "files": [entry for entry in written if not str(entry["name"]).endswith(".safetensors")],
@@ -119,10 +121,12 @@ class Manifest:
         return [path for name in [*self.written, MANIFEST] if (path := self.directory / name).is_file()]
 
     @property
-    def recipe(self) -> dict[str, Any]:
-        """The options that the result depends on, by name, as far as they were given."""
-        groups = self.raw["recipe"].values()
-        return {name: value for group in groups for name, value in group.items() if value is not None}
+    def recipe(self) -> Recipe:
+        """What the result depends on, as it was asked for.
+
+        Raises: KeyError, TypeError or RecipeError if it says nothing that can be understood.
+        """
+        return recipe_from_record(self.raw["recipe"])
 
     @property
     def target(self) -> Target | None:
@@ -154,6 +158,7 @@ class Manifest:
             tuple(SubBlockOutcome(**sub) for sub in self.raw["sub_blocks"]),
             seconds,
             tuple(self.raw["warnings"]),
+            dict(self.raw.get("surveys", {})),
         )
 
     def keep(self) -> None:

@@ -4,43 +4,43 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 
-from autoprune.core.problem import LayerProblem, LayerSolution, Scope
+from autoprune.core.problem import LayerProblem, LayerSolution
 from autoprune.core.selection import count_violations
 from autoprune.core.sparsity import SemiStructured, Target
 from autoprune.errors import ModelError, RecipeError
 from autoprune.events import Emit, Notice, silent
 from autoprune.model.layers import Layer
+from autoprune.model.walk import walk
+from autoprune.steps.base import Block, LayerStep
 from autoprune.storage.store import CheckpointStore
 
 RATIO_TOLERANCE = 0.01  # between the ratio that the user states and the zeros that a given pattern has
 
 
 @dataclass(frozen=True)
-class GivenPattern:
-    """A first pass that chooses nothing: weights and zeros come from the pruned checkpoint, one block at a time."""
+class GivenPattern(LayerStep):
+    """A first step that chooses nothing: weights and zeros come from a pruned copy, one block at a time."""
 
     pruned: CheckpointStore
-    statistic: ClassVar[None] = None
-    scope: ClassVar[Scope] = Scope.INPUT_GROUP
+    name: ClassVar[str] = "given"
+    title: ClassVar[str] = "Given pattern"
 
-    def solve(self, problems: Sequence[LayerProblem]) -> list[LayerSolution]:
-        """The weights and zeros of these layers in the pruned copy; ``check_pattern`` has looked at them before."""
-        weights = {problem.name: self._weight(problem.name) for problem in problems}
-        return [LayerSolution(name, weight != 0, weight) for name, weight in weights.items()]
+    def apply(self, block: Block) -> None:
+        """Loads the pruned copy's block while it is read; ``check_pattern`` has looked at it before."""
+        for given in walk(self.pruned, start=block.index, stop=block.index + 1):
+            weights = {given.full_name(layer): layer.matrix.float() for layer in given.layers}
+            block.solve(block.observe(None), partial(self._taken, weights), None)
 
-    def _weight(self, name: str) -> torch.Tensor:
-        for block in self.pruned.anatomy.blocks:
-            for layer in block.layers:
-                if block.full_name(layer) == name:
-                    if not self.pruned.is_loaded(block.index):
-                        self.pruned.release_all()
-                    self.pruned.load(block.index)
-                    return layer.matrix.float()
-        raise ModelError(f"{self.pruned.skeleton.checkpoint.directory} has no layer {name}")
+    def _taken(self, weights: Mapping[str, Tensor], problems: Sequence[LayerProblem]) -> list[LayerSolution]:
+        if lost := [p.name for p in problems if p.name not in weights]:
+            raise ModelError(f"{self.pruned.skeleton.checkpoint.directory} has no layer {lost[0]}")
+        return [LayerSolution(p.name, weights[p.name] != 0, weights[p.name]) for p in problems]
 
 
 def check_pattern(
@@ -57,9 +57,8 @@ def check_pattern(
     """
     where = f"--pruned_model {pruned.skeleton.checkpoint.directory}"
     zeros = total = 0
-    for block in pruned.anatomy.blocks:
+    for block in walk(pruned):
         names = {layer.name for layer in chosen[block.index]}
-        pruned.load(block.index)
         for layer in block.layers:
             if layer.name not in names:
                 continue
@@ -76,7 +75,6 @@ def check_pattern(
                     f"{where}: {name} is not {target} sparse; drop --sparsity_type, or give the pattern that it has"
                 )
             zeros, total = zeros + int((weight == 0).sum()), total + layer.count
-        pruned.release(block.index)
     if target is None:
         _warn_of_groups(where, pruned, chosen, emit)
     if target is None and ratio and total and abs(zeros / total - ratio) > RATIO_TOLERANCE:
@@ -87,53 +85,63 @@ def check_pattern(
 
 
 def _warn_of_groups(where: str, pruned: CheckpointStore, chosen: Mapping[int, Sequence[Layer]], emit: Emit) -> None:
-    """LLM-Barber would break an N:M pattern that nobody told it of."""
-    first = next(block for block in pruned.anatomy.blocks if chosen[block.index])
-    names = {layer.name for layer in chosen[first.index]}
-    pruned.load(first.index)
-    weights = [layer.matrix for layer in first.layers if layer.name in names]
-    for pattern in (SemiStructured(2, 4), SemiStructured(4, 8)):
-        if all(w.shape[1] % pattern.m == 0 and not count_violations(w != 0, pattern) for w in weights):
-            emit(
-                Notice(
-                    f"{where} looks {pattern} sparse; without --sparsity_type {pattern} LLM-Barber does not keep to"
-                    " that"
+    """A later step would break an N:M pattern that nobody told it of."""
+    first = next(block.index for block in pruned.anatomy.blocks if chosen[block.index])
+    names = {layer.name for layer in chosen[first]}
+    for block in walk(pruned, start=first, stop=first + 1):
+        weights = [layer.matrix for layer in block.layers if layer.name in names]
+        for pattern in (SemiStructured(2, 4), SemiStructured(4, 8)):
+            if all(w.shape[1] % pattern.m == 0 and not count_violations(w != 0, pattern) for w in weights):
+                emit(
+                    Notice(
+                        f"{where} looks {pattern} sparse; without --sparsity_type {pattern} what follows does not"
+                        " keep to that"
+                    )
                 )
-            )
-            break
-    pruned.release(first.index)
+                break
 
 
 def check_ancestry(dense: CheckpointStore, pruned: CheckpointStore) -> None:
-    """Raises: ModelError unless the pruned one has the dense one's shapes, and its values wherever no layer is."""
-    here, there = dense.skeleton, pruned.skeleton
-    where = f"--pruned_model {there.checkpoint.directory}"
-    mine = {name: tuple(p.shape) for name, p in here.model.state_dict().items()}
-    theirs = {name: tuple(p.shape) for name, p in there.model.state_dict().items()}
-    if mine != theirs:
-        odd = next(name for name in sorted({*mine, *theirs}) if mine.get(name) != theirs.get(name))
+    """Raises: ModelError unless the pruned checkpoint has the dense shapes, and dense values outside the layers."""
+    if difference := unlike(dense, pruned):
         raise ModelError(
-            f"{where} does not fit the dense model: {odd} is {theirs.get(odd, 'absent')} there and"
-            f" {mine.get(odd, 'absent')} in --model {here.checkpoint.directory}"
+            f"--pruned_model {pruned.skeleton.checkpoint.directory} is no pruned copy of --model"
+            f" {dense.skeleton.checkpoint.directory}: {difference}"
         )
-    layers = {f"{block.name}.{layer.parameter_name}" for block in dense.anatomy.blocks for layer in block.layers}
+
+
+def unlike(dense: CheckpointStore, pruned: CheckpointStore) -> str | None:
+    """By what a checkpoint is no pruned copy of the dense one, in words; None if it has its shapes, and its values
+    wherever no layer is.
+    """
+    here, there = dense.skeleton, pruned.skeleton
     state = here.model.state_dict()
+    if difference := other_shapes(state, there.model.state_dict()):
+        return difference
+    layers = {f"{block.name}.{layer.parameter_name}" for block in dense.anatomy.blocks for layer in block.layers}
     mine_by_owner, theirs_by_owner = (
         {owner: name for name, owner in skeleton.owners.items()} for skeleton in (here, there)
     )
-    shared = sorted(
+    shared = sorted(  # files may call a parameter by different names
         set(mine_by_owner) & set(theirs_by_owner) & set(state) - layers
-    )  # files may call a parameter by different names
+    )
     if not shared:
-        raise ModelError(
-            f"{where}: none of its tensors outside the layers can be compared with those of --model"
-            f" {here.checkpoint.directory}"
-        )
+        return "they have no tensors outside the layers that could be compared"
     for owner in shared:
         name, other_name = mine_by_owner[owner], theirs_by_owner[owner]
         ours, other = here.checkpoint.read([name])[name], there.checkpoint.read([other_name])[other_name]
         if ours.shape != other.shape or not torch.equal(ours.to(other.dtype), other):
-            raise ModelError(
-                f"{where} is no pruned copy of --model {here.checkpoint.directory}: {owner}, which pruning leaves"
-                " alone, differs"
-            )
+            return f"{owner}, which pruning leaves alone, differs"
+    return None
+
+
+def other_shapes(dense: Mapping[str, torch.Tensor], pruned: Mapping[str, torch.Tensor]) -> str | None:
+    """The first tensor that two models don't have in the same shape, in words; None if there is none."""
+    mine, theirs = ({name: tuple(tensor.shape) for name, tensor in state.items()} for state in (dense, pruned))
+    if mine == theirs:
+        return None
+    odd = next(name for name in sorted({*mine, *theirs}) if mine.get(name) != theirs.get(name))
+    return (
+        f"it does not fit the dense model: {odd} is {theirs.get(odd, 'absent')} there and"
+        f" {mine.get(odd, 'absent')} in the dense model"
+    )

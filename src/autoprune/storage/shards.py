@@ -52,6 +52,8 @@ class CheckpointWriter:
             )
         for path in companions(self._checkpoint.directory):
             self._workplace.copy_file(path.relative_to(self._checkpoint.directory).as_posix(), path)
+        for name, text in self._checkpoint.rewritten.items():
+            self._workplace.write(name, text)
         index = {
             "metadata": {"total_size": sum(written.sizes().values())},
             "weight_map": dict(sorted(written.shards.items())),

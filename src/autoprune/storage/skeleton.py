@@ -15,20 +15,29 @@ from typing import Any
 import torch
 from accelerate import init_empty_weights
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
-from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import (
-    WeightConverter,
-    WeightRenaming,
-    convert_and_load_state_dict_in_model,
-    rename_source_key,
-    revert_weight_conversion,
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    PreTrainedConfig,
+    PreTrainedModel,
 )
-from transformers.modeling_utils import LoadStateDictConfig
 from transformers.utils import logging as hf_logging
 
 from autoprune.errors import ModelError
 from autoprune.storage.checkpoint import Checkpoint
+from autoprune.storage.internals import (
+    LoadStateDictConfig,
+    WeightConverter,
+    WeightRenaming,
+    convert_and_load_state_dict_in_model,
+    get_model_conversion_mapping,
+    rename_source_key,
+    revert_weight_conversion,
+)
+from autoprune.storage.quantised import quantisation_of
 
 STORED = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
@@ -147,7 +156,8 @@ def hollow_model(directory: Path, dtype: torch.dtype, *, trust_remote_code: bool
     config = read_config(directory, trust_remote_code)
     try:
         with init_empty_weights(include_buffers=False):
-            model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
+            model = _auto_class(config).from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
+        model.get_input_embeddings(), model.config.get_text_config().vocab_size  # without them it reads no token ids
     except Exception as error:  # whatever a model's own code makes of an entry that it does not expect
         raise ModelError(
             f"{directory}: transformers can't build a causal language model from config.json: {type(error).__name__}:"
@@ -155,6 +165,12 @@ def hollow_model(directory: Path, dtype: torch.dtype, *, trust_remote_code: bool
         ) from error
     _compute_buffers(model)
     return model.eval().requires_grad_(False)
+
+
+def _auto_class(config: PreTrainedConfig) -> Any:
+    """What builds the model: a shell around a language model may have no causal language model of its own."""
+    shell = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING
+    return AutoModelForImageTextToText if shell else AutoModelForCausalLM
 
 
 def _compute_buffers(model: PreTrainedModel) -> None:
@@ -178,14 +194,12 @@ def read_config(directory: Path, trust_remote_code: bool = False) -> PreTrainedC
             f"{directory / 'config.json'} describes no model that transformers knows{hint}: {type(error).__name__}:"
             f" {error}"
         ) from error
-    if quantised := getattr(config, "quantization_config", None):
-        method = (
-            quantised.get("quant_method") if isinstance(quantised, dict) else getattr(quantised, "quant_method", None)
-        )
-        raise ModelError(
-            f"{directory / 'config.json'} has a quantization_config ({method or 'of an unknown method'}): its weights"
-            " are quantised; prune the original float16, bfloat16 or float32 model"
-        )
+    text = config.get_text_config()
+    stated = {"quantization_config": getattr(config, "quantization_config", None)}
+    stated["text_config"] = {"quantization_config": getattr(text, "quantization_config", None)}
+    if quantisation_of(stated, directory):  # what is read are dequantised weights
+        for part in (config, text):
+            part.__dict__.pop("quantization_config", None)
     return config
 
 

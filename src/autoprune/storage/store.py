@@ -11,10 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from autoprune.core.problem import LayerSolution
+from autoprune.errors import AutoPruneError, ModelError
 from autoprune.machine.allocator import return_what_is_free
-from autoprune.model.anatomy import Anatomy, Block, examine
+from autoprune.model.anatomy import Anatomy, BlockAnatomy, examine
 from autoprune.storage.ahead import ReadAhead
-from autoprune.storage.complete import unplaced
+from autoprune.storage.applied import apply_solutions
+from autoprune.storage.complete import not_loaded, unplaced
 from autoprune.storage.skeleton import Skeleton
 from autoprune.storage.values import ValueCheck
 
@@ -54,10 +56,18 @@ class MemoryStore:
     def read_ahead(self, index: int) -> None:
         """Nothing to do: the weights are there."""
 
-    def passed(self, number: int, block: Block, solutions: Mapping[str, LayerSolution]) -> None:
+    def passed(
+        self,
+        number: int,
+        block: BlockAnatomy,
+        solutions: Mapping[str, LayerSolution],
+        others: Mapping[str, Tensor],
+    ) -> None:
         """Nothing to do: a model in memory is not resumed."""
 
-    def finish(self, block: Block, solutions: Mapping[str, LayerSolution]) -> None:
+    def finish(
+        self, block: BlockAnatomy, solutions: Mapping[str, LayerSolution], others: Mapping[str, Tensor]
+    ) -> None:
         """Nothing to do: the weights were changed in place."""
 
     def release(self, index: int) -> None:
@@ -109,7 +119,16 @@ class CheckpointStore:
 
         Raises: ModelError if whole blocks are in the checkpoint alone.
         """
-        extra = unplaced(self.skeleton, self.anatomy.name, len(self.anatomy.blocks))
+        return self._alone(unplaced(self.skeleton, self.anatomy.name, len(self.anatomy.blocks)))
+
+    @property
+    def recorded_alone(self) -> tuple[str, ...]:
+        """The same and all other tensors that the model does not load, such as tables of positions that it computes
+        itself.
+        """
+        return self._alone(not_loaded(self.skeleton))
+
+    def _alone(self, extra: list[str]) -> tuple[str, ...]:
         folders = {
             name[:end]
             for name in {*self.skeleton.owners}.difference(extra)
@@ -158,19 +177,27 @@ class CheckpointStore:
         if self._ahead and index not in self._loaded:
             self._ahead.begin(index, self._names_of(index))
 
-    def passed(self, number: int, block: Block, solutions: Mapping[str, LayerSolution]) -> None:
+    def passed(
+        self,
+        number: int,
+        block: BlockAnatomy,
+        solutions: Mapping[str, LayerSolution],
+        others: Mapping[str, Tensor],
+    ) -> None:
         """Keeps the block as an earlier pass leaves it, so that the run can be resumed."""
         if self._keep_pass is not None:
             self._keep_pass(
-                number, block.index, apply_solutions(self.skeleton, block, self._stored_of(block), solutions)
+                number, block.index, apply_solutions(self.skeleton, block, self._stored_of(block), solutions, others)
             )
 
-    def finish(self, block: Block, solutions: Mapping[str, LayerSolution]) -> None:
+    def finish(
+        self, block: BlockAnatomy, solutions: Mapping[str, LayerSolution], others: Mapping[str, Tensor]
+    ) -> None:
         """Writes the block as it is stored, with the solutions in it."""
         if self._write is not None:
-            self._write(block.index, apply_solutions(self.skeleton, block, self._stored_of(block), solutions))
+            self._write(block.index, apply_solutions(self.skeleton, block, self._stored_of(block), solutions, others))
 
-    def _stored_of(self, block: Block) -> dict[str, Tensor]:
+    def _stored_of(self, block: BlockAnatomy) -> dict[str, Tensor]:
         """The block's tensors as the checkpoint holds them; a resident store that loaded it earlier reads them once
         more.
         """
@@ -223,34 +250,6 @@ class CheckpointStore:
         self.skeleton.check_filled(shallow, name)
 
 
-def apply_solutions(
-    skeleton: Skeleton, block: Block, stored: Mapping[str, Tensor], solutions: Mapping[str, LayerSolution]
-) -> dict[str, Tensor]:
-    """A block's stored tensors with the pruned layers in them; every other tensor is handed on untouched.
-
-    Patterns and new weights are laid out as the model's parameters and then converted to the checkpoint's names and
-    layout, so that survivors of methods that do not change weights keep their stored bits, whatever precision and
-    layout the blocks ran in.
-    """
-    keep: dict[str, Tensor] = {}
-    weights: dict[str, Tensor] = {}
-    for layer in block.layers:
-        solution = solutions.get(layer.name)
-        if solution is None:
-            continue
-        name = f"{block.name}.{layer.parameter_name}"
-        layer.of(keep.setdefault(name, torch.ones(layer.parameter.shape, dtype=torch.bool))).copy_(solution.keep)
-        if solution.weight is not None:
-            whole = weights.setdefault(name, layer.parameter.data.to("cpu", skeleton.storage_dtype, copy=True))
-            layer.of(whole).copy_(solution.weight)
-    result = dict(stored)
-    changed = skeleton.as_stored(weights, stored)
-    for name, pattern in skeleton.as_stored(keep, stored).items():
-        old = stored[name]
-        result[name] = changed.get(name, old).to(old.dtype).masked_fill(~pattern, 0.0).contiguous()
-    return result
-
-
 def beside(anatomy: Anatomy) -> tuple[str, ...]:
     """The parts of a model that lie beside its language model, in words."""
     return tuple(f"{name} ({count:,} parameters)" for name, count in anatomy.aside)
@@ -266,6 +265,17 @@ def _first_outside(name: str, folders: Collection[str]) -> str:
 
 
 def run_base(model: Any, ids: Tensor) -> object:
-    """The model without its head, if it has one that can be left out."""
+    """The model without its head, if it has one that can be left out.
+
+    Raises: ModelError if it does not run on token ids alone.
+    """
     base = getattr(model, "base_model", model)
-    return base(input_ids=ids, use_cache=False)
+    try:
+        return base(input_ids=ids, use_cache=False)
+    except (AutoPruneError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # whatever the model's own code does with what is missing
+        raise ModelError(
+            f"{type(model).__name__} does not run on token ids alone ({type(error).__name__}: {error}), so autoprune"
+            " can't prune it"
+        ) from error

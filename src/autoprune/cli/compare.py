@@ -1,0 +1,63 @@
+"""``autoprune compare DENSE PRUNED [PRUNED …]``."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from autoprune.cli.flags import Parser, add_flags, given
+from autoprune.errors import RecipeError
+
+ABOUT = (
+    "Says how far pruned models' predictions are from the dense model's: KL divergence, the probability of the tokens"
+    " that follow, the same first choice, perplexity; and with --tasks, which answers flipped."
+)
+GROUPS = ("model", "calibration", "evaluation", "zeroshot", "output", "run")
+WITHOUT = (
+    "model",
+    "calibration_data",
+    "nsamples",
+    "seed",
+    "protocol",
+    "save_model",
+    "save_ppl",
+    "save_zeroshot",
+    "delete",
+)
+
+
+def add_compare(commands: argparse._SubParsersAction[Parser]) -> None:
+    """Adds the command and its flags."""
+    command = commands.add_parser(
+        "compare",
+        help="how far pruned models' predictions are from the dense model's",
+        description=ABOUT,
+        allow_abbrev=False,
+    )
+    command.add_argument("dense", metavar="DENSE", help="the dense model: hub id, local directory, or `demo`")
+    command.add_argument("pruned", metavar="PRUNED", nargs="+", help="models that were pruned from it")
+    command.add_argument(
+        "--unrelated", action="store_true", help="go on with models that were not pruned from DENSE, of one vocabulary"
+    )
+    command.add_argument("--save", metavar="DIR", help="write the tables and JSON here")
+    add_flags(command, GROUPS, WITHOUT)
+
+
+def run_compare(chosen: argparse.Namespace) -> int:
+    """Compares and shows. Raises: RecipeError if nothing would be shown or saved."""
+    options: dict[str, Any] = given(chosen)
+    quiet = bool(options.get("quiet"))
+    if quiet and not chosen.save:
+        raise RecipeError("--quiet shows nothing and nothing is saved; add --save, or leave out --quiet")
+    from autoprune.cli.progress import watching
+    from autoprune.cli.show import show_comparison
+
+    with watching(quiet=quiet) as emit:
+        from autoprune.run.compare import compare
+
+        result = compare(
+            chosen.dense, chosen.pruned, unrelated=chosen.unrelated, save=chosen.save, emit=emit, **options
+        )
+    if not quiet:
+        show_comparison(result, chosen.save)
+    return 0

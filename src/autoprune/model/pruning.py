@@ -1,0 +1,193 @@
+"""The walk that prunes: every step, on every block, pass by pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+from jaxtyping import Int
+from torch import Tensor
+
+from autoprune.core.sparsity import Target
+from autoprune.errors import RecipeError
+from autoprune.events import BlockResult, Emit
+from autoprune.model.anatomy import Anatomy
+from autoprune.model.block import Block
+from autoprune.model.calls import Calls
+from autoprune.model.experts import eager_experts
+from autoprune.model.layers import Layer
+from autoprune.model.observe import Kind
+from autoprune.model.precision import replaying
+from autoprune.model.sequence import prune_in_sequence
+from autoprune.model.stream import Place, Stream
+from autoprune.model.walk import Inputs, Store, prepare_inputs, walk
+from autoprune.steps.base import LayerStep, Step
+
+Chosen = Mapping[int, tuple[Layer, ...]]  # by block: the layers to prune
+Targets = Mapping[str, Target]  # by the layers' full names
+
+
+@dataclass
+class Pass:
+    """Consecutive steps that share one stream of hidden states; None if they look at no data.
+
+    ``at_once``: how its blocks are called with all samples together, if inside a block it is to prune input group by
+    input group, each behind the pruned ones before it. ``calls``: those of the pass alone, where another one would
+    find in them what its blocks left there for later ones (keys and values).
+    """
+
+    steps: tuple[Step, ...]
+    stream: Stream | None
+    at_once: Inputs | None = None
+    calls: Calls | None = None
+
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """The statistics that its steps want, each observed once."""
+        wanted = [kind for step in self.steps for kind in (step.needs.statistic, *step.needs.also)]
+        return tuple(dict.fromkeys(kind for kind in wanted if kind is not None))
+
+    def inputs(self, common: Inputs) -> Inputs:
+        """How its blocks are called, micro-batch by micro-batch, and what share of the samples is held out."""
+        held_out = max((step.needs.held_out for step in self.steps), default=0.0)
+        return replace(common, calls=self.calls or common.calls, held_out=held_out)
+
+
+@dataclass
+class Streams:
+    """All hidden states of a run: those of every pass, and of the dense model where a step asks for them."""
+
+    passes: list[Pass]
+    dense: Stream | None = None
+    dense_calls: Calls | None = None
+
+
+def split_passes(steps: Sequence[Step]) -> list[tuple[Step, ...]]:
+    """Steps share a stream until one asks for its own, as LLM-Barber does: the papers' two passes over the model."""
+    passes: list[list[Step]] = []
+    for step in steps:
+        if not passes or step.needs.own_stream:
+            passes.append([])
+        passes[-1].append(step)
+    return [tuple(group) for group in passes]
+
+
+def open_streams(
+    steps: Sequence[Step],
+    inputs: Inputs,
+    first: Stream | None,
+    *,
+    errors: bool = True,
+) -> Streams:
+    """One stream for every pass that looks at data; ``first`` is block 0's input, None if there is no data.
+
+    ``errors``: measure layer errors in a first pass that looks at none itself.
+    """
+    passes: list[Pass] = []
+    taken = False
+    for number, group in enumerate(split_passes(steps)):
+        looks = first is not None and (any(s.needs.samples for s in group) or (number == 0 and errors))
+        stream = (first.clone() if taken else first) if looks and first is not None else None
+        taken |= looks
+        passes.append(Pass(group, stream, calls=inputs.calls.apart()))
+    wanted = first is not None and any(step.needs.dense_stream for step in steps)
+    dense = first.clone() if wanted and first is not None else None
+    return Streams(passes, dense, inputs.calls.apart() if wanted else None)
+
+
+def uniform_targets(anatomy: Anatomy, chosen: Chosen, target: Target | None) -> dict[str, Target]:
+    """The same target for every layer; none where a given pattern is taken as it is."""
+    if target is None:
+        return {}
+    blocks = anatomy.blocks
+    return {block.full_name(layer): target for block in blocks for layer in chosen[block.index]}
+
+
+def prune_blocks(
+    store: Store, streams: Streams, chosen: Chosen, targets: Targets, inputs: Inputs, emit: Emit, start: int = 0
+) -> Iterator[BlockResult]:
+    """Prunes block after block, from block ``start`` on, and yields what became of each.
+
+    All passes work on a block before the next one is loaded, each on its own stream of hidden states: so that
+    a later pass finds the dense and the pruned weights of this block at hand, and of no other.
+    """
+    passes, count = streams.passes, len(store.anatomy.blocks)
+    in_place = passes[0].at_once is not None
+    with eager_experts(store.anatomy.model):
+        for anatomy in walk(store, start=start):
+            layers, index = chosen[anatomy.index], anatomy.index
+            called = replace(inputs, calls=streams.dense_calls or inputs.calls)
+            block = Block(
+                anatomy, layers, targets, called, emit, count, store.storage_dtype, in_place, None, streams.dense
+            )
+            for number, current in enumerate(passes):
+                block.begin_pass(current.inputs(inputs), current.stream, current.kinds)
+                _apply(block, current, last=index == count - 1)
+                if current.stream is not None and current is not passes[-1]:
+                    store.passed(number, anatomy, block.solutions, block.others)
+            store.finish(anatomy, block.solutions, block.others)
+            streams.dense = block.dense_output
+            outcomes, sub_blocks = tuple(block.outcomes.values()), tuple(block.sub_blocks)
+            del block  # with it go the dense weights and the patterns, before the next block is loaded
+            yield BlockResult(index, count, anatomy.name, outcomes, sub_blocks)
+
+
+def _apply(block: Block, current: Pass, *, last: bool) -> None:
+    if current.at_once is not None:
+        block.inputs = replace(current.at_once, held_out=0.0)
+        prune_in_sequence(block, [step for step in current.steps if isinstance(step, LayerStep)])
+        return
+    for step in current.steps:
+        block.advances = step is current.steps[-1]
+        step.apply(block)
+    if current.stream is not None and not block.advanced and not last:
+        block.advance()
+
+
+def replay_finished(
+    store: Store,
+    streams: Streams,
+    inputs: Inputs,
+    emit: Emit,
+    finished: int,
+    stored: Callable[[int, int], dict[str, Tensor]],
+) -> None:
+    """Runs every stream through the first ``finished`` blocks as its pass, or nobody, left them.
+
+    ``stored(pass number, block index)`` gives those blocks' tensors. Nothing is observed or solved again.
+    """
+    count = len(store.anatomy.blocks)
+    with eager_experts(store.anatomy.model):
+        for index in range(finished):
+            if streams.dense is not None:
+                for anatomy in walk(store, start=index, stop=index + 1):
+                    called = replace(inputs, calls=streams.dense_calls or inputs.calls)
+                    streams.dense = Block(
+                        anatomy, (), {}, called, emit, count, dense_stream=streams.dense
+                    ).dense_output
+            for number, current in enumerate(streams.passes):
+                if current.stream is None:
+                    continue
+                for anatomy in walk(store, start=index, stop=index + 1, stored=partial(stored, number)):
+                    called = current.at_once or current.inputs(inputs)
+                    if called.probe:
+                        called.probe.run(anatomy)  # a later block may need what this one leaves behind
+                    block = Block(anatomy, (), {}, called, emit, count, stream=current.stream)
+                    with replaying(current.steps[-1], anatomy.module, current.stream.dtype) as dtype:
+                        block.advance(dtype)
+
+
+def send_at_once(store: Store, streams: Streams, ids: Int[Tensor, "samples tokens"], place: Place) -> None:
+    """The first pass goes through each block once, with all samples together.
+
+    Raises: RecipeError naming a step that does not treat layers by what enters them.
+    """
+    first = streams.passes[0]
+    for step in first.steps:
+        if not isinstance(step, LayerStep):
+            raise RecipeError(
+                f"--true_sequential prunes a block input group by input group, which {step.name} can't do; leave out"
+                " one of the two"
+            )
+    first.at_once, first.stream = prepare_inputs(store, ids, len(ids), place)

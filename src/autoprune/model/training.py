@@ -1,0 +1,100 @@
+"""A block whose kept weights, norms and biases are trained towards the dense block's output."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from autoprune.core.problem import LayerSolution
+from autoprune.events import Step as Progress
+
+if TYPE_CHECKING:
+    from autoprune.model.block import Block
+
+
+class BlockTraining:
+    """Runs the block in a chosen precision with given float32 values, and gives their gradients."""
+
+    def __init__(self, block: Block, compute_dtype: str, by_token: bool) -> None:
+        self._block, self._by_token = block, by_token
+        layers = {layer.parameter_name for layer in block.layers}
+        self._parameters = {
+            name: p for name, p in block.module.named_parameters() if name in layers or _is_vector(name, p)
+        }
+        self._own = {name: (p, p.data, p.requires_grad) for name, p in block.module.named_parameters()}
+        self._dtype = _precision(compute_dtype, block.module, block.inputs.place.device)
+        self.values: Mapping[str, Tensor] = {name: p.detach().clone() for name, p in self._parameters.items()}
+        self.patterns = _patterns(block, self._parameters)
+        self.fitted = block.inputs.fitted
+        for name, (p, data, _) in self._own.items():
+            p.requires_grad_(name in self._parameters)
+            p.data = data.to(self._dtype)
+
+    def gradients(self, values: Mapping[str, Tensor], i: int) -> Mapping[str, Tensor]:
+        """Those of the relative output error on micro-batch ``i``."""
+        self._put(values)
+        with torch.enable_grad():
+            self._loss(i).backward()
+        return {name: p.grad if p.grad is not None else torch.zeros_like(p) for name, p in self._parameters.items()}
+
+    @torch.no_grad()
+    def judge(self, values: Mapping[str, Tensor]) -> float:
+        """The mean of the held-out micro-batches' losses."""
+        self._put(values)
+        judged = self._block.inputs.judged
+        return sum(float(self._loss(i)) for i in judged) / max(1, len(judged))
+
+    def progress(self, phase: str, done: int, total: int) -> None:
+        """Tells whoever watches."""
+        self._block.emit(Progress(self._block.index, self._block.blocks, phase, done, total))
+
+    def restore(self) -> None:
+        """The block's own values, bit for bit."""
+        for parameter, data, trained in self._own.values():
+            parameter.data, parameter.grad = data, None
+            parameter.requires_grad_(trained)
+
+    def _put(self, values: Mapping[str, Tensor]) -> None:
+        for name, parameter in self._parameters.items():
+            parameter.data, parameter.grad = values[name].to(self._dtype), None
+
+    def _loss(self, i: int) -> Tensor:
+        block = self._block
+        assert block.stream is not None and block.dense_output is not None, "the step's needs name a dense stream"
+        wanted = block.dense_output[i].float()
+        result = block.run(i, block.stream[i].to(self._dtype)).float()
+        lost, whole = (result - wanted).square(), wanted.square()
+        if self._by_token:
+            return (lost.sum(-1) / whole.sum(-1).clamp(min=torch.finfo(torch.float32).tiny)).mean()
+        return lost.sum() / whole.sum()
+
+
+def _is_vector(name: str, parameter: Tensor) -> bool:
+    """Norms and biases; matrices that are no layer to prune stay as they are."""
+    return parameter.dim() == 1 and parameter.is_floating_point()
+
+
+def _patterns(block: Block, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """By parameter: where values are kept, laid out as the parameter is."""
+    patterns: dict[str, Tensor] = {}
+    for layer in block.layers:
+        solution: LayerSolution | None = block.solutions.get(layer.name)
+        if solution is None:
+            continue
+        name = layer.parameter_name
+        whole = patterns.setdefault(name, torch.ones_like(parameters[name], dtype=torch.bool))
+        layer.of(whole).copy_(solution.keep & (layer.matrix != 0))
+    return patterns
+
+
+def _precision(word: str, module: torch.nn.Module, device: torch.device) -> torch.dtype:
+    """bfloat16 where the machine multiplies in it; else float32."""
+    if word != "auto":
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[word]
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    quick = device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return torch.bfloat16 if quick else torch.float32

@@ -1,0 +1,181 @@
+"""Zero-shot results as tables: percent with standard errors, means that say what they average, paired differences."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from autoprune.report import numbers
+from autoprune.report.table import Column, Table, from_rows, to_text
+from autoprune.report.tables import names_of, target_breaks
+from autoprune.results.tidy import Results
+from autoprune.results.types import EvaluationRow, TaskResult, ZeroShotResult
+from autoprune.results.variants import Variant
+
+METRICS = ("acc", "acc_norm")
+SHARES = (
+    *METRICS,
+    "exact_match",
+    "f1",
+    "mcc",
+    "em",
+    "acc_mutual_info",
+    "acc_bytes",
+)  # in percent; others are no shares
+CLEAR = 1.96  # standard errors from zero at which a difference is called clear
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How much more is right, in shares, on the same samples; ``error`` is the standard error over the samples."""
+
+    mean: float
+    error: float
+
+    @property
+    def clear(self) -> bool:
+        """Whether chance alone seldom does it."""
+        return abs(self.mean) > CLEAR * self.error
+
+    @property
+    def text(self) -> str:
+        """In percentage points."""
+        return f"{100 * self.mean:+.1f} ± {100 * self.error:.1f}"
+
+
+def zeroshot_text(row: EvaluationRow) -> str:
+    """The text of ``zeroshot_….txt``."""
+    assert row.zeroshot is not None
+    settings = ", ".join(f"{name} {value}" for name, value in row.zeroshot.settings.items() if value is not None)
+    head = f"{row.method} {row.target}, sparsity {row.sparsity:.2%}; percent, ± standard error"
+    return f"{head}\n\n{to_text(zeroshot_table(row.zeroshot))}\n{settings}\n"
+
+
+def zeroshot_table(result: ZeroShotResult) -> Table:
+    """A line a task, and a line with the mean of every accuracy, which says over how many tasks."""
+    metrics = list(dict.fromkeys([*METRICS, *(metric for task in result.tasks for metric in task.metrics)]))
+    lines = [
+        (t.task, t.version, _shown(t.num_fewshot), _shown(t.samples), *(_cell(t, metric) for metric in metrics))
+        for t in result.tasks
+    ]
+    lines.append(("mean of the column", "", "", "", *(_mean(result, metric) for metric in metrics)))
+    columns = from_rows(["task", "version", "shots", "samples", *metrics], lines, words=2)
+    return Table((columns[0], *(_spared(c) for c in columns[1:])), frozenset({len(lines) - 2}))
+
+
+def metrics_of(results: Results) -> list[str]:
+    """The accuracies that any variant has."""
+    known = {metric for row in results.rows if row.zeroshot for task in row.zeroshot.tasks for metric in task.metrics}
+    return [metric for metric in METRICS if metric in known]
+
+
+def accuracy_table(results: Results, metric: str) -> Table:
+    """A line a variant, a column a task that has the metric, and before them the mean of these columns."""
+    tasks = [t for t in _tasks(results) if any(results.spread(v, metric, t) for v in results.variants)]
+    shown = [v for v in results.variants if any(results.spread(v, metric, t) for t in tasks)]
+    found = [[results.spread(v, metric, task) for task in tasks] for v in shown]
+    means = tuple(
+        f"{100 * statistics.fmean(s.mean for s in line if s):.1f}" if None not in line else "-" for line in found
+    )
+    columns = [*names_of(shown, models=len(results.models) > 1), Column(f"mean {metric} of {len(tasks)}", means)]
+    for task in tasks:
+        columns.append(Column(task, tuple(_averaged(v, task, metric) for v in shown), spare=len(columns)))
+    return Table(tuple(columns), target_breaks(shown), f"{metric} in percent, higher is better")
+
+
+def difference_table(results: Results, metric: str) -> Table:
+    """Every variant against the dense model, and against what it was before its last step, sample by sample; clear
+    differences are stressed.
+    """
+    tasks = [t for t in _tasks(results) if any(metric in r.correct for v in results.variants for r in _results(v, t))]
+    pairs, bases, lines = list[Variant](), list[str](), list[list[Difference | None]]()
+    for variant, base in _comparisons(results):
+        found = [_difference(variant, base, task, metric) for task in tasks]
+        if any(found):
+            pairs.append(variant)
+            bases.append(base.name)
+            lines.append([_whole([d for d in found if d], len(tasks)), *found])
+    columns = [*names_of(pairs, models=len(results.models) > 1), Column("against", tuple(bases), words=True)]
+    for j, head in enumerate([f"mean of {len(tasks)}", *tasks]):
+        column = [line[j] for line in lines]
+        strong = frozenset(i for i, d in enumerate(column) if d and d.clear)
+        columns.append(Column(head, tuple(d.text if d else "-" for d in column), strong=strong, spare=j))
+    return Table(tuple(columns), target_breaks(pairs), f"{metric}, difference in percentage points")
+
+
+def _comparisons(results: Results) -> Iterator[tuple[Variant, Variant]]:
+    for variant in results.variants:
+        for base in (results.dense_of(variant), results.before(variant)):
+            if base and base is not variant:
+                yield variant, base
+
+
+def _difference(variant: Variant, base: Variant, task: str, metric: str) -> Difference | None:
+    """None unless both answered the same number of samples."""
+    ours, theirs = _rates(variant, task, metric), _rates(base, task, metric)
+    if len(ours) != len(theirs) or len(ours) < 2:
+        return None
+    apart = [a - b for a, b in zip(ours, theirs, strict=True)]
+    return Difference(statistics.fmean(apart), statistics.stdev(apart) / math.sqrt(len(apart)))
+
+
+def _whole(found: Sequence[Difference], tasks: int) -> Difference | None:
+    """The mean over all tasks, whose samples are independent of each other."""
+    if len(found) < tasks:
+        return None
+    return Difference(statistics.fmean(d.mean for d in found), math.hypot(*(d.error for d in found)) / tasks)
+
+
+def _rates(variant: Variant, task: str, metric: str) -> list[float]:
+    """For every sample the share of the variant's seeds that were right."""
+    words = [r.correct[metric] for r in _results(variant, task) if metric in r.correct]
+    if not words or len({len(word) for word in words}) > 1:
+        return []
+    return [sum(word[i] == "1" for word in words) / len(words) for i in range(len(words[0]))]
+
+
+def _tasks(results: Results) -> list[str]:
+    """All tasks, in order of first appearance."""
+    return list(dict.fromkeys(task.task for row in results.rows if row.zeroshot for task in row.zeroshot.tasks))
+
+
+def _results(variant: Variant, task: str) -> list[TaskResult]:
+    return [t for row in variant.rows if row.zeroshot for t in row.zeroshot.tasks if t.task == task]
+
+
+def _averaged(variant: Variant, task: str, metric: str) -> str:
+    """Mean over seeds, with the mean standard error over samples."""
+    results = [r for r in _results(variant, task) if metric in r.metrics]
+    if not results:
+        return "-"
+    errors = [r.errors[metric] for r in results if metric in r.errors]
+    error = f" ± {100 * statistics.fmean(errors):.1f}" if errors else ""
+    return f"{100 * statistics.fmean(r.metrics[metric] for r in results):.1f}{error}"
+
+
+def _cell(task: TaskResult, metric: str) -> str:
+    if metric not in task.metrics:
+        return "-"
+    if metric.partition(",")[0] not in SHARES:
+        return numbers.number_text(task.metrics[metric], task.errors.get(metric))
+    error = f" ± {100 * task.errors[metric]:.2f}" if metric in task.errors else ""
+    return f"{100 * task.metrics[metric]:.2f}{error}"
+
+
+def _mean(result: ZeroShotResult, metric: str) -> str:
+    mean, count = result.mean(metric), sum(metric in task.metrics for task in result.tasks)
+    if mean is None or metric.partition(",")[0] not in SHARES:
+        return "-"
+    return f"{100 * mean:.2f} (of {count})"
+
+
+def _shown(value: int | None) -> str:
+    return "-" if value is None else str(value)
+
+
+def _spared(column: Column) -> Column:
+    """What may be left out first on a narrow terminal: how it was measured."""
+    spare = {"version": 3, "shots": 2, "samples": 1}.get(column.head, 0)
+    return Column(column.head, column.cells, column.words, spare=spare)

@@ -1,0 +1,119 @@
+"""A comparison with the dense model as tables, text and a data frame."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from autoprune.core.shift import Estimate, PredictionShift
+from autoprune.report.numbers import number_text, percent_text
+from autoprune.report.table import Table, from_rows, to_text
+from autoprune.results.comparison import Comparison, Flips
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+
+def divergence_table(result: Comparison) -> Table:
+    """The divergence of every model on every text: its mean and how it is spread over the tokens."""
+    header = ("model", "text", "mean", "median", "90 %", "95 %", "99 %", "99.9 %", "max")
+    rows = []
+    for model, text, shift in _shifts(result):
+        spread = dataclasses.astuple(shift.kld_spread)
+        rows.append((model, text, _estimate(shift.kld), *(_nats(value) for value in spread)))
+    return Table(from_rows(header, rows, words=2), title=f"KL divergence from {result.dense}, in nats for each token")
+
+
+def tokens_table(result: Comparison) -> Table:
+    """What became of the tokens that follow: their probability, the model's first choice, perplexity."""
+    header = ("model", "text", "same top", "Δp", "Δp rms", "ln(ppl ratio)", "dense ppl", "ppl")
+    rows = []
+    for model, text, shift in _shifts(result):
+        top, delta = shift.same_top, shift.delta_p
+        rows.append(
+            (
+                model,
+                text,
+                f"{100 * top.mean:.2f} ± {100 * top.error:.2f} %",
+                f"{100 * delta.mean:+.2f} ± {100 * delta.error:.2f} %",
+                percent_text(shift.delta_p_rms),
+                _estimate(shift.log_ratio),
+                number_text(shift.dense_perplexity),
+                number_text(shift.pruned_perplexity),
+            )
+        )
+    return Table(from_rows(header, rows, words=2), title="The tokens that follow, in the second half of each window")
+
+
+def places_table(result: Comparison) -> Table:
+    """ln(ppl ratio) by place in the window: whether a longer context suffers more."""
+    shifts = list(_shifts(result))
+    longest = max((shift.stretches for _, _, shift in shifts), key=len)
+    stretches = tuple(f"{stretch.start}-{stretch.stop - 1}" for stretch in longest)
+    rows = []
+    for model, text, shift in shifts:
+        losses = [f"{stretch.pruned_loss - stretch.dense_loss:+.4f}" for stretch in shift.stretches]
+        rows.append((model, text, *losses, *("-",) * (len(stretches) - len(losses))))
+    return Table(from_rows(("model", "text", *stretches), rows, words=2), title="ln(ppl ratio) by place in the window")
+
+
+def flips_table(result: Comparison) -> Table:
+    """Answers that changed."""
+    header = ("model", "task", "metric", "items", "changed", "correct → wrong", "wrong → correct", "McNemar's p")
+    rows = [(model.model, *_flips(flip)) for model in result.models for flip in model.flips]
+    return Table(from_rows(header, rows, words=3), title=f"Answers that are not those of {result.dense}")
+
+
+def comparison_tables(result: Comparison, *, places: bool = True) -> list[Table]:
+    """All tables that have something to show."""
+    tables = []
+    if any(model.shifts for model in result.models):
+        tables = [divergence_table(result), tokens_table(result), *([places_table(result)] if places else [])]
+    return [*tables, *([flips_table(result)] if any(model.flips for model in result.models) else [])]
+
+
+def comparison_text(result: Comparison, *, places: bool = False) -> str:
+    """The tables one below the other."""
+    return "\n".join(f"{table.title}\n{to_text(table)}" for table in comparison_tables(result, places=places)).rstrip()
+
+
+def comparison_frame(result: Comparison) -> DataFrame:
+    """One line for each model and text."""
+    from pandas import DataFrame
+
+    return DataFrame([{"model": model, "text": text, **_flat(shift)} for model, text, shift in _shifts(result)])
+
+
+def _shifts(result: Comparison) -> Iterator[tuple[str, str, PredictionShift]]:
+    for model in result.models:
+        for text, shift in model.shifts.items():
+            yield model.model, f"{text} ({shift.seqlen})", shift
+
+
+def _flat(shift: PredictionShift) -> dict[str, Any]:
+    """Every figure under a name of its own: ``kld``, ``kld_error``, ``kld_median``, …"""
+    found: dict[str, Any] = {}
+    for name, value in ((field.name, getattr(shift, field.name)) for field in dataclasses.fields(shift)):
+        if isinstance(value, Estimate):
+            found |= {name: value.mean, f"{name}_error": value.error}
+        elif name == "kld_spread":
+            found |= {f"kld_{share}": number for share, number in dataclasses.asdict(value).items()}
+        elif not isinstance(value, tuple):
+            found[name] = value
+    return found
+
+
+def _flips(flip: Flips) -> tuple[str, ...]:
+    moved = (flip.correct_to_wrong, flip.wrong_to_correct)
+    shares = (percent_text(count / flip.items) for count in moved)
+    return (flip.task, flip.metric, str(flip.items), percent_text(flip.share_changed), *shares, f"{flip.p_value:.3g}")
+
+
+def _estimate(value: Estimate) -> str:
+    return f"{_nats(value.mean)} ± {_nats(value.error)}"
+
+
+def _nats(value: float) -> str:
+    """Four digits after the point; small values by their size."""
+    return f"{value:.4f}" if value == 0 or abs(value) >= 1e-3 else f"{value:.1e}"

@@ -1,0 +1,87 @@
+"""What a comparison with the dense model found: divergence by text, flips by task. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from autoprune.core.shift import Bar, Estimate, PredictionShift, Spread, Stretch
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+
+@dataclass(frozen=True)
+class Flips:
+    """Two runs of one task on the same items."""
+
+    task: str
+    metric: str
+    items: int
+    changed: int  # items with another answer, right or wrong
+    correct_to_wrong: int
+    wrong_to_correct: int
+    p_value: float  # McNemar's, two-sided: of such a difference in accuracy if both models were equally good
+
+    @property
+    def share_changed(self) -> float:
+        """Share of the items, in [0, 1], whose answer is another one."""
+        return self.changed / self.items
+
+    @property
+    def share_flipped(self) -> float:
+        """Share of the items, in [0, 1], that became right or wrong."""
+        return (self.correct_to_wrong + self.wrong_to_correct) / self.items
+
+
+@dataclass(frozen=True)
+class ModelComparison:
+    """One model against the dense one; ``shifts`` by text, ``flips`` by task and metric."""
+
+    model: str
+    shifts: Mapping[str, PredictionShift]
+    flips: tuple[Flips, ...] = ()
+
+
+@dataclass(frozen=True, repr=False)
+class Comparison:
+    """Models against their dense model; ``settings`` say how it was measured."""
+
+    dense: str
+    models: tuple[ModelComparison, ...]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        from autoprune.report.comparison import comparison_text
+
+        return comparison_text(self)
+
+    def to_pandas(self) -> DataFrame:
+        """One line for each model and text, with every figure in a column of its own."""
+        from autoprune.report.comparison import comparison_frame
+
+        return comparison_frame(self)
+
+
+def shift_from_json(raw: Mapping[str, Any]) -> PredictionShift:
+    """The inverse of ``to_jsonable``."""
+    estimates = {name: Estimate(**raw[name]) for name in ("kld", "delta_p", "same_top", "log_ratio")}
+    lists = {
+        "stretches": tuple(Stretch(**stretch) for stretch in raw["stretches"]),
+        "bars": tuple(Bar(**bar) for bar in raw["bars"]),
+    }
+    return PredictionShift(**{**raw, **estimates, **lists, "kld_spread": Spread(**raw["kld_spread"])})
+
+
+def comparison_from_json(raw: Mapping[str, Any]) -> Comparison:
+    """The inverse of ``to_jsonable`` for a whole comparison."""
+    models = (
+        ModelComparison(
+            model["model"],
+            {text: shift_from_json(shift) for text, shift in model["shifts"].items()},
+            tuple(Flips(**flip) for flip in model["flips"]),
+        )
+        for model in raw["models"]
+    )
+    return Comparison(raw["dense"], tuple(models), raw["settings"])

@@ -1,0 +1,114 @@
+"""Whether two models can be compared: one vocabulary, one tokenizer, one context; and whether one is the other's
+ancestor.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from autoprune.errors import ModelError
+from autoprune.run.open import Subject
+from autoprune.storage.manifest import MANIFEST
+from autoprune.storage.pruned import other_shapes, unlike
+from autoprune.storage.store import CheckpointStore
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+PROBE = (
+    "The 2 quick-brown foxes don't jump;  über\n\tdef f(x): return x**2 # 文字"  # what tokenizers treat differently
+)
+
+
+def check_alike(dense: Subject, other: Subject, *, unrelated: bool) -> None:
+    """Raises: ModelError if predictions of the two are of different tokens or, unless they are ``unrelated``, were
+    made for different lengths of text.
+    """
+    ours, theirs = dense.config.vocab_size, other.config.vocab_size
+    if ours != theirs:
+        raise ModelError(
+            f"{other.name} has a vocabulary of {theirs:,} tokens and {dense.name} one of {ours:,}, so their"
+            " predictions can't be compared; give models of one vocabulary"
+        )
+    if difference := _tokenizers_differ(dense, other):
+        raise ModelError(
+            f"{other.name} and {dense.name} have different tokenizers ({difference}), so the same text means different"
+            " tokens to them; give models of one tokenizer"
+        )
+    if dense.context != other.context and not unrelated:
+        raise ModelError(
+            f"{other.name} was made for a context of {other.context} tokens and {dense.name} for {dense.context}, so"
+            " one was not pruned from the other; --unrelated compares them nevertheless, in windows that both take"
+        )
+
+
+def shortest_context(subjects: Sequence[Subject]) -> int | None:
+    """The longest window that all models take, in tokens; None where no configuration says anything."""
+    return min((subject.context for subject in subjects if subject.context is not None), default=None)
+
+
+def check_descent(dense: Subject, fingerprint: str, other: Subject) -> None:
+    """Raises: ModelError saying by what they differ if ``other`` was not pruned from the dense model.
+
+    A manifest that names the dense model's ``fingerprint`` is enough; without one, what pruning leaves alone must be
+    the same.
+    """
+    if other.checkpoint and _ancestor_of(other.checkpoint.directory) == fingerprint:
+        return
+    if isinstance(dense.store, CheckpointStore) and isinstance(other.store, CheckpointStore):
+        difference = unlike(dense.store, other.store)
+    else:
+        difference = _unlike_in_memory(dense, other)
+    if difference:
+        raise ModelError(
+            f"{other.name} is no pruned copy of {dense.name}: {difference}; --unrelated compares them nevertheless"
+        )
+
+
+def _tokenizers_differ(dense: Subject, other: Subject) -> str | None:
+    """In words; None if they are the same, or if one of the models comes without."""
+    if dense.checkpoint is None or other.checkpoint is None:
+        return None
+    here, there = dense.checkpoint.directory, other.checkpoint.directory
+    if all(_same_file(here / name, there / name) for name in TOKENIZER_FILES):
+        return None
+    try:
+        ours, theirs = dense.load_tokenizer(), other.load_tokenizer()
+    except ModelError:
+        return None
+    if ours.get_vocab() != theirs.get_vocab():
+        odd = sorted(ours.get_vocab().items() ^ theirs.get_vocab().items())
+        return f"{len({token for token, _ in odd})} tokens, such as {odd[0][0]!r}"
+    a, b = (tokenizer(PROBE, verbose=False)["input_ids"] for tokenizer in (ours, theirs))
+    return None if a == b else "the same tokens, but a text is cut into them in different ways"
+
+
+def _same_file(one: Path, other: Path) -> bool:
+    return one.is_file() and other.is_file() and one.read_bytes() == other.read_bytes()
+
+
+def _ancestor_of(directory: Path) -> str | None:
+    """The fingerprint of the model that this one was pruned from, if a manifest says so."""
+    try:
+        return str(json.loads((directory / MANIFEST).read_text(encoding="utf-8"))["model"]["fingerprint"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _unlike_in_memory(dense: Subject, other: Subject) -> str | None:
+    """Of models of which one is in memory: all shapes, and the values outside the blocks, as far as both have them
+    loaded.
+    """
+    ours: dict[str, Tensor] = dense.store.model.state_dict()
+    theirs: dict[str, Tensor] = other.store.model.state_dict()
+    if difference := other_shapes(ours, theirs):
+        return difference
+    inside = tuple(f"{block.name}." for block in dense.store.anatomy.blocks)
+    for name in sorted(name for name in ours if not name.startswith(inside)):
+        a, b = ours[name], theirs[name]
+        if not (a.is_meta or b.is_meta) and not torch.equal(a.to(b.device, b.dtype), b):
+            return f"{name}, which pruning leaves alone, differs"
+    return None

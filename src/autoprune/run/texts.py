@@ -1,0 +1,93 @@
+"""The token windows of a run: those that calibrate, and those on which perplexity is measured."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from autoprune.data.cache import cached_windows
+from autoprune.data.hub import MIRROR_VARIABLE
+from autoprune.data.windows import Windows, calibration_windows, evaluation_windows
+from autoprune.events import Emit, Phase
+from autoprune.recipe.recipe import Recipe
+from autoprune.run.open import Subject
+from autoprune.storage.manifest import versions
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
+
+
+def source_name(word: str) -> str:
+    """The user's word for a text without the folders that it lies in."""
+    return Path(word).name if Path(word).exists() else word
+
+
+def calibration_of(recipe: Recipe, subject: Subject, seqlen: int, emit: Emit) -> Windows:
+    """The calibration windows. Raises: DataError if the text can't be read or is too short."""
+    options = recipe.calibration
+    emit(Phase(f"calibration data {source_name(options.calibration_data)}"))
+
+    def draw() -> Windows:
+        return calibration_windows(
+            options.calibration_data,
+            subject.load_tokenizer,
+            nsamples=options.nsamples,
+            seqlen=seqlen,
+            seed=options.seed,
+            vocab_size=subject.config.vocab_size,
+            datasets_cache_dir=options.datasets_cache_dir,
+        )
+
+    return cached_windows(
+        _key(subject, options.calibration_data, seqlen, nsamples=options.nsamples, seed=options.seed), draw
+    )
+
+
+def evaluation_of(recipe: Recipe, subject: Subject, seqlen: int, emit: Emit) -> dict[str, Windows]:
+    """The windows of every evaluation text, by its name. Raises: DataError as ``calibration_of`` does."""
+    windows = {}
+    words = tuple(dict.fromkeys(recipe.evaluation.eval_data))
+    short = [source_name(word) for word in words]
+    for word in words:
+        name = source_name(word) if short.count(source_name(word)) == 1 else word
+        emit(Phase(f"evaluation data {name}"))
+
+        def cut(word: str = word) -> Windows:
+            cache = recipe.calibration.datasets_cache_dir
+            return evaluation_windows(
+                word,
+                subject.load_tokenizer,
+                seqlen=seqlen,
+                vocab_size=subject.config.vocab_size,
+                datasets_cache_dir=cache,
+            )
+
+        windows[name] = cached_windows(_key(subject, word, seqlen, purpose="evaluation"), cut)
+    return windows
+
+
+def _key(subject: Subject, word: str, seqlen: int, **more: object) -> dict[str, object] | None:
+    """What windows depend on: text, tokenizer, length, versions; None for a model in memory, whose tokenizer has no
+    files to know it by.
+    """
+    if subject.checkpoint is None:
+        return None
+    files = [Path(word).expanduser(), *(subject.checkpoint.directory / name for name in TOKENIZER_FILES)]
+    stamps = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in files if path.is_file()]
+    mirror = os.environ.get(MIRROR_VARIABLE)
+    return {
+        "source": word,
+        "mirror": mirror,
+        "model": subject.name,
+        "files": stamps,
+        "seqlen": seqlen,
+        **versions(),
+        **more,
+    }

@@ -1,0 +1,47 @@
+"""What autoprune uses of transformers without being promised that it stays: a new version is looked at here first.
+
+Beside these names: ``_get_dtype_plan``, ``_weight_conversions`` and ``_keys_to_ignore_on_load_unexpected`` of models,
+and ``transformers.pytorch_utils.Conv1D``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import (
+    WeightConverter,
+    WeightRenaming,
+    convert_and_load_state_dict_in_model,
+    rename_source_key,
+    revert_weight_conversion,
+)
+from transformers.modeling_utils import LoadStateDictConfig
+
+__all__ = [
+    "LoadStateDictConfig",
+    "WeightConverter",
+    "WeightRenaming",
+    "convert_and_load_state_dict_in_model",
+    "get_model_conversion_mapping",
+    "gguf_config",
+    "gguf_conversion",
+    "rename_source_key",
+    "revert_weight_conversion",
+]
+
+
+def gguf_config(path: Path) -> dict[str, Any]:
+    """What the header of a GGUF file says of the model, by transformers' names."""
+    from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
+
+    return dict(load_gguf_checkpoint(str(path), return_tensors=False)["config"])
+
+
+def gguf_conversion(model: Any, architecture: str, config: dict[str, Any]) -> tuple[Any, dict[str, str]]:
+    """What changes the layout of a GGUF file's tensors to transformers', and their names by those in the file."""
+    from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor, get_gguf_hf_weights_map
+
+    processor = TENSOR_PROCESSORS.get(architecture, TensorProcessor)(config=config)
+    return processor, get_gguf_hf_weights_map(model, processor)

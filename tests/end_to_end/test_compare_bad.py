@@ -1,0 +1,115 @@
+"""`autoprune compare` on models that do not belong together, and on numbers that are none."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import autoprune
+from autoprune.data.windows import Windows
+from autoprune.errors import AutoPruneError, DataError, ModelError, NumericsError, OutputError, RecipeError
+from autoprune.evaluation.compare import compare_predictions
+from autoprune.events import silent
+from autoprune.model.stream import Place
+from autoprune.storage.store import MemoryStore
+from end_to_end.tiny import SEQLEN, Texts, change_weights, save_tiny, tiny_model
+
+Options = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def options(texts: Texts) -> Options:
+    return {"eval_data": [texts.heldout], "seqlen": SEQLEN}
+
+
+def other_head(weights: dict[str, Tensor]) -> None:
+    weights["model.norm.weight"][0] += 1
+
+
+def not_a_number(weights: dict[str, Tensor]) -> None:
+    weights["model.layers.1.mlp.up_proj.weight"][0, 0] = math.nan
+
+
+BAD: dict[str, tuple[Callable[[Path], object], type[AutoPruneError], str]] = {
+    "another vocabulary": (
+        lambda path: save_tiny(path, tiny_model(vocab_size=130)),
+        ModelError,
+        r"other has a vocabulary of 130 tokens and .* one of 128.*give models of one vocabulary",
+    ),
+    "another tokenizer": (
+        lambda path: (path / "tokenizer.json").write_text(
+            (path / "tokenizer.json").read_text().replace('"w7"', '"x7"')
+        ),
+        ModelError,
+        r"different tokenizers \(2 tokens, such as 'w7'\)",
+    ),
+    "another context": (
+        lambda path: save_tiny(path, tiny_model(max_position_embeddings=32)),
+        ModelError,
+        r"context of 32 tokens and .* for 64.*--unrelated",
+    ),
+    "another shape": (
+        lambda path: save_tiny(path, tiny_model(intermediate_size=48)),
+        ModelError,
+        r"is no pruned copy of .*mlp\.down_proj\.weight is \(32, 48\) there and \(32, 64\).*--unrelated",
+    ),
+    "another norm": (
+        lambda path: change_weights(path, other_head),
+        ModelError,
+        r"is no pruned copy of .*: model\.norm\.weight, which pruning leaves alone, differs; --unrelated",
+    ),
+    "NaN": (lambda path: change_weights(path, not_a_number), ModelError, r"up_proj\.weight holds NaN"),
+}
+
+
+@pytest.mark.parametrize("change", BAD)
+def test_bad_models(change: str, tiny: Path, options: Options, tmp_path: Path) -> None:
+    make, error, words = BAD[change]
+    other = Path(shutil.copytree(tiny, tmp_path / "other"))
+    make(other)
+    with pytest.raises(error, match=words):
+        autoprune.compare(tiny, other, save=tmp_path / "results", **options)
+    assert not (tmp_path / "results").exists()
+    if "--unrelated" in words:
+        assert autoprune.compare(tiny, other, unrelated=True, **options).models[0].shifts["heldout.txt"].kld.mean >= 0
+
+
+def test_bad_choices(tiny: Path, options: Options, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="at least one other model"):
+        autoprune.compare(tiny, [], **options)
+    with pytest.raises(RecipeError, match=r"--seqlen 1 is too small"):
+        autoprune.compare(tiny, tiny, **{**options, "seqlen": 1})
+    with pytest.raises(RecipeError, match=r"--memory .* is not enough.*comparing 2 models needs about"):
+        autoprune.compare(tiny, tiny, **options, memory="100MB")
+    with pytest.raises(OutputError, match=r"--save .* is a file"):
+        (tmp_path / "file").write_text("")
+        autoprune.compare(tiny, tiny, save=tmp_path / "file", **options)
+
+
+def test_bad_numbers_are_found_by_window() -> None:
+    """The third window's predictions are no numbers; windows of one token have none."""
+    ids = torch.randint(3, 128, (5, SEQLEN), generator=torch.Generator().manual_seed(0))
+    broken, calls = tiny_model(), []
+
+    def spoil(_module: Any, _given: Any, output: Tensor) -> Tensor:
+        calls.append(1)
+        return output.fill_(math.nan) if len(calls) == 3 else output
+
+    broken.lm_head.register_forward_hook(spoil)
+    dense = MemoryStore(tiny_model())
+    how: Options = {"batch": 1, "place": Place(), "emit": silent}
+    with pytest.raises(
+        NumericsError, match=r"window 3 of 5 of text: the predictions of broken are not finite.*--dtype"
+    ):
+        compare_predictions(dense, {"broken": MemoryStore(broken)}, Windows(ids, {}), "text", **how)
+    with pytest.raises(DataError, match="windows of 1 token"):
+        compare_predictions(dense, {"itself": dense}, Windows(ids[:, :1], {}), "text", **how)
+    two = compare_predictions(dense, {"itself": dense}, Windows(ids[:, :2], {}), "text", **how)
+    assert two["itself"].tokens == 5

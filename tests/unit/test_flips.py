@@ -1,0 +1,104 @@
+"""Flips on a log made by hand, McNemar's test against values worked out otherwise, and logs that can't be compared."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from autoprune.errors import DataError
+from autoprune.evaluation.flips import EXACT_UP_TO, flips, mcnemar
+
+
+def sample(
+    item: int, scores: list[float], gold: int, words: tuple[str, ...] = ("yes", "no", "perhaps"), **changes: Any
+) -> dict[str, Any]:
+    """One item of the harness's log of a multiple-choice task."""
+    normed = [score / len(word) for score, word in zip(scores, words, strict=True)]
+    return {
+        "doc_id": item,
+        "arguments": [(f"question {item}", f" {word}") for word in words],
+        "filtered_resps": [(score, False) for score in scores],
+        "prompt_hash": f"question {item}",
+        "acc": float(scores.index(max(scores)) == gold),
+        "acc_norm": float(normed.index(max(normed)) == gold),
+        **changes,
+    }
+
+
+DENSE = [
+    sample(0, [-1, -2, -3], 0),
+    sample(1, [-1, -2, -3], 0),
+    sample(2, [-1, -2, -3], 1),
+    sample(3, [-1, -2, -3], 2),
+    sample(4, [-5, -5, -6], 0),
+]
+# stays right; correct -> wrong; wrong -> correct; wrong, another answer; right, the first of equals
+PRUNED = [
+    sample(0, [-2, -3, -9], 0),
+    sample(1, [-3, -2, -9], 0),
+    sample(2, [-3, -2, -9], 1),
+    sample(3, [-3, -2, -9], 2),
+    sample(4, [-5, -5, -6], 0),
+]
+
+
+def test_by_hand() -> None:
+    found = flips("boolq", DENSE, list(reversed(PRUNED)))
+    assert (found.items, found.changed, found.correct_to_wrong, found.wrong_to_correct) == (5, 3, 1, 1)
+    assert (found.share_changed, found.share_flipped, found.p_value) == (0.6, 0.4, 1.0)
+
+
+def test_a_model_with_itself() -> None:
+    for metric in ("acc", "acc_norm"):
+        found = flips("boolq", DENSE, DENSE, metric)
+        assert (found.changed, found.correct_to_wrong, found.wrong_to_correct, found.p_value) == (0, 0, 0, 1.0)
+
+
+def test_answers_by_letter() -> None:
+    """-2 for "no" is -1 a letter, -2.4 for "yes" -0.8: acc takes the first, acc_norm the second."""
+    before, after = [sample(0, [-2.4, -2.0, -9.0], 0)], [sample(0, [-2.4, -1.5, -9.0], 0)]
+    assert flips("arc_easy", before, after).changed == 0
+    found = flips("arc_easy", before, after, "acc_norm")
+    assert (found.changed, found.correct_to_wrong) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "p"),
+    [(0, 0, 1.0), (0, 5, 0.0625), (1, 5, 14 / 64), (5, 1, 14 / 64), (3, 3, 1.0), (0, 20, 2.0**-19)],
+)
+def test_mcnemar_exact(one: int, other: int, p: float) -> None:
+    assert mcnemar(one, other) == pytest.approx(p, rel=1e-12)
+
+
+def test_mcnemar_of_many_items() -> None:
+    """chi-squared with one degree of freedom: 3.841 is 5 %; and there is no jump where it takes over."""
+    total = 1_000_000
+    gap = math.sqrt(3.8414588 * total) + 1
+    assert mcnemar(round((total - gap) / 2), round((total + gap) / 2)) == pytest.approx(0.05, abs=1e-3)
+    assert mcnemar(470, 530) == pytest.approx(mcnemar(471, 531), abs=3e-3)
+    assert EXACT_UP_TO == 1000
+    assert mcnemar(2000, 2000) == 1.0
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"filtered_resps": ["42"]}, {"filtered_resps": [(-3.0, True)]}, {"filtered_resps": ["a long", "text"]}],
+    ids=["generated", "one likelihood", "two texts"],
+)
+def test_tasks_without_choices_are_refused(change: dict[str, Any]) -> None:
+    log = [{**entry, **change} for entry in DENSE]
+    with pytest.raises(DataError, match="gsm8k is no multiple-choice task"):
+        flips("gsm8k", log, log)
+
+
+def test_logs_that_are_not_of_one_task() -> None:
+    with pytest.raises(DataError, match=r"boolq: the two runs answer different items \(1 .*--limit"):
+        flips("boolq", DENSE, PRUNED[:-1])
+    with pytest.raises(DataError, match=r"different items"):
+        flips("boolq", [], [])
+    with pytest.raises(DataError, match=r"boolq: item 3 .*--num_fewshot"):
+        flips("boolq", DENSE, [*PRUNED[:3], sample(3, [-1, -2, -3], 2, prompt_hash="another"), PRUNED[4]])
+    with pytest.raises(DataError, match="cb: it is not judged by f1"):
+        flips("cb", DENSE, PRUNED, "f1")

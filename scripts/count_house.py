@@ -91,14 +91,12 @@ def main() -> None:
     lengths = [length for text in sources.values() for length in functions(ast.parse(text))]
     lines = [line for text in sources.values() for line in text.splitlines()]
     edges = arrows(package)
-    print(
-        f"lines: {len(lines)}; files: {len(sources)}; largest file: {max(len(t.splitlines()) for t in sources.values())}"
-    )
+    largest = max(len(text.splitlines()) for text in sources.values())
+    print(f"lines: {len(lines)}; files: {len(sources)}; largest file: {largest}")
     print(f"functions: {len(lengths)}; median lines: {statistics.median(lengths):g}; longest: {max(lengths)}")
     print(f"lines of {WIDE} columns and more: {sum(len(line) >= WIDE for line in lines)}")
-    print(
-        f"Any: {sum(t.count('Any') for t in sources.values())}; type: ignore: {sum('type: ignore' in x for x in lines)}"
-    )
+    loose, ignored = sum(t.count("Any") for t in sources.values()), sum("type: ignore" in x for x in lines)
+    print(f"Any: {loose}; type: ignore: {ignored}")
     print(f"arrows between rooms: {len(edges)}; rooms in circles: {', '.join(sorted(circles(edges))) or 'none'}")
     print(calls(root))
 

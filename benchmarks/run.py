@@ -31,7 +31,7 @@ from autoprune.core.selection import keep_for
 from autoprune.core.sparsity import SemiStructured, Target, Unstructured
 from autoprune.events import silent
 from autoprune.model.anatomy import select_layers
-from autoprune.model.pruning import open_streams, prune_blocks, send_at_once, uniform_targets
+from autoprune.model.pruning import layer_targets, open_streams, prune_blocks, send_at_once
 from autoprune.model.stream import Place
 from autoprune.steps.barber import Barber
 from autoprune.steps.base import LayerStep, Step
@@ -216,7 +216,7 @@ class Bench:
         streams = open_streams(methods, s.inputs, s.stream.clone(), errors=methods[0].needs.samples)
         if at_once:
             send_at_once(s.store, streams, self._ids, Place("cpu", s.store.device))
-        targets = uniform_targets(s.store.anatomy, chosen, target)
+        targets = layer_targets(s.store.anatomy, chosen, target)
         return self._seconds(lambda: list(prune_blocks(s.store, streams, chosen, targets, s.inputs, silent)))
 
     def _seconds(self, work: Work) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 import autoprune
@@ -34,6 +35,7 @@ REPRODUCE = (
     "Runs a published table again and sets each result beside its value: pass, differs, or could not run. Exit status"
     " 1 unless all pass."
 )
+NUMBERS = ("torch", "transformers", "safetensors")  # packages that can change a number
 FLAGS: dict[
     str, tuple[tuple[str, ...] | None, tuple[str, ...]]
 ] = {  # groups of options, and what of them means nothing there
@@ -47,6 +49,11 @@ FLAGS: dict[
         ("calibration_data", "seed", "datasets_cache_dir", "protocol", "memory", "activations", "quiet"),
     ),
 }
+
+
+def _versions() -> str:
+    """The program's version and those of what its numbers depend on."""
+    return ", ".join([f"autoprune {autoprune.__version__}", *(f"{name} {version(name)}" for name in NUMBERS)])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -67,7 +74,7 @@ def _classic(arguments: list[str]) -> int:
 
 def _console(arguments: list[str]) -> int:
     parser = Parser(prog="autoprune", description=INTRODUCTION, allow_abbrev=False)
-    parser.add_argument("--version", action="version", version=f"autoprune {autoprune.__version__}")
+    parser.add_argument("--version", action="version", version=_versions())
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
     for name, about in (
         ("prune", "prune a model"),

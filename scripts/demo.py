@@ -16,12 +16,12 @@ from autoprune.cli.flags import Parser, add_flags, given
 from autoprune.cli.progress import watching
 from autoprune.cli.show import terminal
 from autoprune.recipe.recipe import Recipe, recipe_from_flat
-from autoprune.report.numbers import change_text
 from autoprune.report.page import render_html
 from autoprune.report.publish import published
-from autoprune.report.table import print_table
 from autoprune.report.tables import comparison
 from autoprune.results.codec import dump_json
+from autoprune.results.numbers import change_text
+from autoprune.results.table import print_table
 from autoprune.results.tidy import Results
 from autoprune.results.types import EvaluationRow
 from autoprune.run.api import run

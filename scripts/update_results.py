@@ -15,10 +15,10 @@ from pathlib import Path
 from autoprune.errors import AutoPruneError
 from autoprune.report.charts import bars
 from autoprune.report.draw import to_png
-from autoprune.report.numbers import change_text
-from autoprune.report.table import to_markdown
 from autoprune.report.tables import comparison
 from autoprune.results.codec import read_rows
+from autoprune.results.numbers import change_text
+from autoprune.results.table import to_markdown
 from autoprune.results.tidy import PERPLEXITY, Results
 from autoprune.results.variants import Variant, flat_settings
 

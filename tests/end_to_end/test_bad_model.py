@@ -147,9 +147,9 @@ def test_damaged_index(refuse: Refuse, sharded: Path, text: str) -> None:
 
 def test_index_that_lies(refuse: Refuse, sharded: Path) -> None:
     index = json.loads((sharded / INDEX).read_text())
-    index["weight_map"]["model.norm.weight"] = index["weight_map"]["model.layers.0.self_attn.q_proj.weight"]
+    index["weight_map"]["model.gone.weight"] = index["weight_map"]["model.layers.0.self_attn.q_proj.weight"]
     (sharded / INDEX).write_text(json.dumps(index))
-    refuse(sharded, INDEX, "model.norm.weight", "fetch the checkpoint again")
+    refuse(sharded, INDEX, "model.gone.weight", "fetch the checkpoint again")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])

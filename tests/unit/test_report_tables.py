@@ -11,11 +11,11 @@ import pytest
 from rich.console import Console
 from test_report_samples import row, sample_rows, summary
 
-from autoprune.report import numbers
 from autoprune.report.layers import exchange_table, exchange_totals, layer_table
 from autoprune.report.page import render_html
-from autoprune.report.table import Table, from_rows, print_table, to_latex, to_markdown, to_text
 from autoprune.report.tables import bits_table, comparison, perplexity_log
+from autoprune.results import numbers
+from autoprune.results.table import Table, from_rows, print_table, to_latex, to_markdown, to_text
 from autoprune.results.tidy import Results
 from autoprune.results.types import Cost, EvaluationRow, PruningSummary
 from autoprune.results.variants import Spread

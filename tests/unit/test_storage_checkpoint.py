@@ -13,9 +13,10 @@ from torch import Tensor
 
 from autoprune.errors import ModelError
 from autoprune.storage.ahead import ReadAhead
-from autoprune.storage.checkpoint import INDEX, SINGLE, Checkpoint
+from autoprune.storage.checkpoint import Checkpoint
 from autoprune.storage.locate import DEMO, locate
 from autoprune.storage.values import ValueCheck
+from autoprune.storage.weight_files import INDEX, SINGLE
 
 TENSORS = {
     "a.weight": torch.arange(6, dtype=torch.float32).view(2, 3),

@@ -16,9 +16,9 @@ from autoprune.recipe.recipe import recipe_from_flat
 from autoprune.results.outcome import LayerOutcome, SubBlockOutcome
 from autoprune.results.types import PruningSummary
 from autoprune.storage.card import model_card
-from autoprune.storage.checkpoint import INDEX
 from autoprune.storage.files import file_sha256
 from autoprune.storage.manifest import FORMAT, MANIFEST, Manifest, manifest, provenance
+from autoprune.storage.weight_files import INDEX
 
 SUMMARY = PruningSummary(
     (
@@ -151,7 +151,7 @@ def test_config_is_copied_and_says_nothing_of_sparsity(written: tuple[Path, Path
 
 def test_card_is_a_new_one(written: tuple[Path, Path]) -> None:
     text = (written[1] / "README.md").read_text()
-    assert "pruned by wanda+barber (output1 0.01) (50 %)" in text
+    assert "pruned by wanda+barber (layer 0.3) (50 %)" in text
     assert "the card of the original" not in text
 
 
@@ -181,7 +181,7 @@ def test_a_result_of_the_first_format_stays_readable(written: tuple[Path, Path],
     model, out = written
     old = earlier(Path(shutil.copytree(out, tmp_path / "old")))
     assert audit(old, model).sound
-    assert labels_of(old) == labels_of(out) == ("wanda+barber", "50 %")
+    assert labels_of(old) == labels_of(out) == ("wanda+barber (layer 0.3)", "50 %")
     assert Manifest.read(old).summary({}).layers == Manifest.read(out).summary({}).layers
 
 

@@ -17,11 +17,12 @@ from safetensors.torch import load_file, save_file
 from autoprune.errors import OutputError
 from autoprune.storage import result as results
 from autoprune.storage import shards
-from autoprune.storage.checkpoint import INDEX, SINGLE, Checkpoint
+from autoprune.storage.checkpoint import Checkpoint
 from autoprune.storage.files import draft, file_sha256
 from autoprune.storage.manifest import MANIFEST, Manifest
 from autoprune.storage.result import Workplace, check_target
 from autoprune.storage.shards import CheckpointWriter, companions
+from autoprune.storage.weight_files import INDEX, SINGLE
 
 ONE = {"w": torch.ones(2)}
 

@@ -15,8 +15,8 @@ from autoprune.data.sources import parse_source
 from autoprune.errors import AutoPruneError, RecipeError
 from autoprune.events import Emit, Phase, silent
 from autoprune.report.publish import formats, tables_of
-from autoprune.report.table import Table
 from autoprune.results.codec import dump_json
+from autoprune.results.table import Table
 from autoprune.results.tidy import Results
 from autoprune.results.types import EvaluationRow
 from autoprune.storage.locate import locate

@@ -11,7 +11,7 @@ from autoprune.bench.grid import Cell, Grid, method_word, read_toml
 from autoprune.bench.runner import CellResult, run_grid
 from autoprune.errors import RecipeError
 from autoprune.events import Emit, silent
-from autoprune.report.table import Table, from_rows
+from autoprune.results.table import Table, from_rows
 
 PUBLISHED = Path(__file__).resolve().parent / "published.toml"
 

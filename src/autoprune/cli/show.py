@@ -9,11 +9,11 @@ from rich.console import Console
 from rich.table import Table
 
 from autoprune.report.accuracy import zeroshot_table
-from autoprune.report.comparison import comparison_tables
 from autoprune.report.layers import exchange_table, layer_table
 from autoprune.report.significance import findings
-from autoprune.report.table import print_table
 from autoprune.report.tables import comparison
+from autoprune.results.comparison_tables import comparison_tables
+from autoprune.results.table import print_table
 from autoprune.results.tidy import Results
 
 if TYPE_CHECKING:

@@ -42,7 +42,7 @@ class Block:
     inputs: Inputs
     emit: Emit
     blocks: int  # how many the model has
-    storage_dtype: torch.dtype | None = None  # what the weights are rounded to before they are used again
+    stored_as: Mapping[str, torch.dtype] = field(default_factory=dict)  # by parameter: what new weights are rounded to
     in_place: bool = False  # whether weights are overwritten, because the block is running while they change
     stream: Stream | None = None  # as pruned so far; None where the present pass looks at no data
     dense_stream: Stream | None = None  # of the dense model, where a step asks for it
@@ -225,7 +225,7 @@ class Block:
             solution = replace(solution, weight=value)
         if solution.weight is not None:
             dtype = value.dtype
-            rounded = solution.weight.to(self.storage_dtype or dtype)
+            rounded = solution.weight.to(self.stored_as.get(layer.parameter_name, dtype))
             solution, value = replace(solution, weight=rounded), rounded.to(dtype)  # held like this until written
             if not bool(torch.isfinite(value).all()):
                 raise NumericsError(
@@ -238,17 +238,18 @@ class Block:
     def assign_other(self, name: str, value: Tensor) -> None:
         """Gives a parameter of the block that is no layer's weight, such as a norm's, a new value."""
         parameter = self.module.get_parameter(name)
-        rounded = value.to(self.storage_dtype or parameter.dtype)
+        rounded = value.to(self.stored_as.get(name, parameter.dtype))
         parameter.data = rounded.to(parameter.dtype)
         self.others[name] = rounded
 
     def retarget(self, layer: LayerFace, weight: Float[Tensor, "out in"]) -> None:
         """From now on this takes the dense weight's place: later steps begin with it and are measured against it."""
         dtype = self.dense[layer.name].dtype
-        value = weight.to(self.storage_dtype or dtype).to(dtype)
+        own = next(own for own in self.layers if own.name == layer.name)
+        value = weight.to(self.stored_as.get(own.parameter_name, dtype)).to(dtype)
         self.dense[layer.name] = value
         self._retargeted.add(layer.name)
-        next(own for own in self.layers if own.name == layer.name).assign(value, in_place=self.in_place)
+        own.assign(value, in_place=self.in_place)
 
     def record(self, layer: Layer, solution: LayerSolution, error: float | None) -> None:
         """Notes what became of the layer; zeros are counted in the weights, not in the pattern."""

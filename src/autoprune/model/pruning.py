@@ -119,7 +119,7 @@ def prune_blocks(
             layers, index = chosen[anatomy.index], anatomy.index
             called = replace(inputs, calls=streams.dense_calls or inputs.calls)
             block = Block(
-                anatomy, layers, targets, called, emit, count, store.storage_dtype, in_place, None, streams.dense
+                anatomy, layers, targets, called, emit, count, store.stored_as(anatomy), in_place, None, streams.dense
             )
             for number, current in enumerate(passes):
                 block.begin_pass(current.inputs(inputs), current.stream, current.kinds)

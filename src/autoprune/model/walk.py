@@ -31,9 +31,8 @@ class Store(Protocol):
         """Where blocks run."""
         ...
 
-    @property
-    def storage_dtype(self) -> torch.dtype | None:
-        """What weights are rounded to when they are written; None if they stay as they are."""
+    def stored_as(self, block: BlockAnatomy) -> Mapping[str, torch.dtype]:
+        """By the block's parameters: what new weights are rounded to when they are written; none stay as they are."""
         ...
 
     def embed(self, ids: Int[Tensor, "samples tokens"]) -> object:

@@ -7,9 +7,9 @@ import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from autoprune.report import numbers
-from autoprune.report.table import Column, Table, from_rows, to_text
 from autoprune.report.tables import names_of, target_breaks
+from autoprune.results import numbers
+from autoprune.results.table import Column, Table, from_rows, to_text
 from autoprune.results.tidy import Results
 from autoprune.results.types import EvaluationRow, TaskResult, ZeroShotResult
 from autoprune.results.variants import Variant

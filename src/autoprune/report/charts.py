@@ -10,8 +10,8 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from autoprune.report import numbers
 from autoprune.report.draw import HEAT, INK, LINES, MUTED, ON_HEAT, PAPER, SERIES, Drawing, canvas, finish
+from autoprune.results import numbers
 from autoprune.results.tidy import PERPLEXITY, PRUNE_SECONDS, SPARSITY, Results
 from autoprune.results.variants import Spread, Text, Variant
 

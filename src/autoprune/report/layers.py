@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from autoprune.report import numbers
-from autoprune.report.table import Table, from_rows
 from autoprune.report.tables import names_of
+from autoprune.results import numbers
 from autoprune.results.outcome import LayerOutcome, SubBlockOutcome
+from autoprune.results.table import Table, from_rows
 from autoprune.results.tidy import Results
 from autoprune.results.types import PruningSummary
 

@@ -13,8 +13,8 @@ from autoprune.report.accuracy import accuracy_table, difference_table, metrics_
 from autoprune.report.draw import DARK, LIGHT, PRINT, Drawing, css
 from autoprune.report.layers import exchange_table, exchange_totals, layer_table
 from autoprune.report.significance import findings
-from autoprune.report.table import Table, from_rows, parts
 from autoprune.report.tables import bits_table, comparison, cost_table
+from autoprune.results.table import Table, from_rows, parts
 from autoprune.results.tidy import Results
 from autoprune.results.types import EvaluationRow
 from autoprune.results.variants import Variant, flat_settings, model_of, seed_of

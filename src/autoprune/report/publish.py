@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from autoprune.report.accuracy import accuracy_table, difference_table, metrics_of
 from autoprune.report.page import render_html
 from autoprune.report.significance import findings
-from autoprune.report.table import Table, to_latex, to_markdown
 from autoprune.report.tables import comparison, cost_table
+from autoprune.results.table import Table, to_latex, to_markdown
 from autoprune.results.tidy import Results
 from autoprune.results.types import EvaluationRow
 

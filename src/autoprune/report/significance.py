@@ -6,7 +6,7 @@ import math
 import statistics
 from collections.abc import Iterator
 
-from autoprune.report import numbers
+from autoprune.results import numbers
 from autoprune.results.tidy import PERPLEXITY, Results
 from autoprune.results.variants import Text, Variant
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from autoprune.report import numbers
-from autoprune.report.table import Column, Table, to_text
+from autoprune.results import numbers
+from autoprune.results.table import Column, Table, to_text
 from autoprune.results.tidy import BITS, DEVICE, PEAK, PERPLEXITY, PRUNE_SECONDS, SECONDS, SPARSITY, Results
 from autoprune.results.types import EvaluationRow
 from autoprune.results.variants import Variant, seed_of, steps_of

@@ -17,9 +17,9 @@ REPLAY_TOKENS = 16  # of two windows: what the replay check runs on
 
 def check_values(subject: Subject, emit: Emit) -> str:
     """Reads all weights once and returns their fingerprint. Raises: ModelError if one is NaN or infinite."""
-    if subject.checkpoint is None:
+    if subject.checkpoint is None or not isinstance(subject.store, CheckpointStore):
         return _check_held(subject)
-    return _finish(ValueCheck(subject.checkpoint), emit)
+    return _finish(ValueCheck(subject.checkpoint, subject.store.skeleton.used), emit)
 
 
 def check_model(subject: Subject, ids: Tensor, emit: Emit) -> str:
@@ -32,7 +32,7 @@ def check_model(subject: Subject, ids: Tensor, emit: Emit) -> str:
         fingerprint = _check_held(subject)
         check_replay(subject, ids, emit)
         return fingerprint
-    values = ValueCheck(subject.checkpoint)
+    values = ValueCheck(subject.checkpoint, subject.store.skeleton.used)
     values.read(subject.store.outside)
     with subject.store.judged_by(values):
         check_replay(subject, ids, emit)

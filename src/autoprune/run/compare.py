@@ -22,10 +22,10 @@ from autoprune.events import Emit, Notice, silent
 from autoprune.model.stream import Place
 from autoprune.model.walk import walk
 from autoprune.recipe.recipe import Recipe, recipe_from_flat
-from autoprune.report.comparison import comparison_text
 from autoprune.report.save import check_report_directory
 from autoprune.results.codec import dump_json, first_difference
 from autoprune.results.comparison import Comparison, Flips, ModelComparison, shift_from_json
+from autoprune.results.comparison_tables import comparison_text
 from autoprune.run.api import modes_kept
 from autoprune.run.check import check_replay, check_values
 from autoprune.run.compare_memory import fitted

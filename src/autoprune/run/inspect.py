@@ -23,10 +23,10 @@ from autoprune.run.memory import Layout, Load, need_of, shape_of
 from autoprune.run.open import context_of, open_model
 from autoprune.run.plan import choose_seqlen
 from autoprune.steps.table import PRICED, make_steps
-from autoprune.storage.checkpoint import has_weights
 from autoprune.storage.locate import locate
 from autoprune.storage.skeleton import hollow_model
 from autoprune.storage.store import beside
+from autoprune.storage.weight_files import has_weights
 
 PROBE = 16  # tokens run through the blocks to see which layers share an input, and whether the blocks replay
 

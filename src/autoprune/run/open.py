@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import torch
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
@@ -20,7 +19,7 @@ from autoprune.run.memory import PROGRAM, parse_memory
 from autoprune.storage.checkpoint import Checkpoint
 from autoprune.storage.complete import check_complete
 from autoprune.storage.locate import locate
-from autoprune.storage.skeleton import build_skeleton, storage_dtype
+from autoprune.storage.skeleton import build_skeleton, running_dtype, storage_dtype
 from autoprune.storage.source import open_checkpoint
 from autoprune.storage.store import CheckpointStore, MemoryStore
 
@@ -96,9 +95,8 @@ def fits(checkpoint: Checkpoint, recipe: Recipe, *beside: Checkpoint) -> bool:
 
 def held_bytes(checkpoint: Checkpoint, recipe: Recipe) -> int:
     """What a model takes in memory as a whole: a wider --dtype makes more of its weights than is stored."""
-    word = recipe.model.dtype
-    wider = 1.0 if word == "auto" else getattr(torch, word).itemsize / storage_dtype(checkpoint).itemsize
-    return int(checkpoint.bytes * max(1.0, wider))
+    running = running_dtype(checkpoint, recipe.model.dtype, trust_remote_code=recipe.model.trust_remote_code)
+    return int(checkpoint.bytes * max(1.0, running.itemsize / storage_dtype(checkpoint).itemsize))
 
 
 def held_model(model: nn.Module, tokenizer: PreTrainedTokenizerBase | None) -> Subject:

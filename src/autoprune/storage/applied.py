@@ -25,7 +25,7 @@ def apply_solutions(
     layout, so that survivors of methods that do not change weights keep their stored bits, whatever precision and
     layout the blocks ran in.
     """
-    keep: dict[str, Tensor] = {}
+    dtypes, keep = skeleton.stored_as(block.name), dict[str, Tensor]()
     weights: dict[str, Tensor] = {}
     for layer in block.layers:
         solution = solutions.get(layer.name)
@@ -34,7 +34,7 @@ def apply_solutions(
         name = f"{block.name}.{layer.parameter_name}"
         layer.of(keep.setdefault(name, torch.ones(layer.parameter.shape, dtype=torch.bool))).copy_(solution.keep)
         if solution.weight is not None:
-            whole = weights.setdefault(name, layer.parameter.data.to("cpu", skeleton.storage_dtype, copy=True))
+            whole = weights.setdefault(name, layer.parameter.data.to("cpu", dtypes[layer.parameter_name], copy=True))
             layer.of(whole).copy_(solution.weight)
     result = dict(stored)
     for name, value in skeleton.as_stored({f"{block.name}.{name}": v for name, v in others.items()}, stored).items():

@@ -13,15 +13,17 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from autoprune.errors import ModelError
-
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
-CHUNK = 4 * 2**20  # bytes copied at a time
-CONVERSION = (
-    "from transformers import AutoModelForCausalLM, AutoTokenizer;"
-    " AutoModelForCausalLM.from_pretrained(MODEL).save_pretrained(NEW_DIR);"
-    " AutoTokenizer.from_pretrained(MODEL).save_pretrained(NEW_DIR)"
+from autoprune.storage.weight_files import (
+    NAMED,
+    adapter_files,
+    named_weights,
+    read_json,
+    refuse_adapter,
+    tensors_in,
+    weight_files,
 )
+
+CHUNK = 4 * 2**20  # bytes copied at a time
 
 
 @dataclass(frozen=True)
@@ -45,11 +47,7 @@ class Checkpoint:
                 f"{directory}: no config.json here, so this is no Hugging Face checkpoint; give the directory that"
                 " holds config.json and the weights"
             )
-        shards: dict[str, str] = {}
-        for name in _shard_names(directory):
-            for tensor in read_shard_names(directory / name):
-                shards[tensor] = name
-        _check_index(directory, shards)
+        shards = {tensor: name for name, tensors in weight_files(directory).items() for tensor in tensors}
         if not shards:
             raise ModelError(f"{directory}: the weight files hold no tensors; fetch the checkpoint again")
         return cls(directory, shards)
@@ -57,7 +55,7 @@ class Checkpoint:
     @classmethod
     def scan(cls, directory: Path, names: Iterable[str]) -> Checkpoint:
         """The tensors of some safetensors files in a directory, index or not."""
-        return cls(directory, {tensor: name for name in names for tensor in read_shard_names(directory / name)})
+        return cls(directory, {tensor: name for name in names for tensor in tensors_in(directory / name)})
 
     @classmethod
     def one(cls, path: Path) -> dict[str, Tensor]:
@@ -68,12 +66,17 @@ class Checkpoint:
     @property
     def note(self) -> str:
         """What its reader should know of how the weights came to be what they are; usually nothing."""
+        if adapter := adapter_files(self.directory):
+            return f"the adapter beside the weights ({', '.join(adapter)}) is not part of the model and left out"
         return ""
 
     @property
     def rewritten(self) -> dict[str, str]:
         """Text files that a checkpoint made from this one has in another form, by name."""
-        return {}
+        if named_weights(self.directory) is None:
+            return {}
+        config = read_json(self.directory / "config.json")  # its weights will have the usual names
+        return {"config.json": json.dumps({k: v for k, v in config.items() if k != NAMED}, indent=2) + "\n"}
 
     @property
     def files(self) -> list[Path]:
@@ -148,81 +151,3 @@ class Checkpoint:
                 found |= json.loads(handle.read(int.from_bytes(handle.read(8), "little")))
         found.pop("__metadata__", None)
         return found
-
-
-def refuse_adapter(directory: Path) -> None:
-    """Raises: ModelError if the directory holds an adapter to a model and no model."""
-    if not (directory / "adapter_config.json").is_file() or (directory / "config.json").is_file():
-        return
-    try:
-        base = json.loads((directory / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
-    except (OSError, ValueError, KeyError, TypeError):
-        base = "BASE"
-    raise ModelError(
-        f"{directory} holds a PEFT adapter (adapter_config.json), which is no model of its own. Merge it once, in"
-        " Python: from peft import AutoPeftModelForCausalLM; from transformers import AutoTokenizer;"
-        f" AutoPeftModelForCausalLM.from_pretrained({str(directory)!r}).merge_and_unload().save_pretrained(NEW_DIR);"
-        f" AutoTokenizer.from_pretrained({base!r}).save_pretrained(NEW_DIR). Then give NEW_DIR"
-    )
-
-
-def has_weights(directory: Path) -> bool:
-    """Whether any weights are here, readable or not; without them a directory only describes a model."""
-    return any(directory.glob("*.safetensors")) or any(directory.glob("*.bin")) or (directory / INDEX).is_file()
-
-
-def _shard_names(directory: Path) -> list[str]:
-    if _is_sharded(directory):
-        names = sorted(set(_read_index(directory).values()))
-        if missing := [name for name in names if not (directory / name).is_file()]:
-            raise ModelError(
-                f"{directory}: shard {missing[0]} is missing ({len(missing)} of {len(names)}); the download was not"
-                " finished, fetch it again"
-            )
-        return names
-    if (directory / SINGLE).is_file():
-        return [SINGLE]
-    if any(directory.glob("*.bin")):
-        raise ModelError(
-            f"{directory} holds weights as .bin files: pickles, which can run code and which autoprune does not open."
-            f" Convert them once, in Python: {CONVERSION}. Then give NEW_DIR"
-        )
-    raise ModelError(
-        f"{directory}: neither {SINGLE} nor {INDEX} is here, so there are no weights to read. From the hub only"
-        f" safetensors are fetched; a model that has only .bin files there is converted once, in Python: {CONVERSION}"
-    )
-
-
-def read_shard_names(path: Path) -> list[str]:
-    """The tensors of one shard. Raises: ModelError if it is truncated or no safetensors file."""
-    try:
-        with safe_open(path, framework="pt") as shard:
-            return list(shard.keys())
-    except (SafetensorError, OSError) as error:
-        raise ModelError(f"{path} is truncated or no safetensors file ({error}); fetch it again") from error
-
-
-def _is_sharded(directory: Path) -> bool:
-    """Where both kinds are there, transformers reads the single file, and so do we."""
-    return (directory / INDEX).is_file() and not (directory / SINGLE).is_file()
-
-
-def _read_index(directory: Path) -> dict[str, str]:
-    try:
-        return dict(json.loads((directory / INDEX).read_text(encoding="utf-8"))["weight_map"])
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        raise ModelError(
-            f"{directory / INDEX} is no index of a sharded checkpoint ({error}); fetch it again"
-        ) from error
-
-
-def _check_index(directory: Path, shards: dict[str, str]) -> None:
-    if not _is_sharded(directory):
-        return
-    index = _read_index(directory)
-    wrong = [name for name, file in index.items() if shards.get(name) != file]
-    if wrong:
-        raise ModelError(
-            f"{directory / INDEX} says that {wrong[0]} is in {index[wrong[0]]}, but it is not; fetch the checkpoint"
-            " again"
-        )

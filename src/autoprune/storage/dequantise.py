@@ -67,7 +67,8 @@ class Dequantised(Checkpoint):
     @property
     def rewritten(self) -> dict[str, str]:
         """config.json as it is for weights in bfloat16."""
-        config = json.loads((self.directory / "config.json").read_text(encoding="utf-8"))
+        plain = super().rewritten.get("config.json")
+        config = json.loads(plain or (self.directory / "config.json").read_text(encoding="utf-8"))
         return {"config.json": json.dumps(without_quantisation(config), indent=2) + "\n"}
 
     def read(self, names: Iterable[str]) -> dict[str, Tensor]:

@@ -15,9 +15,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from autoprune.errors import OutputError
-from autoprune.storage.checkpoint import INDEX, SINGLE, Checkpoint
+from autoprune.storage.checkpoint import Checkpoint
 from autoprune.storage.files import DRAFT, draft, file_sha256, sync, writing_to
 from autoprune.storage.manifest import MANIFEST, TEMPLATES, Manifest, drop_templates
+from autoprune.storage.weight_files import INDEX, SINGLE
 
 LOCK = "in-use.lock"
 JOURNAL = "journal-"  # files that only serve to resume start with this

@@ -9,9 +9,10 @@ from pathlib import Path
 from torch import Tensor
 
 from autoprune.errors import OutputError
-from autoprune.storage.checkpoint import INDEX, Checkpoint
+from autoprune.storage.checkpoint import Checkpoint
 from autoprune.storage.manifest import MANIFEST, TEMPLATES
 from autoprune.storage.result import Workplace
+from autoprune.storage.weight_files import INDEX, adapter_files
 
 OUTSIDE_SHARD = 256 * 2**20  # bytes: tensors outside the blocks are copied in pieces of about this size
 LARGEST_COMPANION = 100 * 2**20  # bytes; the largest tokenizers are of some 40 MB
@@ -92,8 +93,9 @@ def too_large(source: Path) -> list[str]:
 
 def _beside_weights(source: Path) -> list[Path]:
     found = sorted([*source.iterdir(), *(source / TEMPLATES).glob("*.jinja")])
+    left = adapter_files(source)
     return [
         path
         for path in found
-        if path.is_file() and not path.name.endswith(NOT_COPIED) and not path.name.startswith(".")
+        if path.is_file() and path.name not in left and not (path.name[0] == "." or path.name.endswith(NOT_COPIED))
     ]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,8 @@ from autoprune.storage.internals import (
     revert_weight_conversion,
 )
 from autoprune.storage.quantised import quantisation_of
+from autoprune.storage.ties import settle_ties
+from autoprune.storage.weight_files import tensors_in
 
 STORED = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
@@ -52,7 +55,7 @@ class Skeleton:
 
     model: PreTrainedModel
     checkpoint: Checkpoint
-    storage_dtype: torch.dtype
+    storage_dtype: torch.dtype  # of most weights
     device: torch.device
     owners: dict[str, str]
     converted: set[str]
@@ -61,6 +64,17 @@ class Skeleton:
     def stored_under(self, prefix: str) -> list[str]:
         """Stored tensors whose parameter lies under ``prefix`` (a module name)."""
         return [name for name, owner in self.owners.items() if owner.startswith(prefix + ".")]
+
+    @property
+    def used(self) -> set[str]:
+        """Stored tensors that become parameters; others are tables and masks, or belong to no part of the model."""
+        parameters = {name for name, _ in self.model.named_parameters(remove_duplicate=False)}
+        return {name for name, owner in self.owners.items() if owner in parameters}
+
+    def stored_as(self, prefix: str) -> dict[str, torch.dtype]:
+        """The dtypes in which the parameters under ``prefix`` are stored, by their names in that module."""
+        words, names = self.checkpoint.dtypes(), self.stored_under(prefix)
+        return {self.owners[name][len(prefix) + 1 :]: STORED[words[name]] for name in names if words[name] in STORED}
 
     def fill(self, stored: dict[str, Tensor]) -> None:
         """Gives the parameters that these stored tensors belong to their values, on the device."""
@@ -134,9 +148,10 @@ def build_skeleton(checkpoint: Checkpoint, dtype: str, device: torch.device, *, 
 
     Raises: ModelError if config.json can't be understood or describes no causal language model.
     """
-    stored = storage_dtype(checkpoint)
     model = hollow_model(
-        checkpoint.directory, stored if dtype == "auto" else getattr(torch, dtype), trust_remote_code=trust_remote_code
+        checkpoint.directory,
+        running_dtype(checkpoint, dtype, trust_remote_code=trust_remote_code),
+        trust_remote_code=trust_remote_code,
     )
     for module in model.modules():
         for name, buffer in module._buffers.items():
@@ -144,8 +159,9 @@ def build_skeleton(checkpoint: Checkpoint, dtype: str, device: torch.device, *, 
                 module._buffers[name] = buffer.to(device)
     mapping = get_model_conversion_mapping(model)
     owners, converted = _owners(model, checkpoint, mapping)
+    settle_ties(model, checkpoint, owners, model.dtype)
     model._weight_conversions = [entry for entry in mapping if entry.was_used()]  # type: ignore[assignment]
-    return Skeleton(model, checkpoint, stored, device, owners, converted, mapping)
+    return Skeleton(model, checkpoint, storage_dtype(checkpoint), device, owners, converted, mapping)
 
 
 def hollow_model(directory: Path, dtype: torch.dtype, *, trust_remote_code: bool = False) -> PreTrainedModel:
@@ -204,10 +220,10 @@ def read_config(directory: Path, trust_remote_code: bool = False) -> PreTrainedC
 
 
 def storage_dtype(checkpoint: Checkpoint) -> torch.dtype:
-    """The dtype that most stored tensors have. Raises: ModelError for quantised checkpoints."""
-    counts: dict[str, int] = {}
-    for word in checkpoint.dtypes().values():
-        counts[word] = counts.get(word, 0) + 1
+    """The dtype that most stored weights have. Raises: ModelError for quantised checkpoints."""
+    shapes, counts = checkpoint.shapes(), dict[str, int]()
+    for name, word in checkpoint.dtypes().items():
+        counts[word] = counts.get(word, 0) + prod(shapes[name])
     word = max(counts, key=lambda name: counts[name])
     if word not in STORED:
         raise ModelError(
@@ -215,6 +231,28 @@ def storage_dtype(checkpoint: Checkpoint) -> torch.dtype:
             " float16, bfloat16 or float32 model"
         )
     return STORED[word]
+
+
+def running_dtype(checkpoint: Checkpoint, word: str, *, trust_remote_code: bool = False) -> torch.dtype:
+    """What the model runs in: ``word``, and for ``auto`` what ``from_pretrained`` chooses. That is the dtype that
+    config.json states, else that of the first floating-point tensor of the first file.
+
+    Raises: ModelError for quantised checkpoints, and as ``read_config`` does.
+    """
+    stored = storage_dtype(checkpoint)
+    if word != "auto":
+        return getattr(torch, word)  # type: ignore[no-any-return]
+    if type(checkpoint) is not Checkpoint:  # dequantised weights run in what they are dequantised to
+        return stored
+    config = read_config(checkpoint.directory, trust_remote_code)
+    causal = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING and MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    part = config.get_text_config() if getattr(causal, "config_class", None) is not type(config) else config
+    stated = getattr(part, "dtype", None)
+    if isinstance(stated, torch.dtype) and stated in STORED.values():
+        return stated
+    words = checkpoint.dtypes()
+    first = next((words[name] for name in tensors_in(checkpoint.files[0]) if words[name] in STORED), None)
+    return STORED[first] if first else stored
 
 
 def _owners(model: PreTrainedModel, checkpoint: Checkpoint, mapping: Sequence[Any]) -> tuple[dict[str, str], set[str]]:

@@ -18,6 +18,7 @@ from autoprune.storage.ahead import ReadAhead
 from autoprune.storage.applied import apply_solutions
 from autoprune.storage.complete import not_loaded, unplaced
 from autoprune.storage.skeleton import Skeleton
+from autoprune.storage.ties import tie
 from autoprune.storage.values import ValueCheck
 
 Writer = Callable[[int, dict[str, Tensor]], None]  # block index, stored tensors
@@ -46,6 +47,10 @@ class MemoryStore:
     def logits(self, ids: Tensor) -> Tensor:
         """Runs the whole model."""
         return self.model(input_ids=ids.to(self.device), use_cache=False).logits
+
+    def stored_as(self, block: BlockAnatomy) -> dict[str, torch.dtype]:
+        """Weights stay in the dtypes that they have."""
+        return {}
 
     def load(self, index: int) -> None:
         """Nothing to do: the weights are there."""
@@ -152,6 +157,10 @@ class CheckpointStore:
             self._load_outside(with_head=True)
         return self.model(input_ids=ids.to(self.device), use_cache=False).logits
 
+    def stored_as(self, block: BlockAnatomy) -> dict[str, torch.dtype]:
+        """The dtypes in which the block's parameters are stored, by their names in the block."""
+        return self.skeleton.stored_as(block.name)
+
     def load(self, index: int) -> None:
         """Reads the block from the checkpoint unless it is there.
 
@@ -238,7 +247,7 @@ class CheckpointStore:
             if self.skeleton.owners[n] in placed and id(state.get(self.skeleton.owners[n])) not in skip - tied
         ]
         self.skeleton.fill(self.skeleton.checkpoint.read(wanted))
-        self.model.tie_weights()
+        tie(self.model)
         block_modules = {id(m) for block in self.anatomy.blocks for m in block.module.modules()}
         for name, module in self.model.named_modules():
             if id(module) not in block_modules and (with_head or module is not head):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -17,8 +17,11 @@ class ValueCheck:
     purposes.
     """
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        self._checkpoint = checkpoint
+    def __init__(self, checkpoint: Checkpoint, used: Collection[str] | None = None) -> None:
+        """``used`` are the tensors that the model computes with; None: all. A mask that nothing reads may be
+        infinite.
+        """
+        self._checkpoint, self._used = checkpoint, checkpoint.shards if used is None else used
         self._digests: dict[str, bytes] = {}
 
     def see(self, tensors: Mapping[str, Tensor]) -> None:
@@ -29,7 +32,7 @@ class ValueCheck:
         for name, tensor in tensors.items():
             if name in self._digests:
                 continue
-            if not is_finite(tensor):
+            if name in self._used and not is_finite(tensor):
                 where = self._checkpoint.directory / self._checkpoint.shards[name]
                 raise ModelError(
                     f"{where}: tensor {name} holds NaN or infinity; the checkpoint is damaged or its training diverged"

@@ -65,7 +65,8 @@ def test_every_option_is_explained_and_its_default_is_allowed(group: Any, field:
     assert len(field.metadata["help"]) > 10
     hint = typing.get_type_hints(group.type)[field.name]
     recipe = recipe_from_flat({**HALF, field.name: field.default} if field.name != "sparsity_ratio" else HALF)
-    assert field.name == "sparsity_ratio" or getattr(getattr(recipe, group.name), field.name) == field.default
+    options = recipe.options_of(group.name) if group.step else getattr(recipe, group.name)
+    assert field.name == "sparsity_ratio" or getattr(options, field.name) == field.default
     assert hint is not Any
 
 

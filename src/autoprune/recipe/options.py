@@ -49,7 +49,7 @@ class PruningOptions:
     )
     ratio: tuple[str, ...] = option(
         (),
-        "other ratios for some layers: a glob and a fraction, such as *.mlp.*=0.6; repeatable, the last that fits counts",
+        "other ratios for some layers: a glob and a fraction, such as *.mlp.*=0.6; the last that fits counts",
         metavar="PATTERN=R",
     )
     ignore: tuple[str, ...] = option(

@@ -20,7 +20,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raises: RecipeError instead of leaving the program; a misspelt flag is told what it may have been."""
-        known = [name for name in self._option_string_actions if name.startswith("--")]
+        known = [f"--{field.name}" for group in groups() for field in dataclasses.fields(group.type)]
         wrong = [word.partition("=")[0] for word in message.split() if word.startswith("--")]
         if message.startswith("unrecognized arguments") and wrong:
             close = difflib.get_close_matches(wrong[0].replace("-", "_").replace("__", "--", 1), known, 1)

@@ -90,6 +90,7 @@ def _console(arguments: list[str]) -> int:
     verify.add_argument(
         "--model", metavar="MODEL", help="the dense model; default: the one that the manifest names, if it is at hand"
     )
+    verify.add_argument("--trust_remote_code", action="store_true", help="run code that comes with the model")
     bench = commands.add_parser(
         "bench", help="run a grid of recipes and compare", description=BENCH, allow_abbrev=False
     )
@@ -133,7 +134,7 @@ def _console(arguments: list[str]) -> int:
     if chosen.command == "compare":
         return run_compare(chosen)
     if chosen.command == "verify":
-        return _verify(chosen.directory, chosen.model)
+        return _verify(chosen.directory, chosen.model, trust_remote_code=chosen.trust_remote_code)
     if chosen.command == "report":
         return _report(chosen)
     if chosen.command == "bench":
@@ -189,14 +190,15 @@ def _inspect(values: dict[str, object]) -> int:
     return 0
 
 
-def _verify(directory: str, model: str | None) -> int:
+def _verify(directory: str, model: str | None, *, trust_remote_code: bool) -> int:
     from autoprune.cli.progress import watching
     from autoprune.cli.show import show_audit
 
     with watching(quiet=False) as emit:
         from autoprune.evaluation.audit import audit, find_dense
 
-        report = audit(Path(directory), find_dense(Path(directory), model, emit), emit)
+        dense = find_dense(Path(directory), model, emit)
+        report = audit(Path(directory), dense, emit, trust_remote_code=trust_remote_code)
     show_audit(report)
     return 0 if report.sound else 1
 

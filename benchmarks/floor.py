@@ -17,7 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from autoprune.model.calls import BlockCall
 from autoprune.model.stream import Place, Stream
 from autoprune.model.walk import Inputs, prepare_inputs
-from autoprune.run.plan import TOKENS_PER_PASS
+from autoprune.run.layout import TOKENS_PER_PASS
 from autoprune.storage.store import MemoryStore
 
 COLUMN_BLOCK = 128

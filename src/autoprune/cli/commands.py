@@ -71,6 +71,7 @@ def _add_verify(commands: argparse._SubParsersAction[Parser]) -> None:
     verify.add_argument(
         "--model", metavar="MODEL", help="the dense model; default: the one that the manifest names, if it is at hand"
     )
+    verify.add_argument("--trust_remote_code", action="store_true", help="run code that comes with the model")
 
 
 def _add_bench(commands: argparse._SubParsersAction[Parser]) -> None:

@@ -56,7 +56,7 @@ def _console(arguments: list[str]) -> int:
     if chosen.command == "compare":
         return run_compare(chosen)
     if chosen.command == "verify":
-        return _verify(chosen.directory, chosen.model)
+        return _verify(chosen.directory, chosen.model, trust_remote_code=chosen.trust_remote_code)
     if chosen.command == "report":
         return _report(chosen)
     if chosen.command == "bench":
@@ -76,7 +76,10 @@ def _placed(values: dict[str, object], chosen: argparse.Namespace) -> dict[str, 
             )
         values |= {name: word} if word is not None else {}
     if "model" not in values:
-        raise RecipeError("no model is named; write `autoprune prune MODEL OUT --sparsity 2:4`, or give --model")
+        raise RecipeError(
+            "no model is named; write `autoprune prune MODEL OUT --sparsity 2:4`, or give --model; `autoprune prune"
+            " --help` lists the flags"
+        )
     return values
 
 
@@ -112,14 +115,15 @@ def _inspect(values: dict[str, object]) -> int:
     return 0
 
 
-def _verify(directory: str, model: str | None) -> int:
+def _verify(directory: str, model: str | None, *, trust_remote_code: bool) -> int:
     from autoprune.cli.progress import watching
     from autoprune.cli.show import show_audit
 
     with watching(quiet=False) as emit:
         from autoprune.evaluation.audit import audit, find_dense
 
-        report = audit(Path(directory), find_dense(Path(directory), model, emit), emit)
+        dense = find_dense(Path(directory), model, emit)
+        report = audit(Path(directory), dense, emit, trust_remote_code=trust_remote_code)
     show_audit(report)
     return 0 if report.sound else 1
 

@@ -22,12 +22,23 @@ def input_entropy(weight: Tensor, gram: Tensor, rotation: Tensor) -> float:
     """Rows of ``(W R)_ij^2 (R^T G R)_jj``, each normalised, all summed up."""
     width = len(gram)
     energies = [
-        sum(float(rotation[a, j]) * float(gram[a, b]) * float(rotation[b, j]) for a in range(width) for b in range(width)) for j in range(width)
+        sum(
+            float(rotation[a, j]) * float(gram[a, b]) * float(rotation[b, j])
+            for a in range(width)
+            for b in range(width)
+        )
+        for j in range(width)
     ]
-    return sum(entropy_of([rotated(weight, rotation, i, j) ** 2 * energies[j] for j in range(width)]) for i in range(len(weight)))
+    return sum(
+        entropy_of([rotated(weight, rotation, i, j) ** 2 * energies[j] for j in range(width)])
+        for i in range(len(weight))
+    )
 
 
 def output_entropy(weight: Tensor, squares: Tensor, rotation: Tensor) -> float:
     """Columns of ``(R^T W)_ij^2 G_jj``, each normalised, all summed up."""
     height, width = weight.shape
-    return sum(entropy_of([rotated(rotation.T, weight, i, j) ** 2 * float(squares[j]) for i in range(height)]) for j in range(width))
+    return sum(
+        entropy_of([rotated(rotation.T, weight, i, j) ** 2 * float(squares[j]) for i in range(height)])
+        for j in range(width)
+    )

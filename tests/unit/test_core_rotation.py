@@ -1,4 +1,4 @@
-"""The learned rotation: its objective against loops, its gradient against differences, and what is promised of the result."""
+"""The learned rotation: its objective against loops, its gradient against differences, what is promised of it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,16 @@ from hypothesis import strategies as st
 from oracles.rotation import input_entropy, output_entropy
 from torch import Tensor
 
-from autoprune.core.rotation import InputTerm, LearnedRotation, OutputTerm, RotationTerm, Schedule, entropy, learn_rotation, orthogonal
+from autoprune.core.rotation import (
+    InputTerm,
+    LearnedRotation,
+    OutputTerm,
+    RotationTerm,
+    Schedule,
+    entropy,
+    learn_rotation,
+    orthogonal,
+)
 from autoprune.errors import NumericsError
 
 WIDTH = 6
@@ -20,7 +29,11 @@ def _random(*shape: int, seed: int = 0) -> Tensor:
 
 
 def _gram(width: int, seed: int) -> Tensor:
-    x = _random(4 * width, width, seed=seed) * torch.linspace(0.1, 2, width, dtype=torch.float64) @ _random(width, width, seed=seed + 1)
+    x = (
+        _random(4 * width, width, seed=seed)
+        * torch.linspace(0.1, 2, width, dtype=torch.float64)
+        @ _random(width, width, seed=seed + 1)
+    )
     return x.T @ x
 
 
@@ -34,22 +47,32 @@ def _terms(index: int) -> list[RotationTerm]:
 
 
 def _learn(seed: int = 0, **schedule: float) -> LearnedRotation:
-    return learn_rotation(WIDTH, 4, _terms, Schedule(**{"steps": 60, "blocks": 2} | schedule), torch.Generator().manual_seed(seed))
+    return learn_rotation(
+        WIDTH, 4, _terms, Schedule(**{"steps": 60, "blocks": 2} | schedule), torch.Generator().manual_seed(seed)
+    )
 
 
 @given(st.integers(1, 4), st.integers(2, 5), st.integers(0, 100))
 def test_the_objective_is_the_formula(out: int, width: int, seed: int) -> None:
     rotation = orthogonal(_random(width, width, seed=seed))
     weight, gram = _random(out, width, seed=seed + 1), _gram(width, seed + 2)
-    assert float(InputTerm(weight, gram).entropy(rotation)) == pytest.approx(input_entropy(weight, gram, rotation), rel=1e-9)
+    assert float(InputTerm(weight, gram).entropy(rotation)) == pytest.approx(
+        input_entropy(weight, gram, rotation), rel=1e-9
+    )
     squares = _random(out, seed=seed + 3).square()
-    assert float(OutputTerm(weight.T, squares).entropy(rotation)) == pytest.approx(output_entropy(weight.T, squares, rotation), rel=1e-9)
+    assert float(OutputTerm(weight.T, squares).entropy(rotation)) == pytest.approx(
+        output_entropy(weight.T, squares, rotation), rel=1e-9
+    )
 
 
 @pytest.mark.parametrize("kind", [InputTerm, OutputTerm])
 def test_the_gradient_is_that_of_the_objective(kind: type[InputTerm] | type[OutputTerm]) -> None:
     """Through QR and all, by finite differences."""
-    term = InputTerm(_random(5, WIDTH), _gram(WIDTH, 3)) if kind is InputTerm else OutputTerm(_random(WIDTH, 5), _gram(WIDTH, 3).diagonal()[:5])
+    term = (
+        InputTerm(_random(5, WIDTH), _gram(WIDTH, 3))
+        if kind is InputTerm
+        else OutputTerm(_random(WIDTH, 5), _gram(WIDTH, 3).diagonal()[:5])
+    )
     free = torch.eye(WIDTH, dtype=torch.float64) + 0.3 * _random(WIDTH, WIDTH, seed=9)
     assert torch.autograd.gradcheck(lambda a: term.entropy(orthogonal(a)), free.requires_grad_())
 

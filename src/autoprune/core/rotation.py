@@ -1,6 +1,7 @@
-"""One orthogonal rotation of the residual stream that gathers importance in few weights (after DenoiseRotator, arXiv 2505.23049).
+"""One orthogonal rotation of the residual stream that gathers importance in few weights.
 
-The paper keeps a rotation for every layer and pays for it at run time. Here all layers share one, which can be folded into the weights.
+After DenoiseRotator (arXiv 2505.23049), which keeps a rotation for every layer and pays for it at run time. Here all
+layers share one, which can be folded into the weights.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ RotationTerm = InputTerm | OutputTerm
 
 @dataclass(frozen=True)
 class Schedule:
-    """How a rotation is learned: each step looks at ``blocks`` blocks, chosen by chance, and Adam moves by about ``rate``."""
+    """How a rotation is learned: each step looks at ``blocks`` random blocks, and Adam moves by about ``rate``."""
 
     steps: int = 100
     rate: float = 0.01
@@ -67,20 +68,20 @@ class Schedule:
 
 @dataclass(frozen=True)
 class LearnedRotation:
-    """The rotation, and the mean entropy of each step's blocks (they differ from step to step, so it falls unevenly)."""
+    """The rotation, and the mean entropy of each step's blocks (other ones each time, so it falls unevenly)."""
 
     matrix: Float[Tensor, "width width"]  # orthogonal to float64's rounding
     entropies: tuple[float, ...]  # nats
 
 
 def entropy(importance: Float[Tensor, "rows columns"], dim: int) -> Float[Tensor, ""]:
-    """``sum of -S ln S`` with ``S`` the importance over its sum along ``dim``; rows or columns of zeros count nothing."""
+    """``sum of -S ln S``, ``S`` being importance over its sum along ``dim``; rows or columns of zeros count nothing."""
     shares = importance / importance.sum(dim, keepdim=True).clamp_min(_TINY)
     return -(shares * shares.clamp_min(_TINY).log()).sum()
 
 
 def orthogonal(free: Float[Tensor, "width width"]) -> Float[Tensor, "width width"]:
-    """The ``Q`` of ``free = Q R`` with a positive diagonal in ``R``, which makes it unique, and differentiable where ``free`` is regular."""
+    """The ``Q`` of ``free = Q R`` with a positive diagonal in ``R``: unique, and differentiable, if ``free`` is regular."""
     q, r = torch.linalg.qr(free)
     signs = torch.where(r.diagonal() < 0, -1.0, 1.0).to(q.dtype)
     return q * signs
@@ -98,7 +99,7 @@ def learn_rotation(
     """The rotation ``[width, width]`` that lowers the summed entropy of all ``blocks``; it starts from the identity.
 
     ``terms(index)`` gives what a block's layers look like, in float32; only one block's terms are held at a time.
-    ``tick(step)`` is called after every step; ``device`` is where the rotation itself is kept and orthogonalised, in float64.
+    ``tick(step)`` is called after every step; ``device`` is where the rotation is kept and orthogonalised, in float64.
     The same generator state gives the same bits.
 
     Raises: NumericsError if weights or Grams are not finite.
@@ -121,7 +122,7 @@ def learn_rotation(
 def _mean_entropy(
     rotation: Float[Tensor, "width width"], chosen: Sequence[int], terms: Callable[[int], Sequence[RotationTerm]]
 ) -> tuple[float, Float[Tensor, "width width"]]:
-    """The chosen blocks' mean entropy and its gradient in the rotation; each block's graph is gone before the next one is read."""
+    """The chosen blocks' mean entropy and its gradient in the rotation; one block's graph is held at a time."""
     value, slope = 0.0, torch.zeros_like(rotation)
     for index in chosen:
         for term in terms(index):
@@ -131,5 +132,7 @@ def _mean_entropy(
             value += float(loss.detach())
             slope += leaf.grad.to(slope)  # type: ignore[union-attr]  # backward has just made it
     if not (torch.isfinite(slope).all() and torch.isfinite(torch.tensor(value))):
-        raise NumericsError(f"the importance of the weights in one of blocks {list(chosen)} is not finite, so no rotation can be learned from it")
+        raise NumericsError(
+            f"the importance of weights in one of blocks {list(chosen)} is not finite: no rotation can be learned from it"
+        )
     return value, slope

@@ -1,8 +1,8 @@
 """Folds a rotation of the residual stream into the weights: the model computes the same function in another basis.
 
-With hidden states as rows, ``h`` becomes ``h R``. What reads them behind an RMSNorm with weight gamma becomes ``W diag(gamma) R`` and
-the norm's weight one (an RMSNorm divides by the length, which no rotation changes); what adds to them becomes ``R^T W``. The idea is
-SliceGPT's (arXiv 2401.15024, section 3). Where a model can be folded is found in ``model/seams.py``.
+With hidden states as rows, ``h`` becomes ``h R``. What reads them behind an RMSNorm with weight gamma becomes
+``W diag(gamma) R`` and the norm's weight one (an RMSNorm divides by the length, which no rotation changes); what adds
+to them becomes ``R^T W``. The idea is SliceGPT's (arXiv 2401.15024, section 3). ``model/seams.py`` finds where.
 """
 
 from __future__ import annotations
@@ -18,26 +18,29 @@ from torch import Tensor, nn
 from autoprune.model.anatomy import Block
 from autoprune.model.linear import Expert, Layer, is_linear
 
-_ROWS = 4096  # of a vocabulary matrix, turned at once: in float64 the whole would be several times the model's largest tensor
+_ROWS = 4096  # of a vocabulary matrix, turned at once: the whole in float64 would be large
 
 
 @dataclass(frozen=True)
 class Norm:
-    """An RMSNorm that reads the residual stream. Its scale is ``weight + 1 - neutral``; ``neutral`` None: it has no weight."""
+    """An RMSNorm that reads the residual stream. It scales by ``weight + 1 - neutral``; None: it has no weight."""
 
     name: str  # relative to the block; in Ends, to the model
     neutral: float | None = 1.0  # the weight with which it scales by one: 1, or 0 where the norm adds one itself
 
     def scale(self, module: nn.Module) -> Float[Tensor, " width"] | None:
         """What the norm multiplies by, in float64; None if by nothing."""
-        norm = module.get_submodule(self.name)
-        return None if self.neutral is None else norm.weight.data.double() + (1 - self.neutral)  # type: ignore[union-attr,operator]
+        return (
+            None
+            if self.neutral is None
+            else module.get_submodule(self.name).get_parameter("weight").data.double() + (1 - self.neutral)
+        )
 
     def clear(self, module: nn.Module) -> None:
         """From now on it scales by one."""
         if self.neutral is not None:
-            weight = module.get_submodule(self.name).weight
-            weight.data = torch.full_like(weight.data, self.neutral)  # type: ignore[arg-type,union-attr]
+            weight = module.get_submodule(self.name).get_parameter("weight")
+            weight.data = torch.full_like(weight.data, self.neutral)
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ class Fold:
 
 
 def matrices(block: Block) -> dict[str, Layer]:
-    """By name: the block's layers, and whatever else in it multiplies by a matrix called ``weight``, such as a router."""
+    """By name: the block's layers, and whatever else in it holds a matrix called ``weight``, such as a router."""
     found = {layer.name: layer for layer in block.layers}
     for name, module in block.module.named_modules():
         weight = module._parameters.get("weight")
@@ -103,11 +106,13 @@ def folded_names(block: Block, seams: Seams) -> tuple[str, ...]:
 
 
 def fold_ends(model: Any, ends: Ends, rotation: Float[Tensor, "width width"]) -> None:
-    """Turns embedding and head in place; if they were one matrix, they are two afterwards, and the configuration says so."""
+    """Turns embedding and head in place; one matrix becomes two, and the configuration then says so."""
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     scale = ends.norm.scale(model)
     head.weight = nn.Parameter(_turned(head.weight.data, scale, rotation), requires_grad=head.weight.requires_grad)
-    embedding.weight = nn.Parameter(_turned(embedding.weight.data, None, rotation), requires_grad=embedding.weight.requires_grad)
+    embedding.weight = nn.Parameter(
+        _turned(embedding.weight.data, None, rotation), requires_grad=embedding.weight.requires_grad
+    )
     ends.norm.clear(model)
     if ends.tied:
         for config in {id(c): c for c in (model.config, model.config.get_text_config())}.values():
@@ -127,7 +132,9 @@ def _bias_parameter(layer: Layer) -> nn.Parameter | None:
     return layer.module._parameters.get("bias") if is_linear(layer.module) else None
 
 
-def _turned(matrix: Float[Tensor, "rows width"], scale: Float[Tensor, " width"] | None, rotation: Float[Tensor, "width width"]) -> Tensor:
+def _turned(
+    matrix: Float[Tensor, "rows width"], scale: Float[Tensor, " width"] | None, rotation: Float[Tensor, "width width"]
+) -> Tensor:
     """``matrix diag(scale) R`` in the matrix's own precision, a slice of the rows at a time."""
     result = torch.empty_like(matrix)
     for rows, turned in zip(matrix.split(_ROWS), result.split(_ROWS), strict=True):

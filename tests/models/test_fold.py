@@ -15,7 +15,7 @@ from autoprune.core.rotation import orthogonal
 from autoprune.errors import ModelError
 from autoprune.model.anatomy import Block
 from autoprune.model.fold import Fold, Norm, Seams, fold_block, fold_ends, folded_names, matrices
-from autoprune.model.linear import Layer
+from autoprune.model.layers import Layer
 from autoprune.model.seams import find_fold
 from autoprune.model.turning import neutral_weight
 from autoprune.storage.stores import MemoryStore

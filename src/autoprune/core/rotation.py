@@ -75,13 +75,13 @@ class LearnedRotation:
 
 
 def entropy(importance: Float[Tensor, "rows columns"], dim: int) -> Float[Tensor, ""]:
-    """``sum of -S ln S``, ``S`` being importance over its sum along ``dim``; rows or columns of zeros count nothing."""
+    """``sum of -S ln S``, ``S`` being importance over its sum along ``dim``; zeros alone count nothing."""
     shares = importance / importance.sum(dim, keepdim=True).clamp_min(_TINY)
     return -(shares * shares.clamp_min(_TINY).log()).sum()
 
 
 def orthogonal(free: Float[Tensor, "width width"]) -> Float[Tensor, "width width"]:
-    """The ``Q`` of ``free = Q R`` with a positive diagonal in ``R``: unique, and differentiable, if ``free`` is regular."""
+    """The ``Q`` of ``free = Q R`` with a positive diagonal in ``R``: unique; differentiable if ``free`` is regular."""
     q, r = torch.linalg.qr(free)
     signs = torch.where(r.diagonal() < 0, -1.0, 1.0).to(q.dtype)
     return q * signs
@@ -133,6 +133,6 @@ def _mean_entropy(
             slope += leaf.grad.to(slope)  # type: ignore[union-attr]  # backward has just made it
     if not (torch.isfinite(slope).all() and torch.isfinite(torch.tensor(value))):
         raise NumericsError(
-            f"the importance of weights in one of blocks {list(chosen)} is not finite: no rotation can be learned from it"
+            f"the importance of weights in one of blocks {list(chosen)} is not finite, so no rotation can be learned"
         )
     return value, slope

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from autoprune.model.activations import Mirror, replaced_forward
+from autoprune.model.calls import Mirror, replaced_forward
 from autoprune.model.fold import Ends, Norm
 from autoprune.model.pipeline import Store
 from autoprune.model.turning import TOLERANCE, neutral_weight, noise, refusal, rows_of

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from autoprune.model.anatomy import Block
-from autoprune.model.linear import Expert, Layer, is_linear
+from autoprune.model.layers import Expert, Layer, is_linear
 
 _ROWS = 4096  # of a vocabulary matrix, turned at once: the whole in float64 would be large
 

@@ -19,12 +19,12 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from autoprune.core.rotation import orthogonal
-from autoprune.model.activations import PROBE_TOKENS, BlockCall
 from autoprune.model.anatomy import Block
+from autoprune.model.calls import PROBE_TOKENS, BlockCall
 from autoprune.model.ends import FoldStore, check_embedding, find_ends, notices
 from autoprune.model.experts import eager_experts
 from autoprune.model.fold import Fold, Norm, Seams, fold_block, matrices
-from autoprune.model.linear import Expert, Layer, is_linear
+from autoprune.model.layers import Expert, Layer, is_linear
 from autoprune.model.pipeline import prepare_inputs
 from autoprune.model.stream import Place
 from autoprune.model.turning import NOTHING, TOLERANCE, along, neutral_weight, noise, refusal, rows_of

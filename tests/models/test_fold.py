@@ -11,10 +11,10 @@ from runs import open_store
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from autoprune.core.rotation import orthogonal
+from autoprune.core.rotation import RotationTerm, Schedule, learn_rotation, orthogonal
 from autoprune.errors import ModelError
 from autoprune.model.anatomy import Block
-from autoprune.model.fold import Fold, Norm, Seams, fold_block, fold_ends, folded_names, matrices
+from autoprune.model.fold import Fold, Norm, Seams, fold_block, fold_ends, folded_names, matrices, rotation_terms
 from autoprune.model.layers import Layer
 from autoprune.model.seams import find_fold
 from autoprune.model.turning import neutral_weight
@@ -50,19 +50,19 @@ def _rotation(width: int) -> Tensor:
 
 
 @torch.no_grad()
-def _turn(model: PreTrainedModel) -> Fold:
+def _turn(model: PreTrainedModel, rotation: Tensor | None = None) -> Fold:
     """Finds and folds; checks on the way that nothing changed before, and nothing then but what was announced."""
     store = MemoryStore(model)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     fold = find_fold(store, tiny_ids(1))
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
-    rotation = _rotation(fold.width)
+    rotation = _rotation(fold.width) if rotation is None else rotation
     for block, seams in zip(store.anatomy.blocks, fold.blocks, strict=True):
         fold_block(block, seams, rotation)
         changed = {
             name for name, p in block.module.named_parameters() if not torch.equal(p, before[f"{block.name}.{name}"])
         }
-        assert changed == set(folded_names(block, seams))
+        assert changed <= set(folded_names(block, seams))
     fold_ends(model, fold.ends, rotation)
     return fold
 
@@ -120,6 +120,49 @@ def test_block_by_block_from_disk(name: str, tmp_path: Path) -> None:
             torch.equal(p, model.get_parameter(f"{block.name}.{n}")) for n, p in block.module.named_parameters()
         )
         store.release(block.index)
+
+
+def _observed(model: PreTrainedModel, fold: Fold) -> list[list[RotationTerm]]:
+    """Every block's terms: Grams are taken with forward hooks, one for each norm and each writer."""
+    found = []
+    for block, seams in zip(MemoryStore(model).anatomy.blocks, fold.blocks, strict=True):
+        by_norm: dict[str, Tensor] = {}
+        grams: dict[str, Tensor] = {}
+        squares: dict[str, Tensor] = {}
+        for name, layer in matrices(block).items():
+            x: list[Tensor] = []
+            handle = layer.module.register_forward_hook(
+                lambda _m, args, _y, x=x: x.append(args[0].detach().flatten(0, -2))
+            )
+            _logits(model)
+            handle.remove()
+            if norm := seams.readers.get(name):
+                grams[name] = by_norm.setdefault(norm.name, x[0].T @ x[0])
+            else:
+                squares[name] = x[0].square().sum(0)
+        found.append(rotation_terms(block, seams, grams, squares))
+    return found
+
+
+def test_from_a_survey_to_a_turned_model() -> None:
+    """With the norms folded, what is learned from holds for the turned model too: importance is as foretold."""
+    model = tiny_model("llama")
+    expected = _logits(model)
+    fold = _turn(model, torch.eye(32, dtype=torch.float64))
+    surveyed = _observed(model, fold)
+    assert [tuple(t.weight.shape) for t in surveyed[0]] == [(64, 32), (128, 32), (32, 32), (32, 64)]
+    learned = learn_rotation(
+        32, 2, lambda index: surveyed[index], Schedule(40, 0.01, 2), torch.Generator().manual_seed(0)
+    )
+    assert learned.entropies[-1] < learned.entropies[0]
+    fold = _turn(model, learned.matrix)
+    assert torch.allclose(_logits(model), expected, atol=1e-5)
+    turned = _observed(model, fold)
+    for before, after in zip(
+        (t for terms in surveyed for t in terms), (t for terms in turned for t in terms), strict=True
+    ):
+        foretold = before.importance(learned.matrix.float())
+        assert torch.allclose(after.importance(torch.eye(32)), foretold, rtol=1e-3, atol=1e-4 * float(foretold.max()))
 
 
 @torch.no_grad()

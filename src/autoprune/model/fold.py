@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from autoprune.core.rotation import InputTerm, OutputTerm, RotationTerm
 from autoprune.model.anatomy import Block
 from autoprune.model.layers import Expert, Layer, is_linear
 
@@ -93,6 +94,30 @@ def fold_block(block: Block, seams: Seams, rotation: Float[Tensor, "width width"
         layers[name].assign(rotation.T.to(weight) @ weight)
         if (bias := bias_of(layers[name])) is not None:
             bias.copy_(bias.double() @ rotation.to(weight))
+
+
+def rotation_terms(
+    block: Block,
+    seams: Seams,
+    grams: Mapping[str, Float[Tensor, "in in"]],
+    squares: Mapping[str, Float[Tensor, " in"]],
+) -> list[RotationTerm]:
+    """What the rotation is learned from, of a block whose norms scale by one: fold the identity in, then observe.
+
+    ``grams`` are those of what enters readers, ``squares`` the diagonals of what enters writers, by layer. Layers that
+    share a Gram (the same tensor) make one term; those without, such as routers, which stay dense, make none.
+    """
+    layers = matrices(block)
+    sharing: dict[int, list[str]] = {}
+    for name in (name for name in seams.readers if name in grams):
+        sharing.setdefault(id(grams[name]), []).append(name)
+    terms: list[RotationTerm] = [
+        InputTerm(torch.cat([layers[name].matrix.float() for name in names]), grams[names[0]])
+        for names in sharing.values()
+    ]
+    return terms + [
+        OutputTerm(layers[name].matrix.float(), squares[name]) for name in seams.writers if name in squares
+    ]
 
 
 def folded_names(block: Block, seams: Seams) -> tuple[str, ...]:

@@ -13,12 +13,12 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from autoprune.core.rotation import RotationTerm, Schedule, learn_rotation, orthogonal
 from autoprune.errors import ModelError
-from autoprune.model.anatomy import Block
+from autoprune.model.anatomy import BlockAnatomy
 from autoprune.model.fold import Fold, Norm, Seams, fold_block, fold_ends, folded_names, matrices, rotation_terms
 from autoprune.model.layers import Layer
 from autoprune.model.seams import find_fold
 from autoprune.model.turning import neutral_weight
-from autoprune.storage.stores import MemoryStore
+from autoprune.storage.store import MemoryStore
 
 DENSE = ["llama", "mistral", "qwen2", "qwen3", "phi3", "granite", "smollm3", "gemma", "lfm2", "mamba"]
 EXPERTS = ["mixtral", "qwen3_moe", "gpt_oss", "llama4_text", "deepseek_v3", "qwen3_next", "ernie4_5_moe"]
@@ -197,7 +197,7 @@ class _Half(nn.Module):
 def test_in_float64_it_is_exact() -> None:
     torch.manual_seed(0)
     module = _Half().double()
-    block = Block(0, "blocks.0", module, (Layer("up", module.up), Layer("down", module.down)), 0, ())
+    block = BlockAnatomy(0, "blocks.0", module, (Layer("up", module.up), Layer("down", module.down)), 0, ())
     hidden, rotation = torch.randn(1, 5, 6, dtype=torch.float64), _rotation(6)
     expected = module(hidden) @ rotation
     fold_block(block, Seams({"up": Norm("norm")}, ("down",)), rotation)

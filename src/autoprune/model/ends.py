@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from autoprune.model.calls import Mirror, replaced_forward
 from autoprune.model.fold import Ends, Norm
-from autoprune.model.pipeline import Store
 from autoprune.model.turning import TOLERANCE, neutral_weight, noise, refusal, rows_of
+from autoprune.model.walk import Store
 
 
 class FoldStore(Store, Protocol):

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from autoprune.core.rotation import InputTerm, OutputTerm, RotationTerm
-from autoprune.model.anatomy import Block
+from autoprune.model.anatomy import BlockAnatomy
 from autoprune.model.layers import Expert, Layer, is_linear
 
 _ROWS = 4096  # of a vocabulary matrix, turned at once: the whole in float64 would be large
@@ -70,7 +70,7 @@ class Fold:
     notices: tuple[str, ...]  # what the user should know
 
 
-def matrices(block: Block) -> dict[str, Layer]:
+def matrices(block: BlockAnatomy) -> dict[str, Layer]:
     """By name: the block's layers, and whatever else in it holds a matrix called ``weight``, such as a router."""
     found = {layer.name: layer for layer in block.layers}
     for name, module in block.module.named_modules():
@@ -80,7 +80,7 @@ def matrices(block: Block) -> dict[str, Layer]:
     return found
 
 
-def fold_block(block: Block, seams: Seams, rotation: Float[Tensor, "width width"]) -> None:
+def fold_block(block: BlockAnatomy, seams: Seams, rotation: Float[Tensor, "width width"]) -> None:
     """Turns the block's weights in place, computed in float64 and rounded once; the block must hold them."""
     layers = matrices(block)
     for name, norm in seams.readers.items():
@@ -97,7 +97,7 @@ def fold_block(block: Block, seams: Seams, rotation: Float[Tensor, "width width"
 
 
 def rotation_terms(
-    block: Block,
+    block: BlockAnatomy,
     seams: Seams,
     grams: Mapping[str, Float[Tensor, "in in"]],
     squares: Mapping[str, Float[Tensor, " in"]],
@@ -120,7 +120,7 @@ def rotation_terms(
     ]
 
 
-def folded_names(block: Block, seams: Seams) -> tuple[str, ...]:
+def folded_names(block: BlockAnatomy, seams: Seams) -> tuple[str, ...]:
     """The block's parameters that ``fold_block`` changes: what a checkpoint's writer has to write anew."""
     layers = matrices(block)
     names = [layers[name].parameter_name for name in (*seams.readers, *seams.writers)]

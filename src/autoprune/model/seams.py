@@ -19,15 +19,15 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from autoprune.core.rotation import orthogonal
-from autoprune.model.anatomy import Block
+from autoprune.model.anatomy import BlockAnatomy
 from autoprune.model.calls import PROBE_TOKENS, BlockCall
 from autoprune.model.ends import FoldStore, check_embedding, find_ends, notices
 from autoprune.model.experts import eager_experts
 from autoprune.model.fold import Fold, Norm, Seams, fold_block, matrices
 from autoprune.model.layers import Expert, Layer, is_linear
-from autoprune.model.pipeline import prepare_inputs
 from autoprune.model.stream import Place
 from autoprune.model.turning import NOTHING, TOLERANCE, along, neutral_weight, noise, refusal, rows_of
+from autoprune.model.walk import prepare_inputs, walk
 from autoprune.model.watch import Use, Watch
 
 
@@ -52,19 +52,27 @@ def find_fold(store: FoldStore, ids: Int[Tensor, "samples tokens"]) -> Fold:
         for block in anatomy.blocks:
             kind = tuple((name, tuple(p.shape)) for name, p in block.module.named_parameters())
             if kind not in known:
-                store.load(block.index)
-                hidden_states = noise(0, tuple(hidden.shape), hidden.device)
-                try:
-                    known[kind] = _Probe(_in_float64(block), block.name, calls[block.index], hidden_states).seams()
-                except RuntimeError as error:
-                    raise refusal(
-                        f"{block.name} does not run in float64, in which it would be tried ({error})"
-                    ) from error
-                store.release(block.index)
+                known[kind] = _seams(store, block.index, calls[block.index], hidden)
             found.append(known[kind])
     check_embedding(anatomy.model, hidden, few)
     ends = find_ends(store, inputs.mirror, few, hidden)
     return Fold(hidden.shape[-1], tuple(found), ends, notices(anatomy.model, ends))
+
+
+def _seams(store: FoldStore, index: int, call: BlockCall, like: Tensor) -> Seams:
+    (block,) = (
+        replace(block, module=copy.deepcopy(block.module).double())
+        for block in walk(store, start=index, stop=index + 1)
+    )
+    layers = (
+        replace(la, module=block.module.get_submodule(la.owner if isinstance(la, Expert) else la.name))
+        for la in block.layers
+    )
+    hidden = noise(0, tuple(like.shape), like.device)
+    try:
+        return _Probe(replace(block, layers=tuple(layers)), block.name, call, hidden).seams()
+    except RuntimeError as error:
+        raise refusal(f"{block.name} does not run in float64, in which it would be tried ({error})") from error
 
 
 @dataclass
@@ -80,7 +88,7 @@ class _Run:
 class _Probe:
     """A copy of a block in float64, and the hidden states that it is run on."""
 
-    block: Block
+    block: BlockAnatomy
     called: str  # the block's name in the model
     call: BlockCall
     hidden: Float[Tensor, "1 tokens width"]
@@ -182,15 +190,6 @@ class _Probe:
         change = (self.run(self.hidden, clean.left, (layer.name, moved)).returned - clean.returned).flatten(0, -2)
         reached = change.norm(dim=-1) > NOTHING
         return bool(reached.any()) and rows_of(change[reached], moved)
-
-
-def _in_float64(block: Block) -> Block:
-    module = copy.deepcopy(block.module).double()
-    layers = [
-        replace(la, module=module.get_submodule(la.owner if isinstance(la, Expert) else la.name))
-        for la in block.layers
-    ]
-    return replace(block, module=module, layers=tuple(layers))
 
 
 def _role(layer: Layer) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 import autoprune
 from autoprune.cli.compare import add_compare, run_compare
 from autoprune.cli.flags import Parser, add_flags, given
+from autoprune.cli.rotate import add_rotate, run_rotate
 from autoprune.errors import AutoPruneError, OutputError, RecipeError
 from autoprune.machine.launch import launched, require_alone
 from autoprune.recipe.recipe import recipe_from_flat
@@ -47,6 +48,7 @@ FLAGS: dict[
         ("calibration_data", "seed", "datasets_cache_dir", "protocol", "memory", "activations", "quiet"),
     ),
 }
+ELSEWHERE = {"compare": run_compare, "rotate": run_rotate}  # commands with a file of their own
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -83,6 +85,7 @@ def _console(arguments: list[str]) -> int:
             )
         add_flags(command, groups, without, positional=None if name == "prune" else "model", optional_model=True)
     add_compare(commands)
+    add_rotate(commands)
     verify = commands.add_parser(
         "verify", help="audit a pruned checkpoint, trusting only its files", description=VERIFY, allow_abbrev=False
     )
@@ -130,8 +133,8 @@ def _console(arguments: list[str]) -> int:
         require_alone(f"autoprune {chosen.command}")
     if chosen.command == "reproduce":
         return _reproduce(chosen, given(chosen))
-    if chosen.command == "compare":
-        return run_compare(chosen)
+    if chosen.command in ELSEWHERE:
+        return ELSEWHERE[chosen.command](chosen)
     if chosen.command == "verify":
         return _verify(chosen.directory, chosen.model)
     if chosen.command == "report":

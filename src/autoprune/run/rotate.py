@@ -84,7 +84,7 @@ def rotate(model: str | Path, out: str | Path, *, emit: Emit = silent, **options
         emit(Notice(text))
     workplace = Workplace(target, overwrite=recipe.output.overwrite)
     workplace.tidy()
-    begin(workplace, subject, 6, emit)  # the result with a head of its own, terms in float32, Grams
+    begin(workplace, subject, _room(subject), emit)
     try:
         return _Rotation(recipe, how, subject, fingerprint, windows, fold, workplace, emit).run()
     except BaseException:
@@ -103,6 +103,12 @@ def _choices(model: str | Path, out: str | Path, options: dict[str, Any]) -> tup
     check_bounds(how)
     others = {name: value for name, value in options.items() if name not in ours}
     return recipe_from_flat({"model": str(model), "sparsity_ratio": 0, "save_model": str(out), **others}), how
+
+
+def _room(subject: Subject) -> int:
+    """How many times the model's size the work takes on disk: terms in float32, the result, a head and Grams."""
+    assert isinstance(subject.store, CheckpointStore)
+    return 2 + max(1, 4 // subject.store.skeleton.storage_dtype.itemsize)
 
 
 @dataclass

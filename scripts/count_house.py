@@ -17,6 +17,7 @@ import sys
 from pathlib import Path
 
 package, argv = sys.argv[1], sys.argv[2:]
+sys.path.insert(0, package)  # before an installed copy: it is this checkout that is counted
 deepest = {}
 wanted = {("wanda.py", "score"): "Wanda's score", ("exchange.py", "exchange"): "LLM-Barber's exchange"}
 
@@ -34,10 +35,11 @@ def watch(frame, event, argument):
             deepest[wanted[key]] = depth
 
 
-from autoprune.cli.main import classic
+from autoprune.cli import main
 
+assert main.__file__.startswith(package), main.__file__
 sys.setprofile(watch)
-status = classic(argv)
+status = main.classic(argv)
 sys.setprofile(None)
 for name, depth in deepest.items():
     print(f"{name}: {depth}")

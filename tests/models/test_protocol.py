@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import pytest
 import torch
 from configs import tiny_ids, tiny_model
 from torch import Tensor
@@ -43,7 +44,7 @@ def layer_names(model: Any) -> list[str]:
 
 def test_every_layer_has_its_own_target() -> None:
     model = tiny_model("llama")
-    targets = by_depth(layer_names(model))
+    targets: dict[str, Target] = {name: Unstructured((1 + i % 3) / 4) for i, name in enumerate(layer_names(model))}
     found = zeros(prune_with(MemoryStore(model), (Wanda(),), targets, tiny_ids(SAMPLES), batch=BATCH))
     assert found == {name: target.ratio for name, target in targets.items() if isinstance(target, Unstructured)}
 
@@ -61,22 +62,29 @@ class DenseWatcher(Step):
         self.seen.append(torch.cat([block.dense_output[i].clone() for i in block.inputs.batches]))
 
 
-def test_the_dense_stream_is_the_dense_models() -> None:
-    model, ids, watcher = tiny_model("llama"), tiny_ids(SAMPLES), DenseWatcher()
-    dense, real = copy.deepcopy(model), list[Tensor]()
-    for block in dense.model.layers:
-        block.register_forward_hook(lambda _m, _a, out: real.append(out if isinstance(out, Tensor) else out[0]))
-    expected: list[list[Tensor]] = [[], []]
+def outputs(model: Any, ids: Tensor) -> list[Tensor]:
+    """What every block gives when the whole model runs, micro-batch by micro-batch, by hooks alone."""
+    real: list[list[Tensor]] = [[] for _ in model.model.layers]
+    handles = [
+        block.register_forward_hook(
+            lambda _module, _args, out, i=i: real[i].append((out if isinstance(out, Tensor) else out[0]).clone())
+        )
+        for i, block in enumerate(model.model.layers)
+    ]
     with torch.no_grad():
         for part in ids.split(BATCH):
-            real.clear()
-            dense(input_ids=part, use_cache=False)
-            for index, hidden in enumerate(real):
-                expected[index].append(hidden.clone())
+            model(input_ids=part, use_cache=False)
+    for handle in handles:
+        handle.remove()
+    return [torch.cat(parts) for parts in real]
+
+
+def test_the_dense_stream_is_the_dense_models() -> None:
+    model, ids, watcher = tiny_model("llama"), tiny_ids(SAMPLES), DenseWatcher()
+    expected = outputs(copy.deepcopy(model), ids)
     prune_with(MemoryStore(model), (Wanda(), watcher), HALF, ids, batch=BATCH)
     assert len(watcher.seen) == 2
-    for seen, parts in zip(watcher.seen, expected, strict=True):
-        assert torch.equal(seen, torch.cat(parts))
+    assert all(torch.equal(seen, real) for seen, real in zip(watcher.seen, expected, strict=True))
 
 
 @dataclass(frozen=True)
@@ -163,6 +171,34 @@ def test_statistics_see_only_what_is_fitted() -> None:
 
 
 @dataclass(frozen=True)
+class Judge(Step):
+    """Measures the block's loss on both parts of the samples."""
+
+    losses: list[tuple[float, float]] = field(default_factory=list)
+    name: ClassVar[str] = "judge"
+    title: ClassVar[str] = "Judge"
+    needs: ClassVar[Needs] = Needs(data=True, dense_stream=True, held_out=0.34)
+
+    def apply(self, block: Block) -> None:
+        self.losses.append((block.loss(held_out=False), block.loss(held_out=True)))
+
+
+def test_a_blocks_loss_is_measured_on_either_part() -> None:
+    """Against whole forward passes of the dense and of the pruned model, by hooks."""
+    model, ids, step = tiny_model("llama"), tiny_ids(SAMPLES), Judge()
+    dense = outputs(copy.deepcopy(model), ids)
+    prune_with(MemoryStore(model), (Wanda(), step), HALF, ids, batch=BATCH)
+    fitted, judged = slice(SAMPLES - BATCH), slice(SAMPLES - BATCH, None)
+    expected = [
+        float((a[part].double() - b[part].double()).square().sum() / b[part].double().square().sum())
+        for a, b in zip(outputs(model, ids), dense, strict=True)
+        for part in (fitted, judged)
+    ]
+    assert [loss for pair in step.losses for loss in pair] == pytest.approx(expected, rel=1e-5)
+    assert expected[0] != pytest.approx(expected[1], rel=1e-3), "parts that give the same would show nothing"
+
+
+@dataclass(frozen=True)
 class Doubler(LayerStep):
     """Kept weights times two."""
 
@@ -170,13 +206,18 @@ class Doubler(LayerStep):
     title: ClassVar[str] = "Doubler"
 
     def solve(self, problems: Sequence[LayerProblem]) -> list[LayerSolution]:
-        return [LayerSolution(p.name, p.keep, 2 * p.weight) for p in problems if p.keep is not None]
+        return [
+            LayerSolution(p.name, p.keep, 2 * p.weight, notes={"doubled": True})
+            for p in problems
+            if p.keep is not None
+        ]
 
 
 @dataclass(frozen=True)
 class Trier(Step):
-    """Doubles weights in a trial that is taken back."""
+    """Doubles weights in a trial, which is taken back or kept."""
 
+    keep: bool
     changed: list[bool] = field(default_factory=list)
     name: ClassVar[str] = "trier"
     title: ClassVar[str] = "Trier"
@@ -185,10 +226,12 @@ class Trier(Step):
 
     def apply(self, block: Block) -> None:
         before = list(weights(block))
-        with block.trial():
+        with block.trial() as trial:
             Doubler().apply(block)
             self.changed.append(not same(before, weights(block)))
-        assert same(before, weights(block))
+            if self.keep:
+                trial.keep()
+        assert same(before, weights(block)) is not self.keep
 
 
 def weights(block: Block) -> Iterator[Tensor]:
@@ -199,10 +242,43 @@ def same(before: Sequence[Tensor], after: Iterator[Tensor]) -> bool:
     return all(torch.equal(old, new) for old, new in zip(before, after, strict=True))
 
 
+class Recorder(MemoryStore):
+    """Remembers the solutions that would be written."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__(model)
+        self.solutions: dict[str, LayerSolution] = {}
+
+    def finish(self, block: Any, solutions: Any, others: Any) -> None:
+        self.solutions |= {block.full_name(layer): solutions[layer.name] for layer in block.layers}
+        super().finish(block, solutions, others)
+
+
+def tried(*steps: Step) -> tuple[list[Any], Recorder, list[Tensor]]:
+    """Results, what would be written, and the model's parameters behind these steps."""
+    model = tiny_model("llama")
+    store = Recorder(model)
+    return prune_with(store, steps, HALF, tiny_ids(SAMPLES), batch=BATCH), store, list(model.parameters())
+
+
 def test_a_trial_is_taken_back_to_the_last_bit() -> None:
-    ids, plain, tried, step = tiny_ids(SAMPLES), tiny_model("llama"), tiny_model("llama"), Trier()
-    first = prune_with(MemoryStore(plain), (Wanda(),), HALF, ids, batch=BATCH)
-    second = prune_with(MemoryStore(tried), (Wanda(), step), HALF, ids, batch=BATCH)
+    """Weights, solutions and outcomes."""
+    step = Trier(keep=False)
+    first, plain, expected = tried(Wanda())
+    second, store, found = tried(Wanda(), step)
     assert step.changed == [True, True]
     assert first == second
-    assert same(list(plain.parameters()), iter(tried.parameters()))
+    assert same(expected, iter(found))
+    assert store.solutions.keys() == plain.solutions.keys()
+    for name, solution in store.solutions.items():
+        assert solution.weight is None and torch.equal(solution.keep, plain.solutions[name].keep)
+
+
+def test_a_trial_is_kept_when_told() -> None:
+    kept, store, found = tried(Wanda(), Trier(keep=True))
+    assigned, other, expected = tried(Wanda(), Doubler())
+    assert kept == assigned and same(expected, iter(found))
+    assert all(layer.notes["doubled"] for result in kept for layer in result.layers)
+    for name, solution in store.solutions.items():
+        weight = other.solutions[name].weight
+        assert solution.weight is not None and weight is not None and torch.equal(solution.weight, weight)

@@ -13,7 +13,7 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import date
 from pathlib import Path
@@ -23,7 +23,7 @@ import floor
 import torch
 from floor import Shape, Subject
 from rich.console import Console
-from rich.table import Table
+from rows import Row, lines, publish, show
 from startup import startup_seconds
 
 from autoprune.core.problem import LayerProblem, LayerSolution
@@ -31,7 +31,7 @@ from autoprune.core.selection import keep_for
 from autoprune.core.sparsity import SemiStructured, Target, Unstructured
 from autoprune.events import silent
 from autoprune.model.anatomy import select_layers
-from autoprune.model.pruning import open_streams, prune_blocks, send_at_once, uniform_targets
+from autoprune.model.pruning import layer_targets, open_streams, prune_blocks, send_at_once
 from autoprune.model.stream import Place
 from autoprune.steps.barber import Barber
 from autoprune.steps.base import LayerStep, Step
@@ -74,29 +74,6 @@ class TimedBarber(Barber):
         solutions = super().solve(problems)
         self.seconds.append(CLOCKS[self.clock]() - start)
         return solutions
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line: what was timed, against what, and what is aimed at."""
-
-    phase: str
-    against: str
-    goal: float
-    ratios: tuple[float, ...]
-    seconds: float  # the program's, median
-    floor: float  # median
-    at_least: bool = False
-
-    @property
-    def ratio(self) -> float:
-        """Median of the ratios."""
-        return statistics.median(self.ratios)
-
-    @property
-    def met(self) -> bool:
-        """Whether the goal is reached."""
-        return self.ratio >= self.goal if self.at_least else self.ratio <= self.goal
 
 
 class Bench:
@@ -216,7 +193,7 @@ class Bench:
         streams = open_streams(methods, s.inputs, s.stream.clone(), errors=methods[0].needs.samples)
         if at_once:
             send_at_once(s.store, streams, self._ids, Place("cpu", s.store.device))
-        targets = uniform_targets(s.store.anatomy, chosen, target)
+        targets = layer_targets(s.store.anatomy, chosen, target)
         return self._seconds(lambda: list(prune_blocks(s.store, streams, chosen, targets, s.inputs, silent)))
 
     def _seconds(self, work: Work) -> float:
@@ -229,26 +206,6 @@ class Bench:
         if on_gpu:
             torch.cuda.synchronize()
         return now() - start
-
-
-def show(rows: Sequence[Row], console: Console) -> None:
-    """A table; a goal that is missed is marked."""
-    table = Table(
-        "phase", "program s", "floor s", "ratio", "goal", "", "floor", box=None, pad_edge=False, header_style="bold"
-    )
-    for row in rows:
-        spread = f"{min(row.ratios):.3g} to {max(row.ratios):.3g}"
-        goal = f"{'>=' if row.at_least else '<='} {row.goal:g}"
-        table.add_row(
-            row.phase,
-            f"{row.seconds:.3g}",
-            f"{row.floor:.3g}",
-            f"{row.ratio:.3g} ({spread})",
-            goal,
-            "met" if row.met else "MISSED",
-            row.against,
-        )
-    console.print(table)
 
 
 def machine() -> dict[str, object]:
@@ -264,8 +221,8 @@ def machine() -> dict[str, object]:
     }
 
 
-def main() -> None:
-    """Measures, prints, and writes the results as JSON."""
+def arguments() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     for name, kind in (
         ("width", int),
@@ -289,7 +246,12 @@ def main() -> None:
     parser.add_argument(
         "--out", type=Path, help="where the JSON goes (default: benchmarks/results/DEVICE.json; nothing with --only)"
     )
-    given = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Measures, prints, and writes the results as JSON."""
+    given = arguments()
     shape = Shape(
         given.width,
         given.ffn,
@@ -321,35 +283,6 @@ def main() -> None:
         console.print(f"written to {out}")
     if out and not given.out and given.device == "cpu":
         publish(lines(rows, facts), "bench", "performance.md")
-
-
-def lines(rows: Sequence[Row], facts: Mapping[str, object]) -> str:
-    """The table as Markdown."""
-    clock = "" if facts["clock"] == "wall" else ", in processor time on one thread"
-    found = [
-        (
-            f"Measured on {facts['date']}, medians of {facts['runs']} (exchange: of"
-            f" {max(1, int(str(facts['runs'])) // 2)}){clock}:"
-        ),
-        "",
-        "| phase | floor | ratio | spread | aim |",
-        "|---|---|---:|---:|---|",
-    ]
-    for row in rows:
-        aim = f"{'≥' if row.at_least else '≤'} {row.goal:g}" + ("" if row.met else ", missed")
-        found.append(
-            f"| {row.phase} | {row.against} | {row.ratio:.3g} | {min(row.ratios):.3g} to {max(row.ratios):.3g} |"
-            f" {aim} |"
-        )
-    return "\n".join(found)
-
-
-def publish(table: str, name: str, page: str) -> None:
-    """Puts a table between its marks on a page of docs/."""
-    path = Path(__file__).parent.parent / "docs" / page
-    before, rest = path.read_text(encoding="utf-8").split(f"<!-- {name}:begin -->")
-    after = rest.split(f"<!-- {name}:end -->")[1]
-    path.write_text(f"{before}<!-- {name}:begin -->\n{table}\n<!-- {name}:end -->{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":

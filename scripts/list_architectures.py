@@ -1,7 +1,7 @@
 """Writes docs/architectures.md: every family of decoders of the installed transformers, tried on a tiny random model.
 
 Run it when that version, the tiny configurations in tests/models, or what autoprune finds in them have changed. It
-takes some four minutes on one core. An argument names another file to write.
+takes some four minutes on one quiet core. An argument names another file to write.
 """
 
 from __future__ import annotations

@@ -35,3 +35,7 @@ class OutputError(AutoPruneError):
 
 class RankError(AutoPruneError):
     """Another process of the same run was lost, or the processes do not fit together."""
+
+
+class ShortageError(AutoPruneError):
+    """Memory ran out; the message says which options need less of it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,12 @@ import pytest
 
 from autoprune.cli.main import main
 from autoprune.errors import ModelError
+from autoprune.recipe.options import OutputOptions
+from autoprune.recipe.recipe import recipe_from_flat
+from autoprune.report.save import tables_claimed
 from autoprune.results.types import TaskResult, ZeroShotResult
 from autoprune.run import api
-from autoprune.run.labels import DENSE, labels_of
+from autoprune.run.labels import DENSE, labels_of, report_stem
 from end_to_end.conftest import Refuse, Run
 from end_to_end.tiny import SEQLEN, Texts, contents, flags, run_classic, save_tiny
 
@@ -280,3 +284,20 @@ def test_context_shorter_than_the_probe(capsys: pytest.CaptureFixture[str], tmp_
     model = GPT2LMHeadModel(GPT2Config(n_embd=16, n_layer=2, n_head=2, n_positions=8, vocab_size=128))
     assert main(["inspect", str(save_tiny(tmp_path / "model", model))]) == 0
     assert "exact: block by block" in capsys.readouterr().out
+
+
+def test_two_runs_do_not_make_one_table(run: Run, refuse: Refuse, tiny: Path, tmp_path: Path) -> None:
+    """The second is refused before any work while the first is at it; afterwards nothing but tables is left."""
+    recipe = recipe_from_flat({"model": str(tiny), "sparsity_ratio": 0.5, "save_ppl": str(tmp_path / "ppl/deep")})
+    stem = report_stem(recipe, ("wanda", "50 %"))
+    with tables_claimed(recipe, stem):
+        refuse(
+            tiny, "another autoprune run is making log_wanda_50pct there; wait for it", save_ppl=tmp_path / "ppl/deep"
+        )
+        run(tiny, save_ppl=tmp_path / "ppl/deep", prune_method="magnitude")
+    run(tiny, save_ppl=tmp_path / "ppl/deep")
+    names = {path.name for path in (tmp_path / "ppl/deep").iterdir()}
+    assert names == {f"log_{name}_50pct.{ending}" for name in ("wanda", "magnitude") for ending in ("txt", "json")}
+    with tables_claimed(dataclasses.replace(recipe, output=OutputOptions(save_ppl=str(tmp_path / "new/er"))), stem):
+        assert (tmp_path / "new/er").is_dir()
+    assert not (tmp_path / "new").exists()

@@ -38,9 +38,17 @@ def damp(tensors: dict[str, torch.Tensor]) -> None:
     tensors["model.layers.1.mlp.up_proj.weight"][0, 0] += 1
 
 
+def another_activation(model: Path) -> Path:
+    """The same weights, with which something else is computed."""
+    path = model / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "hidden_act": "relu"}))
+    return model
+
+
 CHANGES: dict[str, tuple[Change, str]] = {
     "model": (lambda folder, _: {"model": change_weights(folder / "model", damp)}, "model.fingerprint was '"),
-    "recipe": (lambda *_: {"threshold": 0.2}, "recipe.barber.threshold was 0.1 and is 0.2"),
+    "configuration": (lambda folder, _: {"model": another_activation(folder / "model")}, "model.config was '"),
+    "recipe": (lambda *_: {"threshold": 0.2}, "recipe.steps.2.threshold was 0.1 and is 0.2"),
     "seed": (lambda *_: {"seed": 1}, "calibration.fingerprint was '"),
     "tokens": (
         lambda folder, _: {"calibration_data": write_words(folder / "text.txt", 600, 7)},
@@ -134,6 +142,33 @@ def test_an_unfinished_run_is_neither_taken_up_nor_lost_unasked(
     answer = run_classic(capsys, [*given, "--overwrite"])
     assert answer.status == 0
     assert "resuming" not in answer.err
+
+
+def test_an_unfinished_run_of_an_earlier_version_is_refused_by_name(
+    unfinished: Callable[[], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = unfinished()
+    state = partial(out) / "state.json"
+    raw = json.loads(state.read_text())
+    state.write_text(json.dumps({key: value for key, value in raw.items() if key != "format"}))
+    given = flags(tmp_path / "model", None, **BARBER, calibration_data=tmp_path / "text.txt", save_model=out)
+    answer = run_classic(capsys, [*given, "--resume"])
+    assert answer.status == 2
+    assert f"the unfinished run beside {out} is of another version of autoprune" in answer.err
+    assert "format 1, and this version goes on with format 2" in answer.err
+    assert run_classic(capsys, [*given, "--overwrite"]).status == 0
+
+
+def test_a_configuration_that_is_only_laid_out_anew_is_the_same(
+    unfinished: Callable[[], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = unfinished()
+    path = tmp_path / "model/config.json"
+    path.write_text(json.dumps(dict(reversed(json.loads(path.read_text()).items())), indent=7))
+    given = flags(tmp_path / "model", None, **BARBER, calibration_data=tmp_path / "text.txt", save_model=out)
+    answer = run_classic(capsys, [*given, "--resume"])
+    assert answer.status == 0, answer.err
+    assert "resuming: 1 of" in answer.err
 
 
 @pytest.mark.parametrize("blocks", [1, 2, 3])

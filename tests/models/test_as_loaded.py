@@ -280,9 +280,7 @@ def test_an_adapter_beside_weights_is_refused_where_transformers_would_apply_it(
     adapter_beside(tmp_path / "model")
     assert "left out" in Checkpoint.open(tmp_path / "model").note
     monkeypatch.setattr("autoprune.storage.weight_files.find_spec", lambda _: object())
-    with pytest.raises(
-        ModelError, match=r"a PEFT adapter beside the weights.*Merge it once"
-    ):
+    with pytest.raises(ModelError, match=r"a PEFT adapter beside the weights.*Merge it once"):
         Checkpoint.open(tmp_path / "model")
 
 

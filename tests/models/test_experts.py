@@ -5,31 +5,29 @@ files.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from accelerate import init_empty_weights
 from configs import EXPERTS, TOKENS, tiny_config, tiny_ids, tiny_model
+from mixtures import experts_of, inputs_of, lonely_expert
 from more import MORE_EXPERTS
 from runs import BARBER, open_store, prune, write_checkpoint
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM
 
 import autoprune
-from autoprune.core.problem import LayerProblem, LayerSolution
 from autoprune.core.selection import count_violations
 from autoprune.core.sparsity import SemiStructured, Unstructured
 from autoprune.core.statistics import InputGram, InputNorm
 from autoprune.errors import ModelError
 from autoprune.events import Event, Notice
-from autoprune.model.anatomy import BlockAnatomy, examine
-from autoprune.model.calls import hidden_of
+from autoprune.model import experts
+from autoprune.model.anatomy import examine
 from autoprune.model.experts import eager_experts
-from autoprune.model.layers import Expert
 from autoprune.model.observe import InputObserver
 from autoprune.model.stream import Place
 from autoprune.model.walk import prepare_inputs
@@ -38,10 +36,6 @@ from autoprune.steps.magnitude import Magnitude
 from autoprune.steps.sparsegpt import SparseGPT
 from autoprune.steps.wanda import Wanda
 from autoprune.storage.store import MemoryStore
-
-
-def experts_of(block: BlockAnatomy) -> list[Expert]:
-    return [layer for layer in block.layers if isinstance(layer, Expert)]
 
 
 def routed_tokens(module: nn.Module, args: tuple[Tensor, ...]) -> list[Tensor]:
@@ -90,68 +84,6 @@ def test_the_second_map_of_an_expert_sees_what_the_first_one_makes() -> None:
     grams = {layer.name: group.statistics[InputGram].gram for group in observer.groups for layer in group.layers}
     assert list(grams) == ["mlp.experts.2.gate_up_proj", "mlp.experts.2.down_proj"]
     torch.testing.assert_close(grams["mlp.experts.2.down_proj"], middle.T @ middle)
-
-
-@dataclass(frozen=True)
-class Listener:
-    """A method that changes nothing and remembers the gradient energies that it was given."""
-
-    heard: dict[str, Tensor] = field(default_factory=dict)
-
-    def solve(self, problems: Sequence[LayerProblem]) -> list[LayerSolution]:
-        notes = {"compared": 0, "inverted": 0, "grown": 0, "dropped": 0}
-        self.heard.update({p.name: p.statistic.rms for p in problems})
-        return [LayerSolution(p.name, p.keep, notes=notes) for p in problems]
-
-
-@pytest.mark.parametrize("batch", [1, 4])
-@pytest.mark.parametrize("name", EXPERTS)
-def test_gradients_are_those_of_single_samples(name: str, batch: int) -> None:
-    """Against autograd on a copy of the dense block, one sample at a time."""
-    model, ids = tiny_model(name), tiny_ids(8)
-    dense = copy.deepcopy(model)
-    listener = Listener()
-    prune(MemoryStore(model), (Wanda(), listener), ids, batch=batch)
-    index = len(examine(model).blocks) - 1
-    pruned_block, dense_block = examine(model).blocks[index], examine(dense).blocks[index]
-    child = experts_of(dense_block)[0].name.split(".")[0]
-    for expert in experts_of(dense_block):
-        expert.parameter.requires_grad_(True)
-    energy: dict[str, Tensor] = {}
-    for sample in ids.split(1):
-        inside = inputs_of(model, pruned_block, child, sample)
-        with torch.no_grad():
-            sparse = hidden_of(getattr(pruned_block.module, child)(inside))
-        loss = (hidden_of(getattr(dense_block.module, child)(inside)) - sparse).square().mean()
-        parameters = {expert.parameter_name: expert.parameter for expert in experts_of(dense_block)}
-        gradients = dict(zip(parameters, torch.autograd.grad(loss, list(parameters.values())), strict=True))
-        for expert in experts_of(dense_block):
-            energy[expert.name] = energy.get(expert.name, 0) + expert.of(gradients[expert.parameter_name]).square()
-    compared = 0
-    for expert in experts_of(dense_block):
-        if (heard := listener.heard.get(dense_block.full_name(expert))) is not None:
-            torch.testing.assert_close(heard, (energy[expert.name] / len(ids)).sqrt(), rtol=2e-3, atol=1e-7)
-            compared += 1
-    assert compared >= 4
-
-
-def inputs_of(model: PreTrainedModel, block: BlockAnatomy, child: str, ids: Tensor) -> Tensor:
-    """What enters the part of a block that holds the experts."""
-    caught: list[Tensor] = []
-    handle = getattr(block.module, child).register_forward_pre_hook(lambda _, args: caught.append(args[0].detach()))
-    with torch.no_grad():
-        model(input_ids=ids, use_cache=False)
-    handle.remove()
-    return caught[0]
-
-
-def lonely_expert() -> PreTrainedModel:
-    """A model whose expert 3 never gets a token."""
-    model = tiny_model("gpt_oss")
-    with torch.no_grad():
-        for layer in model.model.layers:
-            layer.mlp.router.bias[3] = -1e6
-    return model
 
 
 @pytest.mark.parametrize("method", [Magnitude(), Wanda(), SparseGPT()], ids=lambda method: type(method).__name__)
@@ -257,10 +189,11 @@ def test_experts_short_of_tokens_are_listed_when_the_run_ends(tmp_path: Path) ->
     assert {by_all, left} <= {event.text for event in events if isinstance(event, Notice)}
 
 
-def test_barber_leaves_layers_without_gradients_as_they_were() -> None:
+def test_barber_leaves_layers_without_gradients_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
     """DeepSeek-V3.2's indexer chooses tokens without gradients: beside the scores of the others, its own would all be
-    zero.
+    zero. It is left dense as what decides; here it counts as a layer like any other.
     """
+    monkeypatch.setattr(experts, "DECIDING", ())
     once, twice = tiny_model("deepseek_v32"), tiny_model("deepseek_v32")
     prune(MemoryStore(once), (Wanda(),), tiny_ids())
     results = prune(MemoryStore(twice), (Wanda(), replace(BARBER, prune_granularity="block")), tiny_ids())
@@ -301,7 +234,7 @@ def test_weights_that_are_used_the_other_way_round_are_noticed() -> None:
     wrong = replace(expert, transposed=True)
     with (
         eager_experts(model),
-        InputObserver([wrong], InputNorm, 8),
+        InputObserver([wrong], (InputNorm,), 8),
         pytest.raises(ModelError, match=r"mlp\.experts\.gate_up_proj"),
     ):
         expert.module(torch.randn(8, 32), torch.zeros(8, 1, dtype=torch.long), torch.ones(8, 1))

@@ -114,9 +114,9 @@ def test_a_weight_that_is_multiplied_without_its_module_is_seen() -> None:
     block = examine(tiny_model("mamba")).blocks[0]
     layer = next(layer for layer in block.layers if layer.name == "mixer.dt_proj")
     x = torch.randn(2, 5, 4)
-    with InputObserver([layer], InputNorm, 10) as observer:
+    with InputObserver([layer], (InputNorm,), 10) as observer:
         layer.module.weight @ x.transpose(1, 2)
-    torch.testing.assert_close(observer.groups[0].statistic.norm, x.flatten(0, 1).norm(dim=0))
+    torch.testing.assert_close(observer.groups[0].statistics[InputNorm].norm, x.flatten(0, 1).norm(dim=0))
 
 
 def test_a_layer_that_never_runs_is_named() -> None:

@@ -62,7 +62,7 @@ def test_a_part_that_hands_on_two_tensors_is_no_sub_block() -> None:
     """DBRX's attention returns the residual beside its output; in its place LLM-Barber could put only one of them."""
     reason = (
         r"transformer\.blocks\.0: with what its parts \(norm_attn_norm, ffn\).*the block does not run as"
-        r" before.*without --prune_barber"
+        r" before.*without that step, such as --prune_barber"
     )
     with pytest.raises(ModelError, match=reason):
         prune(MemoryStore(tiny_model("dbrx")), (Wanda(), BARBER), tiny_ids())

@@ -19,6 +19,7 @@ from autoprune.cli.main import main
 from autoprune.errors import OutputError
 from autoprune.evaluation.audit import Fault, audit, find_dense
 from autoprune.events import Event, Notice
+from autoprune.recipe.recipe import recipe_from_flat
 from autoprune.run.api import prune
 
 ROW = "model.layers.1.mlp.up_proj"  # the layer that faults are planted in
@@ -222,3 +223,70 @@ def test_command_line(copy: Path, dense: Path, capsys: pytest.CaptureFixture[str
     (copy / "autoprune.json").unlink()
     assert main(["verify", str(copy)]) == 2
     assert "no readable autoprune.json" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "tokenizer_config.json"])
+def test_a_changed_file_beside_the_weights_is_named(copy: Path, dense: Path, name: str) -> None:
+    config = json.loads((copy / "config.json").read_text())
+    (copy / name).write_text(json.dumps({**config, "hidden_act": "relu"}) if name == "config.json" else "")
+    assert Fault(name, CHANGED) in audit(copy, dense).faults
+
+
+def test_the_card_may_be_added_to(copy: Path, dense: Path) -> None:
+    (copy / "README.md").write_text("what its author adds")
+    assert audit(copy, dense).sound
+
+
+def test_another_model_of_the_same_name_is_not_compared_with(
+    copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rewrite(copy, lambda raw: raw["model"].update(name="dense"))
+    (tmp_path / "here").mkdir()
+    save_tiny(tmp_path / "here/dense", tiny_model(initializer_range=0.5))
+    monkeypatch.chdir(tmp_path / "here")
+    told: list[Event] = []
+    assert find_dense(copy, None, told.append) is None
+    assert "the dense model 'dense' is not what lies at dense now" in str(told[-1])
+
+
+def test_a_result_that_was_fine_tuned_in_place_is_not_called_what_it_was(sound: Path, copy: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    from autoprune.run.labels import labels_of, report_stem
+
+    assert labels_of(sound)[1] == "2:4"
+    held = AutoModelForCausalLM.from_pretrained(copy)
+    with torch.no_grad():
+        held.model.layers[0].mlp.up_proj.weight.add_(0.1)
+    held.save_pretrained(copy)
+    assert labels_of(copy) == ("wanda, then changed", "changed")
+    assert report_stem(recipe_from_flat({"model": str(copy), "sparsity_ratio": 0}), labels_of(copy)) == (
+        "eval_wanda-then-changed_changed"
+    )
+
+
+CODE = """
+from transformers import LlamaConfig, LlamaForCausalLM
+class MyConfig(LlamaConfig):
+    model_type = "mine"
+class MyModel(LlamaForCausalLM):
+    config_class = MyConfig
+"""
+
+
+def test_a_result_that_brings_its_own_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is pruned, recorded with its code, and verified with the flag that runs it."""
+    model = save_tiny(tmp_path / "model")
+    config = json.loads((model / "config.json").read_text())
+    entries = {"auto_map": {"AutoConfig": "code.MyConfig", "AutoModelForCausalLM": "code.MyModel"}}
+    (model / "config.json").write_text(json.dumps({**config, **entries, "model_type": "mine"}))
+    (model / "code.py").write_text(CODE)
+    text = write_words(tmp_path / "words.txt", 300, 0)
+    options: dict[str, Any] = {"calibration_data": text, "nsamples": 4, "seqlen": 16, "trust_remote_code": True}
+    prune(model, sparsity_ratio=0.5, save_model=tmp_path / "out", **options)
+    recorded = json.loads((tmp_path / "out/autoprune.json").read_text())["model"]["code"]
+    assert main(["verify", str(tmp_path / "out"), "--trust_remote_code"]) == 0
+    capsys.readouterr()
+    (model / "code.py").write_text(CODE + "# changed\n")
+    prune(model, sparsity_ratio=0.5, save_model=tmp_path / "again", **options)
+    assert json.loads((tmp_path / "again/autoprune.json").read_text())["model"]["code"] != recorded

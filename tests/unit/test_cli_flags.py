@@ -123,3 +123,14 @@ def test_part_of_the_groups_and_a_positional_model() -> None:
 def test_wrong_flags_are_errors_of_the_user(line: str) -> None:
     with pytest.raises(RecipeError, match=r"`main\.py --help` lists the flags"):
         read(line)
+
+
+@pytest.mark.parametrize(
+    ("word", "meant"),
+    [("--sparsity-ratio", "--sparsity_ratio"), ("--trheshold", "--threshold"), ("--step", "--steps")],
+)
+def test_misspelt_flags_are_told_what_they_may_have_been(word: str, meant: str) -> None:
+    parser = Parser(allow_abbrev=False)
+    add_flags(parser)
+    with pytest.raises(RecipeError, match=f"did you mean {meant}\\?"):
+        parser.parse_args(["--model", "m", word, "0.5"])

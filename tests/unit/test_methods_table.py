@@ -122,7 +122,7 @@ def test_another_package_can_bring_a_step(newcomer: None, tmp_path: Path) -> Non
     assert flat["newcomer_power"] == 2.0
     assert "newcomer: power of the weight" in parser.format_help()
     result = autoprune.prune(**flat, save_model=str(tmp_path / "out"))
-    assert result.row.method == "newcomer"
+    assert result.row.method == "newcomer (newcomer power 2)"
     recorded = Manifest.read(tmp_path / "out").raw["recipe"]["steps"]
     assert recorded == [{"name": "newcomer", "newcomer_power": 2.0}]
     priced = {estimate.method: estimate.bytes for estimate in inspect("demo", steps="newcomer").costs}

@@ -169,13 +169,13 @@ def test_dense_plan_asks_for_nothing_but_texts_to_measure(tmp_path: Path) -> Non
     options = {
         "sparsity_ratio": 0,
         "ignore": ["matches nothing"],
-        "prune_method": "unknown",
+        "prune_method": "sparsegpt",
         "calibration_data": "gone.txt",
     }
     plan = make_plan(
         recipe(eval_data=[text], **options), held_model(tiny_model(), tiny_tokenizer()), silent, measure=True
     )
-    assert (plan.methods, plan.target, plan.calibration) == ((), None, None)
+    assert (plan.steps, plan.target, plan.calibration) == ((), None, None)
 
 
 def test_notices(tmp_path: Path) -> None:

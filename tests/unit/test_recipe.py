@@ -65,7 +65,8 @@ def test_every_option_is_explained_and_its_default_is_allowed(group: Any, field:
     assert len(field.metadata["help"]) > 10
     hint = typing.get_type_hints(group.type)[field.name]
     recipe = recipe_from_flat({**HALF, field.name: field.default} if field.name != "sparsity_ratio" else HALF)
-    assert field.name == "sparsity_ratio" or getattr(getattr(recipe, group.name), field.name) == field.default
+    options = recipe.options_of(group.name) if group.step else getattr(recipe, group.name)
+    assert field.name == "sparsity_ratio" or getattr(options, field.name) == field.default
     assert hint is not Any
 
 
@@ -150,3 +151,42 @@ def test_impossible_choices() -> None:
 def test_values_of_the_wrong_kind_or_size(name: str, values: tuple[Any, ...]) -> None:
     for value in values:
         refused(f"--{name} ", **{name: value})
+
+
+def test_ratios_by_layer() -> None:
+    recipe = recipe_from_flat({**HALF, "ratios": {"*.mlp.*": 0.6, "*.0.*": 0.25}})
+    assert recipe.ratios == {"*.mlp.*": 0.6, "*.0.*": 0.25}
+    assert recipe_from_flat({**HALF, "ratio": ["*.mlp.*=0.6"]}).ratios == {"*.mlp.*": 0.6}
+    for entry, words in (
+        ("0.6", "name a pattern"),
+        ("a=b", "is not PATTERN=R"),
+        ("a=1.5", "outside"),
+        ("a=0", "above 0"),
+    ):
+        with pytest.raises(RecipeError, match=words):
+            recipe_from_flat({**HALF, "ratio": [entry]})
+    with pytest.raises(RecipeError, match="leaves no room"):
+        recipe_from_flat({"sparsity_type": "2:4", "ratio": ["a=0.5"]})
+
+
+@pytest.mark.parametrize(
+    ("word", "target"), [("0.5", Unstructured(0.5)), ("2:4", SemiStructured(2, 4)), (0.7, Unstructured(0.7))]
+)
+def test_sparsity_in_a_word(word: Any, target: Any) -> None:
+    recipe = recipe_from_flat({"sparsity": word})
+    assert recipe.target == target and recipe.chosen.effort == "medium" and len(recipe.steps) > 1
+    assert recipe_from_flat({"sparsity": word, "prune_method": "wanda"}).steps == ("wanda",)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"sparsity": "half"}, "neither a ratio"),
+        ({"sparsity": "0.5", "sparsity_ratio": 0.5}, "both name the target"),
+        ({"sparsity": "0.5", "effort": "high", "steps": "wanda"}, "leave out one of the two"),
+        ({"sparsity": "0.5", "effort": "utmost"}, "is unknown; choose from low, medium, high"),
+    ],
+)
+def test_sparsity_and_effort_that_say_too_much_or_nothing(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(RecipeError, match=words):
+        recipe_from_flat(options)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import difflib
 import math
 import types
 import typing
@@ -18,7 +19,12 @@ class Parser(argparse.ArgumentParser):
     """Reports a wrong flag as an error of the user's, like every other."""
 
     def error(self, message: str) -> NoReturn:
-        """Raises: RecipeError instead of leaving the program."""
+        """Raises: RecipeError instead of leaving the program; a misspelt flag is told what it may have been."""
+        known = [f"--{field.name}" for group in groups() for field in dataclasses.fields(group.type)]
+        wrong = [word.partition("=")[0] for word in message.split() if word.startswith("--")]
+        if message.startswith("unrecognized arguments") and wrong:
+            close = difflib.get_close_matches(wrong[0].replace("-", "_").replace("__", "--", 1), known, 1)
+            message += f" (did you mean {close[0]}?)" if close else ""
         raise RecipeError(f"{message}; `{self.prog} --help` lists the flags")
 
 

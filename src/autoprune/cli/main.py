@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 import autoprune
-from autoprune.cli.compare import add_compare, run_compare
+from autoprune.cli.commands import add_commands
+from autoprune.cli.compare import run_compare
 from autoprune.cli.flags import Parser, add_flags, given
-from autoprune.cli.rotate import add_rotate, run_rotate
+from autoprune.cli.rotate import run_rotate
 from autoprune.errors import AutoPruneError, OutputError, RecipeError
 from autoprune.machine.launch import launched, require_alone
 from autoprune.recipe.recipe import recipe_from_flat
@@ -19,36 +21,13 @@ INTRODUCTION = (
     "Prunes Hugging Face causal language models in one shot. For example:"
     " `autoprune prune MODEL OUT --sparsity 2:4`, then `autoprune compare MODEL OUT`."
 )
-VERIFY = (
-    "Checks a pruned checkpoint: zeros, N:M groups, NaN, hashes, tensors that must be the dense model's. Exit status 1"
-    " if anything is wrong."
-)
-BENCH = (
-    "Runs every cell of a grid in a process of its own; what is finished is not run again. Exit status 1 if a cell"
-    " failed."
-)
-REPORT = (
-    "Sets results of autoprune bench, --save_ppl and --save_zeroshot beside each other: mean and deviation over seeds,"
-    " the best of each target bold, significance in words; as a page with pictures too."
-)
-REPRODUCE = (
-    "Runs a published table again and sets each result beside its value: pass, differs, or could not run. Exit status"
-    " 1 unless all pass."
-)
-FLAGS: dict[
-    str, tuple[tuple[str, ...] | None, tuple[str, ...]]
-] = {  # groups of options, and what of them means nothing there
-    "prune": (None, ()),
-    "eval": (
-        ("model", "calibration", "evaluation", "zeroshot", "output", "run"),
-        ("calibration_data", "nsamples", "save_model", "delete"),
-    ),
-    "inspect": (
-        ("model", "calibration", "run"),
-        ("calibration_data", "seed", "datasets_cache_dir", "protocol", "memory", "activations", "quiet"),
-    ),
-}
+NUMBERS = ("torch", "transformers", "safetensors")  # packages that can change a number
 ELSEWHERE = {"compare": run_compare, "rotate": run_rotate}  # commands with a file of their own
+
+
+def _versions() -> str:
+    """The program's version and those of what its numbers depend on."""
+    return ", ".join([f"autoprune {autoprune.__version__}", *(f"{name} {version(name)}" for name in NUMBERS)])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -69,65 +48,8 @@ def _classic(arguments: list[str]) -> int:
 
 def _console(arguments: list[str]) -> int:
     parser = Parser(prog="autoprune", description=INTRODUCTION, allow_abbrev=False)
-    parser.add_argument("--version", action="version", version=f"autoprune {autoprune.__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
-    for name, about in (
-        ("prune", "prune a model"),
-        ("eval", "measure a model as it is"),
-        ("inspect", "describe a model: blocks, layers, coverage, cost"),
-    ):
-        command = commands.add_parser(name, help=about, description=about.capitalize() + ".", allow_abbrev=False)
-        groups, without = FLAGS[name]
-        if name == "prune":
-            command.add_argument("model_word", metavar="MODEL", nargs="?", help="the model, instead of --model")
-            command.add_argument(
-                "place", metavar="OUT", nargs="?", help="where the result goes, instead of --save_model"
-            )
-        add_flags(command, groups, without, positional=None if name == "prune" else "model", optional_model=True)
-    add_compare(commands)
-    add_rotate(commands)
-    verify = commands.add_parser(
-        "verify", help="audit a pruned checkpoint, trusting only its files", description=VERIFY, allow_abbrev=False
-    )
-    verify.add_argument("directory", metavar="DIR", help="the pruned checkpoint")
-    verify.add_argument(
-        "--model", metavar="MODEL", help="the dense model; default: the one that the manifest names, if it is at hand"
-    )
-    bench = commands.add_parser(
-        "bench", help="run a grid of recipes and compare", description=BENCH, allow_abbrev=False
-    )
-    bench.add_argument("grid", metavar="GRID.toml")
-    bench.add_argument(
-        "--out",
-        metavar="DIR",
-        default="out/bench",
-        help="where cells and reports go; a second run takes up what is there (default %(default)s)",
-    )
-    bench.add_argument("--jobs", metavar="N", type=int, default=1, help="cells at the same time (default %(default)s)")
-    report = commands.add_parser(
-        "report", help="results of earlier runs as a table or a page", description=REPORT, allow_abbrev=False
-    )
-    report.add_argument("results", metavar="RESULTS", nargs="+", type=Path, help="JSON files, or directories of them")
-    report.add_argument("--format", choices=("md", "csv", "latex", "html"), default="md", help="default %(default)s")
-    report.add_argument("--out", metavar="FILE", type=Path, help="where to write it; default: standard output")
-    report.add_argument("--title", metavar="WORDS", default="AutoPrune results", help="of the page")
-    reproduce = commands.add_parser(
-        "reproduce", help="run a published table again and compare", description=REPRODUCE, allow_abbrev=False
-    )
-    reproduce.add_argument(
-        "name", metavar="NAME", nargs="?", help="a table of published values; without it the names are listed"
-    )
-    reproduce.add_argument(
-        "--out",
-        metavar="DIR",
-        default="out/reproduce",
-        help="where cells go; a second run takes up what is there (default %(default)s)",
-    )
-    reproduce.add_argument(
-        "--jobs", metavar="N", type=int, default=1, help="cells at the same time (default %(default)s)"
-    )
-    reproduce.add_argument("--tables", metavar="FILE.toml", help="tables of your own instead of the published ones")
-    add_flags(reproduce, ("model", "calibration", "evaluation"), optional_model=True)
+    parser.add_argument("--version", action="version", version=_versions())
+    add_commands(parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser))
     chosen = parser.parse_args(arguments)
     if chosen.command not in ("prune", "eval"):
         require_alone(f"autoprune {chosen.command}")
@@ -136,7 +58,7 @@ def _console(arguments: list[str]) -> int:
     if chosen.command in ELSEWHERE:
         return ELSEWHERE[chosen.command](chosen)
     if chosen.command == "verify":
-        return _verify(chosen.directory, chosen.model)
+        return _verify(chosen.directory, chosen.model, trust_remote_code=chosen.trust_remote_code)
     if chosen.command == "report":
         return _report(chosen)
     if chosen.command == "bench":
@@ -156,7 +78,10 @@ def _placed(values: dict[str, object], chosen: argparse.Namespace) -> dict[str, 
             )
         values |= {name: word} if word is not None else {}
     if "model" not in values:
-        raise RecipeError("no model is named; write `autoprune prune MODEL OUT --sparsity 2:4`, or give --model")
+        raise RecipeError(
+            "no model is named; write `autoprune prune MODEL OUT --sparsity 2:4`, or give --model; `autoprune prune"
+            " --help` lists the flags"
+        )
     return values
 
 
@@ -192,14 +117,15 @@ def _inspect(values: dict[str, object]) -> int:
     return 0
 
 
-def _verify(directory: str, model: str | None) -> int:
+def _verify(directory: str, model: str | None, *, trust_remote_code: bool) -> int:
     from autoprune.cli.progress import watching
     from autoprune.cli.show import show_audit
 
     with watching(quiet=False) as emit:
         from autoprune.evaluation.audit import audit, find_dense
 
-        report = audit(Path(directory), find_dense(Path(directory), model, emit), emit)
+        dense = find_dense(Path(directory), model, emit)
+        report = audit(Path(directory), dense, emit, trust_remote_code=trust_remote_code)
     show_audit(report)
     return 0 if report.sound else 1
 

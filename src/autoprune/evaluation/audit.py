@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -21,9 +21,10 @@ from autoprune.storage.manifest import MANIFEST, Manifest
 from autoprune.storage.skeleton import build_skeleton
 from autoprune.storage.source import open_checkpoint
 from autoprune.storage.store import CheckpointStore
-from autoprune.storage.values import is_finite
+from autoprune.storage.values import ValueCheck, is_finite
 
 MISSING = "is missing"
+CARD = "README.md"  # its author may add to it
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,8 @@ class Promise:
     target: Target | None  # None: a pattern that was given from outside
     written: tuple[str, ...]  # all files
     model: str
-    in_memory: bool  # the model was pruned in memory, so that no file holds its dense weights
+    fingerprint: str  # of the dense model's weights
+    files: Mapping[str, str] = field(default_factory=dict)  # SHA-256 of the others; the first format notes none
 
 
 @dataclass(frozen=True)
@@ -131,12 +133,16 @@ def find_dense(directory: Path, model: str | None, emit: Emit = silent) -> Path 
     if model is not None:
         return locate(model)
     promise = read_promise(directory)
-    if not promise.in_memory and (promise.model == "demo" or Path(promise.model).exists()):
-        return locate(promise.model)
+    why = "is not at hand"
+    if promise.fingerprint != "in memory" and (promise.model == "demo" or Path(promise.model).exists()):
+        found = locate(promise.model)
+        if ValueCheck(open_checkpoint(found), used=()).finish() == promise.fingerprint:
+            return found
+        why = f"is not what lies at {found} now"  # another one of that name, or its weights were changed
     emit(
         Notice(
-            f"the dense model {promise.model!r} is not at hand, so unpruned tensors are only checked by their files'"
-            " hashes; --model names it"
+            f"the dense model {promise.model!r} {why}, so unpruned tensors are only checked by their files' hashes;"
+            " --model names it"
         )
     )
     return None
@@ -153,7 +159,8 @@ def read_promise(directory: Path) -> Promise:
             found.target,
             tuple(raw["written"]),
             str(raw["model"]["name"]),
-            raw["model"].get("fingerprint") == "in memory",
+            str(raw["model"].get("fingerprint")),
+            {entry["name"]: entry["sha256"] for entry in raw.get("files", ()) if entry["name"] != CARD},
         )
     except (OutputError, ValueError, KeyError, TypeError, AttributeError, RecipeError) as error:
         if _is_rotated(directory):
@@ -178,9 +185,10 @@ def _is_rotated(directory: Path) -> bool:
 def _check_files(directory: Path, promise: Promise) -> tuple[list[Fault], dict[str, str]]:
     faults = [Fault(name, MISSING) for name in (*promise.shards, *promise.written) if not (directory / name).is_file()]
     faults = list(dict.fromkeys(faults))
-    hashes = {name: file_sha256(directory / name) for name in promise.shards if (directory / name).is_file()}
-    for name, digest in hashes.items():
-        if digest != promise.shards[name]:
+    promised = {**promise.shards, **promise.files}
+    found = {name: file_sha256(directory / name) for name in promised if (directory / name).is_file()}
+    for name, digest in found.items():
+        if digest != promised[name]:
             faults.append(
                 Fault(name, "has another SHA-256 than the manifest says: it was changed after it was written")
             )
@@ -189,7 +197,7 @@ def _check_files(directory: Path, promise: Promise) -> tuple[list[Fault], dict[s
         for path in sorted(directory.glob("*.safetensors"))
         if path.name not in promise.shards
     ]
-    return faults, hashes
+    return faults, {name: digest for name, digest in found.items() if name in promise.shards}
 
 
 def _audit_layers(store: CheckpointStore, promise: Promise, faults: list[Fault], emit: Emit) -> Iterator[LayerAudit]:

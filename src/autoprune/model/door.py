@@ -11,7 +11,7 @@ from autoprune.core.sparsity import Target
 from autoprune.events import BlockResult, Emit, silent
 from autoprune.machine.ranks import ALONE, Ranks
 from autoprune.model.anatomy import select_layers
-from autoprune.model.pruning import Targets, open_streams, prune_blocks, send_at_once, uniform_targets
+from autoprune.model.pruning import Targets, layer_targets, open_streams, prune_blocks, send_at_once
 from autoprune.model.stream import Place
 from autoprune.model.survey import survey
 from autoprune.model.walk import Inputs, Store, prepare_inputs
@@ -40,7 +40,7 @@ def prune_with(
     """
     uniform = target if not isinstance(target, Mapping) else None
     chosen = select_layers(store.anatomy, ignore, uniform)
-    targets = target if isinstance(target, Mapping) else uniform_targets(store.anatomy, chosen, target)
+    targets = target if isinstance(target, Mapping) else layer_targets(store.anatomy, chosen, target)
     inputs, first = Inputs.none(ranks), None
     if ids is not None and (errors or any(step.needs.samples for step in steps)):
         inputs, first = prepare_inputs(store, ids, batch, place or Place(), ranks)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -9,7 +10,7 @@ from functools import partial
 from jaxtyping import Int
 from torch import Tensor
 
-from autoprune.core.sparsity import Target
+from autoprune.core.sparsity import Target, Unstructured
 from autoprune.errors import RecipeError
 from autoprune.events import BlockResult, Emit
 from autoprune.model.anatomy import Anatomy
@@ -96,12 +97,23 @@ def open_streams(
     return Streams(passes, dense, inputs.calls.apart() if wanted else None)
 
 
-def uniform_targets(anatomy: Anatomy, chosen: Chosen, target: Target | None) -> dict[str, Target]:
-    """The same target for every layer; none where a given pattern is taken as it is."""
+def layer_targets(
+    anatomy: Anatomy, chosen: Chosen, target: Target | None, ratios: Mapping[str, float] | None = None
+) -> dict[str, Target]:
+    """By the layers' full names: the target, or the ratio of the last pattern of ``ratios`` that fits the name.
+
+    None where a given pattern is taken as it is. Raises: RecipeError if a pattern fits no layer.
+    """
     if target is None:
         return {}
-    blocks = anatomy.blocks
-    return {block.full_name(layer): target for block in blocks for layer in chosen[block.index]}
+    names = [block.full_name(layer) for block in anatomy.blocks for layer in chosen[block.index]]
+    targets: dict[str, Target] = dict.fromkeys(names, target)
+    for pattern, ratio in (ratios or {}).items():
+        fitting = [name for name in names if fnmatch.fnmatchcase(name, pattern)]
+        if not fitting:
+            raise RecipeError(f"--ratio {pattern}={ratio:g} fits no layer; layers are called {names[0]} and the like")
+        targets |= dict.fromkeys(fitting, Unstructured(ratio))
+    return targets
 
 
 def prune_blocks(

@@ -47,6 +47,11 @@ class PruningOptions:
     sparsity_type: str = option(
         "unstructured", "unstructured, or N:M such as 2:4 and 4:8: at most N non-zero in every M", metavar="TYPE"
     )
+    ratio: tuple[str, ...] = option(
+        (),
+        "other ratios for some layers: a glob and a fraction, such as *.mlp.*=0.6; the last that fits counts",
+        metavar="PATTERN=R",
+    )
     ignore: tuple[str, ...] = option(
         (), "layers left dense: a glob against names like model.layers.0.mlp.up_proj; repeatable", metavar="PATTERN"
     )

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any
 
-from autoprune.core.sparsity import Target, check_ratio, parse_target
+from autoprune.core.sparsity import SemiStructured, Target, check_ratio, parse_target
 from autoprune.errors import RecipeError
 from autoprune.recipe.checks import check_bounds, check_places, check_protocol
 from autoprune.recipe.options import (
@@ -67,6 +67,28 @@ class Recipe:
             return None
         return parse_target(self.pruning.sparsity_type, self.pruning.sparsity_ratio)
 
+    @property
+    def ratios(self) -> dict[str, float]:
+        """By pattern of layers' names: the ratio that takes the target's place there.
+
+        Raises: RecipeError for an entry that can't be read, or a target that is N:M.
+        """
+        found: dict[str, float] = {}
+        for given in self.pruning.ratio:
+            pattern, _, word = given.rpartition("=")
+            try:
+                found[pattern] = float(word)
+            except ValueError as error:
+                raise RecipeError(f"--ratio {given!r} is not PATTERN=R, such as *.mlp.*=0.6") from error
+            check_ratio(found[pattern])
+            if not pattern or found[pattern] == 0:
+                raise RecipeError(
+                    f"--ratio {given!r}: name a pattern and a ratio above 0; --ignore leaves layers dense"
+                )
+        if found and isinstance(self.target, SemiStructured):
+            raise RecipeError(f"--ratio gives some layers other ratios, which {self.target} leaves no room for")
+        return found
+
     def options_of(self, step: str) -> Any:
         """A step's options: those given, or their defaults."""
         return self.step_options.get(step) or entry(step).options()
@@ -118,7 +140,7 @@ def recipe_from_flat(values: Mapping[str, Any]) -> Recipe:
     Raises: RecipeError naming the first key that no option has, or a value that can't be used.
     """
     known = {f.name for group in groups() for f in dataclasses.fields(group.type)}
-    if unknown := sorted(set(values) - known):
+    if unknown := sorted(set(values) - known - {"ratios"}):
         close = difflib.get_close_matches(unknown[0], known, 1)
         hint = f"did you mean {close[0]!r}? " if close else ""
         raise RecipeError(f"unknown option {unknown[0]!r}; {hint}known options: {', '.join(sorted(known))}")
@@ -141,6 +163,8 @@ def recipe_from_flat(values: Mapping[str, Any]) -> Recipe:
 
 def _with_sparsity(values: dict[str, Any]) -> dict[str, Any]:
     """``sparsity`` as type and ratio. Raises: RecipeError if it says the same as another option, or nothing."""
+    if isinstance(ratios := values.pop("ratios", None), Mapping):
+        values = {**values, "ratio": tuple(f"{pattern}={ratio}" for pattern, ratio in ratios.items())}
     word = values.pop("sparsity", None)
     if word is None:
         return values
@@ -215,6 +239,7 @@ def validated(recipe: Recipe) -> Recipe:
     made: Iterable[Any] = [getattr(recipe, group.name) for group in _static_groups()]
     for options in [*made, *recipe.step_options.values()]:
         check_bounds(options)
+    _ = recipe.ratios
     check_protocol(recipe.calibration, recipe.evaluation)
     _check_steps(recipe, target)
     if recipe.output.delete and not recipe.output.save_model:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from autoprune.errors import OutputError
 from autoprune.recipe.recipe import CACHES, Recipe
@@ -14,6 +17,7 @@ from autoprune.report.accuracy import zeroshot_text
 from autoprune.report.tables import perplexity_log
 from autoprune.results.codec import dump_json, first_difference
 from autoprune.results.types import EvaluationRow
+from autoprune.storage.files import write_text
 
 MEASURED_BY = {
     "evaluation": "perplexity",
@@ -68,6 +72,42 @@ def _settings(groups: Mapping[str, Any], unmeasured: Sequence[str]) -> dict[str,
     return chosen
 
 
+@contextlib.contextmanager
+def tables_claimed(recipe: Recipe, stem: str) -> Iterator[None]:
+    """While it lasts no other process can make tables of these names in the same directories.
+
+    Raises: OutputError if another one is at it.
+    """
+    with contextlib.ExitStack() as claims:
+        for flag, directory, name in _places(recipe, stem):
+            claims.enter_context(_claimed(flag, directory, name))
+        yield
+
+
+@contextlib.contextmanager
+def _claimed(flag: str, directory: Path, name: str) -> Iterator[None]:
+    new = [place for place in (directory, *directory.absolute().parents) if not place.exists()]
+    lock = FileLock(directory / f".{name}.lock", timeout=0)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout as error:
+        raise OutputError(
+            f"--{flag} {directory}: another autoprune run is making {name} there; wait for it, or choose another"
+            " directory"
+        ) from error
+    except OSError as error:
+        raise OutputError(f"--{flag} {directory}: can't write there ({error}); choose another directory") from error
+    try:
+        yield
+    finally:
+        Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
+        with contextlib.suppress(OSError):  # where a table was made
+            for place in new:
+                place.rmdir()
+
+
 def save_row(recipe: Recipe, row: EvaluationRow, stem: str) -> None:
     """Writes what the recipe asks for, as far as it has been measured.
 
@@ -93,14 +133,11 @@ def _places(recipe: Recipe, stem: str) -> list[tuple[str, Path, str]]:
 
 def _save(flag: str, stem: Path, text: str, row: EvaluationRow) -> None:
     try:
-        stem.parent.mkdir(parents=True, exist_ok=True)
         for ending, content in (
             (".json", dump_json(row)),
             (".txt", text),
         ):  # each whole or not there, and the one that a later run reads first
-            draft = stem.with_name(f"{stem.name}{ending}.writing")
-            draft.write_text(content, encoding="utf-8")
-            draft.replace(stem.with_name(stem.name + ending))
+            write_text(stem.with_name(stem.name + ending), content)
     except OSError as error:
         raise OutputError(
             f"--{flag} {stem.parent}: can't write there ({error}); what should have been written:\n{text.rstrip()}"

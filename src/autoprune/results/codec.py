@@ -95,10 +95,16 @@ def first_difference(before: Mapping[str, Any], now: Mapping[str, Any], path: st
     """Says in words where two records differ; None if they are equal."""
     for key in sorted({*before, *now}):
         where = f"{path}.{key}" if path else key
-        old, new = before.get(key), now.get(key)
+        old, new = _by_number(before.get(key)), _by_number(now.get(key))
         if isinstance(old, dict) and isinstance(new, dict):
             if inner := first_difference(old, new, where):
                 return inner
         elif old != new:
             return f"{where} was {old!r} and is {new!r}"
     return None
+
+
+def _by_number(value: Any) -> Any:
+    """A list of records, such as that of a recipe's steps, as records by their place, counted from 1."""
+    records = isinstance(value, list) and value and all(isinstance(item, dict) for item in value)
+    return {str(i): item for i, item in enumerate(value, start=1)} if records else value

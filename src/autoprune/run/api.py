@@ -17,7 +17,7 @@ from autoprune.events import Emit, Notice, silent
 from autoprune.machine.launch import joined
 from autoprune.recipe.options import EvaluationOptions
 from autoprune.recipe.recipe import Recipe, recipe_from_flat
-from autoprune.report.save import check_earlier, check_report_directory, notes_of, save_row
+from autoprune.report.save import check_earlier, check_report_directory, notes_of, save_row, tables_claimed
 from autoprune.results.types import Evaluation, EvaluationRow, PruningSummary
 from autoprune.run.check import check_values
 from autoprune.run.labels import DENSE, labels_of, method_label, report_stem, target_label
@@ -25,6 +25,7 @@ from autoprune.run.measure import about, accuracy, check_room, count_zeros, meas
 from autoprune.run.open import Subject, fits, held_model, open_model
 from autoprune.run.plan import Plan, check_apart, make_plan
 from autoprune.run.prune import prune_and_write
+from autoprune.run.shortage import shortage_told
 from autoprune.storage.manifest import Manifest
 from autoprune.storage.result import check_target
 from autoprune.storage.store import CheckpointStore
@@ -118,6 +119,19 @@ def run(
     would come out. Under `torchrun` all processes prune together; then the first one goes on alone, and the others'
     results hold no measurements.
     """
+    with contextlib.ExitStack() as claims, shortage_told(recipe):
+        return _run(recipe, emit, claims, held, tokenizer, measure)
+
+
+def _run(
+    recipe: Recipe,
+    emit: Emit,
+    claims: contextlib.ExitStack,
+    held: nn.Module | None,
+    tokenizer: PreTrainedTokenizerBase | None,
+    measure: bool | None,
+) -> PruneResult:
+    """``run``; ``claims`` keep its tables from being written by others meanwhile."""
     output = recipe.output
     dense_only = recipe.target is None and not recipe.chosen.pruned_model
     if measure is None:
@@ -130,9 +144,14 @@ def run(
         if ranks.first:
             _check_outputs(recipe, emit)
         resident = None if dense_only else not output.save_model
-        subject = held_model(held, tokenizer) if held is not None else open_model(recipe, resident=resident)
+        subject = (
+            held_model(held, tokenizer, save=bool(output.save_model))
+            if held is not None
+            else open_model(recipe, resident=resident)
+        )
         labels = _labels(subject) if dense_only else (method_label(recipe), target_label(recipe.target))
         if ranks.first:
+            claims.enter_context(tables_claimed(recipe, report_stem(recipe, labels)))
             check_earlier(recipe, report_stem(recipe, labels), labels)
         if subject.checkpoint:  # a pruned checkpoint is as large as the dense one
             check_room(recipe, subject, resident=subject.store.resident or fits(subject.checkpoint, recipe))

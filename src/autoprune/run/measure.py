@@ -21,6 +21,7 @@ from autoprune.run.check import check_replay, check_values
 from autoprune.run.open import AnyStore, Subject
 from autoprune.run.plan import Plan
 from autoprune.storage.files import file_sha256
+from autoprune.storage.identity import described_by
 from autoprune.storage.manifest import MANIFEST, versions
 
 
@@ -63,8 +64,8 @@ def _identity(plan: Plan, subject: Subject) -> dict[str, object]:
     folder, store = subject.checkpoint.directory, subject.store
     stamps = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in subject.checkpoint.files]
     files = file_sha256(folder / MANIFEST) if plan.steps else stamps
-    run_as = {
-        "config": file_sha256(folder / "config.json"),
+    run_as: dict[str, object] = {
+        **described_by(folder, store.model),
         "dtype": str(store.model.dtype),
         "device": store.device.type,
         "batch": plan.layout.batch,

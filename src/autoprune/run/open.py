@@ -15,6 +15,7 @@ from autoprune.errors import DataError, ModelError
 from autoprune.machine.allocator import return_large_blocks
 from autoprune.machine.devices import choose_device
 from autoprune.recipe.recipe import Recipe
+from autoprune.run.held import check_held
 from autoprune.run.memory import PROGRAM, parse_memory
 from autoprune.storage.checkpoint import Checkpoint
 from autoprune.storage.complete import check_complete
@@ -99,8 +100,12 @@ def held_bytes(checkpoint: Checkpoint, recipe: Recipe) -> int:
     return int(checkpoint.bytes * max(1.0, running.itemsize / storage_dtype(checkpoint).itemsize))
 
 
-def held_model(model: nn.Module, tokenizer: PreTrainedTokenizerBase | None) -> Subject:
-    """A model that is in memory already."""
+def held_model(model: nn.Module, tokenizer: PreTrainedTokenizerBase | None, *, save: bool = False) -> Subject:
+    """A model that is in memory already; with ``save`` it is to be saved in the end.
+
+    Raises: ModelError as ``check_held`` does.
+    """
+    check_held(model, save=save)
 
     def given() -> PreTrainedTokenizerBase:
         if tokenizer is None:

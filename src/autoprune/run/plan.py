@@ -17,7 +17,7 @@ from autoprune.events import Emit, Notice
 from autoprune.machine.ranks import ALONE, Ranks
 from autoprune.model.anatomy import check_coverage, select_layers
 from autoprune.model.layers import Layer
-from autoprune.model.pruning import uniform_targets
+from autoprune.model.pruning import layer_targets
 from autoprune.recipe.recipe import Recipe
 from autoprune.run.estimate import arithmetic, clock, flops_per_second
 from autoprune.run.layout import batch_size, choose_for
@@ -104,7 +104,7 @@ def make_plan(recipe: Recipe, subject: Subject, emit: Emit, *, measure: bool, ra
         )
     if recipe.chosen.effort and calibration:
         emit(Notice(_announced(recipe, subject, steps, calibration)))
-    targets = uniform_targets(subject.store.anatomy, chosen, target)
+    targets = layer_targets(subject.store.anatomy, chosen, target, recipe.ratios)
     return Plan(subject, steps, target, targets, chosen, calibration, evaluation, seqlen, layout, ranks)
 
 

@@ -35,6 +35,7 @@ from autoprune.run.check import check_model, check_values
 from autoprune.run.plan import Plan
 from autoprune.run.state import Run, timed
 from autoprune.run.write import already_complete, begin, put_in_place, stop, write
+from autoprune.storage.identity import described_by
 from autoprune.storage.journal import Journal
 from autoprune.storage.manifest import MANIFEST, provenance
 from autoprune.storage.pruned import GivenPattern
@@ -94,6 +95,8 @@ def _about(run: Run, *, complete: bool) -> dict[str, Any]:
         "local": Path(subject.name).exists() or subject.name == "demo",
         "fingerprint": fingerprint,
     }
+    if subject.checkpoint:
+        model |= described_by(subject.checkpoint.directory, subject.store.model)
     if subject.checkpoint and subject.checkpoint.note:
         model["weights"] = subject.checkpoint.note
     if isinstance(subject.store, CheckpointStore) and (alone := subject.store.recorded_alone):

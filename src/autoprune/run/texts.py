@@ -12,16 +12,7 @@ from autoprune.events import Emit, Phase
 from autoprune.recipe.recipe import Recipe
 from autoprune.run.open import Subject
 from autoprune.storage.manifest import versions
-
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "vocab.json",
-    "merges.txt",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-)
+from autoprune.storage.shards import companions
 
 
 def source_name(word: str) -> str:
@@ -79,7 +70,8 @@ def _key(subject: Subject, word: str, seqlen: int, **more: object) -> dict[str, 
     """
     if subject.checkpoint is None:
         return None
-    files = [Path(word).expanduser(), *(subject.checkpoint.directory / name for name in TOKENIZER_FILES)]
+    # All that lies beside the weights: which of these files make the tokenizer, only its own class knows.
+    files = [Path(word).expanduser(), *companions(subject.checkpoint.directory)]
     stamps = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in files if path.is_file()]
     mirror = os.environ.get(MIRROR_VARIABLE)
     return {

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from autoprune.errors import DataError, ModelError, OutputError
+from autoprune.errors import DataError, OutputError
 from autoprune.events import Emit, Notice
 from autoprune.results.types import PruningSummary
+from autoprune.run.held import check_savable
 from autoprune.run.labels import method_label, target_label
 from autoprune.run.open import Subject
 from autoprune.run.state import Run
@@ -34,11 +35,7 @@ def begin(workplace: Workplace, subject: Subject, copies: int, emit: Emit) -> No
         if names := too_large(source):
             emit(Notice(f"not copied, for no file of a model but its weights is as large: {', '.join(names)}"))
         return
-    if not hasattr(subject.store.model, "save_pretrained"):
-        raise ModelError(
-            f"{subject.name} has no save_pretrained, so --save_model can't write it; leave save_model out and save"
-            " result.model yourself"
-        )
+    check_savable(subject.store.model)
     workplace.begin(_bytes(subject.store.model))
 
 

@@ -12,12 +12,13 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from autoprune.core.sparsity import Target, parse_target
-from autoprune.errors import OutputError
+from autoprune.errors import ModelError, OutputError
 from autoprune.recipe.recipe import CACHES, Recipe, recipe_from_record
 from autoprune.results.codec import dump_json, first_difference, to_jsonable
 from autoprune.results.outcome import LayerOutcome, SubBlockOutcome
 from autoprune.results.types import PruningSummary
-from autoprune.storage.files import write_text, writing_to
+from autoprune.storage.files import file_sha256, write_text, writing_to
+from autoprune.storage.weight_files import weight_files
 
 MANIFEST = "autoprune.json"
 FORMAT = 2  # of manifests and journals; 1 was that of the first releases, which notes no files but the shards
@@ -156,6 +157,18 @@ class Manifest:
         pruning = self.raw["recipe"]["pruning"]
         kind, ratio = pruning["sparsity_type"], pruning["sparsity_ratio"]
         return None if kind == "unstructured" and ratio is None else parse_target(kind, ratio)
+
+    @property
+    def describes_weights(self) -> bool:
+        """Whether the weight files that a model would be loaded from are those that were written, byte for byte."""
+        written = {entry["name"]: entry["sha256"] for entry in self.raw.get("shards", ())}
+        try:
+            read = weight_files(self.directory)
+        except ModelError:  # whoever loads it will say what is wrong
+            return False
+        return read.keys() == written.keys() and all(
+            file_sha256(self.directory / name) == digest for name, digest in written.items()
+        )
 
     @property
     def is_temporary(self) -> bool:

@@ -241,7 +241,7 @@ def running_dtype(checkpoint: Checkpoint, word: str, *, trust_remote_code: bool 
     """
     stored = storage_dtype(checkpoint)
     if word != "auto":
-        return getattr(torch, word)  # type: ignore[no-any-return]
+        return getattr(torch, word)
     if type(checkpoint) is not Checkpoint:  # dequantised weights run in what they are dequantised to
         return stored
     config = read_config(checkpoint.directory, trust_remote_code)

@@ -1,0 +1,137 @@
+"""Whether a model in memory can be pruned, and saved afterwards: judged before any work, every hindrance by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from autoprune.errors import ModelError
+
+SHARDED = ("torch.distributed", "deepspeed", "fairscale")
+REMEDY = "or give the model's directory or hub id, which autoprune reads block by block"
+
+
+def check_held(model: nn.Module, *, save: bool) -> None:
+    """Raises: ModelError naming what stands in the way: an adapter, a wrapper, no head, weights that are quantised or
+    kept elsewhere, and with ``save`` whatever ``save_pretrained`` would refuse in the end.
+    """
+    name = type(model).__name__
+    for hindrance in (_adapter(model), _wrapper(model), _quantised(model), _elsewhere(model), _no_head(model)):
+        if hindrance:
+            raise ModelError(f"{name} in memory {hindrance}")
+    if save:
+        check_savable(model)
+
+
+def check_savable(model: Any) -> None:
+    """Raises: ModelError if the model can't be saved as it is."""
+    name = type(model).__name__
+    if not hasattr(model, "save_pretrained"):
+        raise ModelError(
+            f"{name} has no save_pretrained, so --save_model can't write it; leave save_model out and save"
+            " result.model yourself"
+        )
+    generation = getattr(model, "generation_config", None)
+    if generation is not None and model.can_generate():
+        try:
+            generation.validate(strict=True)
+        except ValueError as error:
+            first = next(iter(str(error).splitlines()), "")
+            raise ModelError(
+                f"{name} in memory has a generation_config that save_pretrained refuses ({first}); mend it, such as"
+                " model.generation_config = type(model.generation_config)(), or leave out save_model"
+            ) from error
+    try:
+        model.config.to_json_string()
+    except (TypeError, ValueError) as error:
+        raise ModelError(
+            f"{name} in memory has a config that can't be written as JSON ({error}); mend the entry, or leave out"
+            " save_model"
+        ) from error
+
+
+def _adapter(model: nn.Module) -> str | None:
+    wrapped = type(model).__module__.split(".")[0] == "peft"
+    inside = any(type(part).__module__.split(".")[0] == "peft" for part in model.modules())
+    if wrapped or inside or getattr(model, "_hf_peft_config_loaded", False):
+        return (
+            "holds a PEFT adapter, and save_pretrained would write the adapter alone, without a single pruned weight."
+            " Merge it first: model = peft_model.merge_and_unload()"
+        )
+    return None
+
+
+def _wrapper(model: nn.Module) -> str | None:
+    """A module around the model, which hides its configuration and saves nothing."""
+    if hasattr(getattr(model, "config", None), "get_text_config") and "_orig_mod" not in model._modules:
+        return None
+    inner = next((path for path, part in model.named_modules() if path and isinstance(part, PreTrainedModel)), None)
+    if inner is None:
+        return "is no transformers model: it has no configuration; load one with AutoModelForCausalLM.from_pretrained"
+    return f"is a wrapper around a model; give the model itself: model.{inner}"
+
+
+def _quantised(model: nn.Module) -> str | None:
+    method = _method_of(model)
+    for path, part in model.named_modules():
+        for name, tensor in _own(part):
+            whole = f"{path}.{name}" if path else name
+            kind = type(tensor.data)
+            if kind.__module__.startswith(SHARDED):
+                return f"is spread over processes ({whole} is a {kind.__name__}); gather it first, {REMEDY}"
+            if kind is not Tensor or tensor.dtype.itemsize < 2 or name == "qweight":
+                word = kind.__name__ if kind is not Tensor else str(tensor.dtype).removeprefix("torch.")
+                method = method or f"{whole} is {word} in a {type(part).__name__}"
+    if method is None:
+        return None
+    return (
+        f"holds quantised weights ({method}), which can't be pruned; prune the original float16, bfloat16 or float32"
+        " model, or model.dequantize() first where its library can do that"
+    )
+
+
+def _own(part: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """A module's own weights; packed ones are buffers in some libraries."""
+    yield from part.named_parameters(recurse=False)
+    yield from ((name, tensor) for name, tensor in part.named_buffers(recurse=False) if name in ("qweight", "weight"))
+
+
+def _method_of(model: Any) -> str | None:
+    quantizer = getattr(model, "hf_quantizer", None)
+    found = getattr(quantizer, "quantization_config", None)
+    found = found or getattr(getattr(model, "config", None), "quantization_config", None)
+    if not found or getattr(model, "is_quantized", None) is False:
+        return None
+    method = found.get("quant_method") if isinstance(found, dict) else getattr(found, "quant_method", None)
+    return str(getattr(method, "value", method) or type(found).__name__)
+
+
+def _elsewhere(model: nn.Module) -> str | None:
+    """Weights that are not where the model computes: on the meta device, or moved there and back by hooks."""
+    for path, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if tensor.is_meta:
+            return f"keeps {path} elsewhere (offloaded, or never loaded); load it without device_map, {REMEDY}"
+    for path, part in model.named_modules():
+        hook = getattr(part, "_hf_hook", None)
+        if getattr(hook, "offload", False):
+            return f"keeps the weights of {path or 'its modules'} elsewhere; load it without offloading, {REMEDY}"
+    devices = sorted({str(parameter.device) for parameter in model.parameters()})
+    if len(devices) > 1:
+        return f"lies on several devices ({', '.join(devices)}); load it onto one, {REMEDY}"
+    return None
+
+
+def _no_head(model: Any) -> str | None:
+    try:
+        head = model.get_output_embeddings()
+    except (AttributeError, NotImplementedError):
+        head = None
+    if head is None:
+        return (
+            "has no language-model head, so it predicts no tokens; load it with"
+            " AutoModelForCausalLM.from_pretrained instead of AutoModel"
+        )
+    return None

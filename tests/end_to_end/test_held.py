@@ -1,0 +1,157 @@
+"""Models in memory: what could not be pruned or saved is found before the first weight changes, and named."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import cpu_offload
+from safetensors.torch import save_file
+from torch import nn
+from transformers import AutoModel, AutoModelForCausalLM
+
+import autoprune
+from autoprune.errors import ModelError, ShortageError
+from autoprune.recipe.recipe import recipe_from_flat
+from autoprune.run.shortage import remedies, shortage_told
+from end_to_end.tiny import SEQLEN, VOCABULARY, save_tiny, tiny_model
+
+
+class Around(nn.Module):
+    """A user's own module around a model."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.inner = model
+
+    def forward(self, **named: Any) -> Any:
+        return self.inner(**named)
+
+
+class Int8(nn.Linear):
+    """As bitsandbytes and others do it: a linear layer of integers and a scale."""
+
+    def __init__(self, old: nn.Linear) -> None:
+        super().__init__(old.in_features, old.out_features, bias=False)
+        self.scale = old.weight.detach().abs().amax() / 127
+        rounded = (old.weight.detach() / self.scale).round().to(torch.int8)
+        self.weight = nn.Parameter(rounded, requires_grad=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x @ (self.weight.float() * self.scale).T
+
+
+class Packed(nn.Module):
+    """As GPTQ and AWQ do it: no weight at all, but packed integers in a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("qweight", torch.zeros(4, 32, dtype=torch.int32))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+
+def quantised(model: Any, make: Callable[[nn.Linear], nn.Module]) -> nn.Module:
+    for block in model.model.layers:
+        block.mlp.up_proj = make(block.mlp.up_proj)
+    return model  # type: ignore[no-any-return]
+
+
+def meta(model: nn.Module) -> nn.Module:
+    model.lm_head.weight = nn.Parameter(torch.empty_like(model.lm_head.weight, device="meta"))  # type: ignore[union-attr, arg-type]
+    return model
+
+
+def with_adapter(model: nn.Module) -> nn.Module:
+    """What peft's classes look like from outside: their module is peft's."""
+    layer = type("LoraLayer", (nn.Module,), {"__module__": "peft.tuners.lora"})()
+    model.model.layers[0].add_module("lora", layer)  # type: ignore[union-attr, index, operator]
+    return model
+
+
+def states_a_method(model: Any) -> nn.Module:
+    model.config.quantization_config = {"quant_method": "hqq"}
+    return model  # type: ignore[no-any-return]
+
+
+HINDRANCES: dict[str, tuple[Callable[[Path], nn.Module], str]] = {
+    "wrapper": (lambda d: Around(loaded(d)), r"is a wrapper around a model; give the model itself: model\.inner"),
+    "parallel": (lambda d: nn.DataParallel(loaded(d)), r"give the model itself: model\.module"),
+    "no model": (lambda _: nn.Sequential(nn.Linear(4, 4)), "is no transformers model"),
+    "no head": (AutoModel.from_pretrained, "has no language-model head.*AutoModelForCausalLM"),
+    "int8": (lambda d: quantised(loaded(d), Int8), r"up_proj\.weight is int8 in a Int8.*prune the original"),
+    "packed": (lambda d: quantised(loaded(d), lambda _: Packed()), r"up_proj\.qweight is int32 in a Packed"),
+    "by its config": (lambda d: states_a_method(loaded(d)), r"holds quantised weights \(hqq\)"),
+    "offloaded": (
+        lambda d: cpu_offload(loaded(d), execution_device=torch.device("cpu")),
+        "elsewhere.*or give the model's directory",
+    ),
+    "meta": (lambda d: meta(loaded(d)), r"keeps lm_head\.weight elsewhere"),
+    "adapter": (lambda d: with_adapter(loaded(d)), r"holds a PEFT adapter.*merge_and_unload"),
+}
+
+
+def loaded(directory: Path) -> Any:
+    return AutoModelForCausalLM.from_pretrained(directory)
+
+
+@pytest.fixture
+def options(tmp_path: Path) -> dict[str, Any]:
+    ids = torch.randint(3, VOCABULARY, (8, SEQLEN), generator=torch.Generator().manual_seed(0))
+    save_file({"input_ids": ids}, tmp_path / "ids.safetensors")
+    return {
+        "sparsity_ratio": 0.5,
+        "calibration_data": str(tmp_path / "ids.safetensors"),
+        "seqlen": SEQLEN,
+        "nsamples": 8,
+    }
+
+
+@pytest.mark.parametrize("method", ["magnitude", "wanda"])
+@pytest.mark.parametrize("name", HINDRANCES)
+def test_what_can_not_be_pruned_is_refused_by_name(
+    tmp_path: Path, options: dict[str, Any], name: str, method: str
+) -> None:
+    make, says = HINDRANCES[name]
+    model = make(save_tiny(tmp_path / "model"))
+    before = [parameter.clone() for parameter in model.parameters()]
+    with pytest.raises(ModelError, match=says):
+        autoprune.prune(model, prune_method=method, **options)
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True) if not a.is_meta)
+
+
+def test_what_can_not_be_saved_is_refused_before_the_work(tmp_path: Path, options: dict[str, Any]) -> None:
+    model = tiny_model()
+    model.generation_config.do_sample = False
+    model.generation_config.temperature = 0.2
+    before = model.model.layers[0].mlp.up_proj.weight.clone()
+    with pytest.raises(ModelError, match=r"generation_config that save_pretrained refuses.*leave out save_model"):
+        autoprune.prune(model, save_model=tmp_path / "out", **options)
+    assert torch.equal(before, model.model.layers[0].mlp.up_proj.weight)
+    assert not [path for path in tmp_path.iterdir() if "out" in path.name]
+    assert autoprune.prune(model, **options).summary.sparsity == 0.5, "without saving nothing is in the way"
+
+
+def test_memory_that_runs_out_is_told_with_what_needs_less() -> None:
+    recipe = recipe_from_flat({"model": "demo", "sparsity_ratio": 0.5, "batch_size": 64})
+    for error in (
+        MemoryError(),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory: you tried"),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+        OSError(12, "Cannot allocate memory"),
+    ):
+        says = r"ran out.*--batch_size 1 \(now 64\).*--activations disk.*--memory"
+        with pytest.raises(ShortageError, match=says), shortage_told(recipe):
+            raise error
+    with pytest.raises(RuntimeError, match="something else"), shortage_told(recipe):
+        raise RuntimeError("something else")
+
+
+def test_only_what_would_help_is_named() -> None:
+    least = {"model": "demo", "sparsity_ratio": 0.5, "batch_size": 1, "activations": "disk", "memory": "8G"}
+    (windows,) = remedies(recipe_from_flat({**least, "save_model": "out"}))
+    assert "--nsamples" in windows

@@ -2,8 +2,8 @@
 
 ``autoprune.prune(model, …)`` prunes, ``autoprune.evaluate(model, …)`` measures perplexity,
 ``autoprune.compare(dense, pruned)`` says how far predictions moved, ``autoprune.benchmark(grid)`` compares ways of
-pruning, ``autoprune.inspect(model)`` describes; names are loaded when they are first used, so that importing the
-package is quick.
+pruning, ``autoprune.inspect(model)`` describes, ``autoprune.rotate(model, out)`` writes the same function in a basis
+that is easier to prune; names are loaded when they are first used, so that importing the package is quick.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from autoprune.run.api import PruneResult, evaluate, prune
     from autoprune.run.compare import compare
     from autoprune.run.inspect import inspect
+    from autoprune.run.rotate import rotate
 
 __all__ = [
     "AutoPruneError",
@@ -34,6 +35,7 @@ __all__ = [
     "evaluate",
     "inspect",
     "prune",
+    "rotate",
 ]
 __version__ = "0.1.0"
 
@@ -44,6 +46,7 @@ _LAZY = {
     "compare": "autoprune.run.compare",
     "inspect": "autoprune.run.inspect",
     "benchmark": "autoprune.bench.bench",
+    "rotate": "autoprune.run.rotate",
 }
 
 

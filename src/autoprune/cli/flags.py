@@ -44,11 +44,23 @@ def add_flags(
     for group in groups():
         if chosen is not None and (group.step or group.name not in chosen):
             continue
-        about = (group.type.__doc__ or group.name).split("\n")[0].split("(")[0].strip().rstrip(".")
-        section = parser.add_argument_group(about)
-        hints = typing.get_type_hints(group.type)
-        for field in (field for field in dataclasses.fields(group.type) if field.name not in without):
-            _add_flag(section, field, hints[field.name], positional, optional_model)
+        add_options(parser, group.type, without, positional=positional, optional_model=optional_model)
+
+
+def add_options(
+    parser: argparse.ArgumentParser,
+    options: type[Any],
+    without: Sequence[str] = (),
+    *,
+    positional: str | None = None,
+    optional_model: bool = False,
+) -> None:
+    """Adds a flag for every field of one dataclass of options."""
+    about = (options.__doc__ or options.__name__).split("\n")[0].split("(")[0].strip().rstrip(".")
+    section = parser.add_argument_group(about)
+    hints = typing.get_type_hints(options)
+    for field in (field for field in dataclasses.fields(options) if field.name not in without):
+        _add_flag(section, field, hints[field.name], positional, optional_model)
 
 
 def given(values: argparse.Namespace) -> dict[str, Any]:

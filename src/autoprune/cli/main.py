@@ -12,6 +12,7 @@ import autoprune
 from autoprune.cli.commands import add_commands
 from autoprune.cli.compare import run_compare
 from autoprune.cli.flags import Parser, add_flags, given
+from autoprune.cli.rotate import run_rotate
 from autoprune.errors import AutoPruneError, OutputError, RecipeError
 from autoprune.machine.launch import launched, require_alone
 from autoprune.recipe.recipe import recipe_from_flat
@@ -21,6 +22,7 @@ INTRODUCTION = (
     " `autoprune prune MODEL OUT --sparsity 2:4`, then `autoprune compare MODEL OUT`."
 )
 NUMBERS = ("torch", "transformers", "safetensors")  # packages that can change a number
+ELSEWHERE = {"compare": run_compare, "rotate": run_rotate}  # commands with a file of their own
 
 
 def _versions() -> str:
@@ -53,8 +55,8 @@ def _console(arguments: list[str]) -> int:
         require_alone(f"autoprune {chosen.command}")
     if chosen.command == "reproduce":
         return _reproduce(chosen, given(chosen))
-    if chosen.command == "compare":
-        return run_compare(chosen)
+    if chosen.command in ELSEWHERE:
+        return ELSEWHERE[chosen.command](chosen)
     if chosen.command == "verify":
         return _verify(chosen.directory, chosen.model, trust_remote_code=chosen.trust_remote_code)
     if chosen.command == "report":

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from autoprune.results.types import EvaluationRow
     from autoprune.run.api import PruneResult
     from autoprune.run.inspect import Inspection
+    from autoprune.run.rotate import RotateResult
 
 WIDE = 160
 
@@ -153,3 +154,14 @@ def show_reproduction(result: Reproduction) -> None:
     for reason in dict.fromkeys(c.reason for c in result.comparisons if c.reason):
         rows = ", ".join(c.row for c in result.comparisons if c.reason == reason)
         console.print(f"{rows} could not run: {reason}", style="red", highlight=False, soft_wrap=True)
+
+
+def show_rotation(result: RotateResult) -> None:
+    """What the rotation did, how far its rounding moves logits, and where the model is."""
+    console = terminal()
+    console.print(
+        f"entropy of importance {result.entropy_before:,.0f} -> {result.entropy_after:,.0f} nats"
+        f" ({result.change:+.1%}); logits differ by {result.difference:.1e} of their size",
+        highlight=False,
+    )
+    console.print(f"checkpoint: {result.directory}", highlight=False, soft_wrap=True)

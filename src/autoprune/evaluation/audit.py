@@ -163,11 +163,23 @@ def read_promise(directory: Path) -> Promise:
             {entry["name"]: entry["sha256"] for entry in raw.get("files", ()) if entry["name"] != CARD},
         )
     except (OutputError, ValueError, KeyError, TypeError, AttributeError, RecipeError) as error:
+        if _is_rotated(directory):
+            raise OutputError(
+                f"{directory} holds a rotated dense model, in which nothing is pruned; verify a model that was pruned"
+                " from it"
+            ) from error
         reason = (
             f"no readable {MANIFEST}, so nothing says what this directory should hold ({type(error).__name__}:"
             f" {error})"
         )
         raise OutputError(f"{directory}: {reason}; give a directory that --save_model wrote") from error
+
+
+def _is_rotated(directory: Path) -> bool:
+    try:
+        return Manifest.read(directory).is_rotation
+    except OutputError:
+        return False
 
 
 def _check_files(directory: Path, promise: Promise) -> tuple[list[Fault], dict[str, str]]:

@@ -44,7 +44,7 @@ def perplexity(
     count, seqlen = windows.ids.shape
     losses: list[Tensor] = []
     emit(Phase(f"perplexity {source}", total=-(-count // batch)))
-    run = _resident_logits if store.resident else _streamed_logits
+    run = _resident_logits if store.resident else streamed_logits
     for part, logits in run(store, windows.ids, batch, place, emit):
         losses.append(window_losses(logits, part.to(logits.device)).cpu())
         emit(Step(0, 1, f"perplexity {source}", len(losses), -(-count // batch)))
@@ -90,7 +90,7 @@ def _resident_logits(
 
 
 @torch.no_grad()
-def _streamed_logits(
+def streamed_logits(
     store: EvaluationStore, ids: Tensor, batch: int, place: Place, emit: Emit
 ) -> Iterator[tuple[Tensor, Tensor]]:
     inputs, stream = prepare_inputs(store, ids, batch, place)

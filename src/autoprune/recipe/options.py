@@ -158,3 +158,12 @@ class RunOptions:
         metavar="SIZE",
     )
     quiet: bool = option(False, "no progress, no tables; errors only")
+
+
+@dataclass(frozen=True)
+class RotationOptions:
+    """How the rotation is learned."""
+
+    rotate_steps: int = option(100, "steps of the optimiser", metavar="N", at_least=1)
+    rotate_rate: float = option(0.01, "its learning rate", metavar="RATE", positive=True)
+    rotate_blocks: int = option(3, "random blocks that each step looks at", metavar="N", at_least=1)

@@ -72,12 +72,26 @@ def manifest(
         "sub_blocks": [dataclasses.asdict(sub) for sub in summary.sub_blocks],
         "warnings": list(summary.warnings),
         **({"surveys": to_jsonable(summary.surveys)} if summary.surveys else {}),
-        "shards": [entry for entry in written if str(entry["name"]).endswith(".safetensors")],
-        "written": sorted(str(entry["name"]) for entry in written),
-        "files": [entry for entry in written if not str(entry["name"]).endswith(".safetensors")],
+        **_contents(written),
         **({"delete": True} if delete else {}),
     }
     return dump_json(document)
+
+
+def rotation_manifest(about: Mapping[str, Any], written: Sequence[Mapping[str, object]]) -> str:
+    """The same of a rotated dense model: it has no recipe, no layers and no sparsity, for nothing in it was pruned.
+
+    ``about`` holds a ``rotation``, which tells it from a pruned model.
+    """
+    return dump_json({"format": FORMAT, **about, **_contents(written)})
+
+
+def _contents(written: Sequence[Mapping[str, object]]) -> dict[str, object]:
+    return {
+        "shards": [entry for entry in written if str(entry["name"]).endswith(".safetensors")],
+        "written": sorted(str(entry["name"]) for entry in written),
+        "files": [entry for entry in written if not str(entry["name"]).endswith(".safetensors")],
+    }
 
 
 @dataclass(frozen=True)
@@ -109,6 +123,11 @@ class Manifest:
     def format(self) -> int:
         """1 or ``FORMAT``."""
         return int(self.raw.get("format", 1))
+
+    @property
+    def is_rotation(self) -> bool:
+        """Whether this is a rotated dense model, in which nothing is pruned."""
+        return "rotation" in self.raw
 
     @property
     def written(self) -> list[str]:

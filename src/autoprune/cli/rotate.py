@@ -1,0 +1,46 @@
+"""``autoprune rotate MODEL OUT``."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+
+from autoprune.cli.flags import Parser, add_flags, add_options, given
+from autoprune.recipe.options import RotationOptions
+
+ABOUT = (
+    "Writes the model in another basis of its hidden states: an ordinary dense checkpoint of the same function, in"
+    " which importance is gathered in fewer weights. Prune it afterwards like any other model."
+)
+GROUPS = ("model", "calibration", "output", "run")
+WITHOUT = ("model", "protocol", "save_model", "save_ppl", "save_zeroshot", "delete", "resume", "memory")
+
+
+def add_rotate(commands: argparse._SubParsersAction[Parser]) -> None:
+    """Adds the command and its flags."""
+    command = commands.add_parser(
+        "rotate", help="the same model in a basis that loses less by pruning", description=ABOUT, allow_abbrev=False
+    )
+    command.add_argument("model_word", metavar="MODEL", help="the dense model: hub id, local directory, or `demo`")
+    command.add_argument("place", metavar="OUT", help="where the rotated model goes")
+    add_options(command, RotationOptions)
+    add_flags(command, GROUPS, WITHOUT)
+
+
+def run_rotate(chosen: argparse.Namespace) -> int:
+    """Rotates, and says what came of it."""
+    options = given(chosen)
+    said = {
+        f.name: value for f in dataclasses.fields(RotationOptions) if (value := vars(chosen).get(f.name)) is not None
+    }
+    quiet = bool(options.get("quiet"))
+    from autoprune.cli.progress import watching
+    from autoprune.cli.show import show_rotation
+
+    with watching(quiet=quiet) as emit:
+        from autoprune.run.rotate import rotate
+
+        result = rotate(chosen.model_word, chosen.place, emit=emit, **options, **said)
+    if not quiet:
+        show_rotation(result)
+    return 0

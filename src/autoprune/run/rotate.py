@@ -1,0 +1,244 @@
+"""A dense model in another basis: the same function, written as an ordinary checkpoint, to be pruned afterwards.
+
+A rotation changes the dense model and not one block, so it is a command before pruning and no step of it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from autoprune.core.rotation import Schedule, learn_rotation
+from autoprune.data.windows import Windows
+from autoprune.errors import ModelError, RecipeError
+from autoprune.evaluation.perplexity import streamed_logits
+from autoprune.events import Emit, Notice, Phase, Step, silent
+from autoprune.model.experts import eager_experts
+from autoprune.model.fold import Fold, fold_block, fold_ends, folded_names
+from autoprune.model.seams import find_fold
+from autoprune.model.stream import Place
+from autoprune.model.terms import TermObserver
+from autoprune.model.walk import prepare_inputs, walk
+from autoprune.recipe.checks import check_bounds
+from autoprune.recipe.options import CalibrationOptions, ModelOptions, RotationOptions, RunOptions
+from autoprune.recipe.recipe import Recipe, recipe_from_flat
+from autoprune.run.check import check_model
+from autoprune.run.layout import batch_size
+from autoprune.run.open import Subject, open_model
+from autoprune.run.plan import check_apart, choose_seqlen
+from autoprune.run.texts import calibration_of
+from autoprune.run.write import begin
+from autoprune.storage.complete import check_complete
+from autoprune.storage.manifest import versions
+from autoprune.storage.result import Workplace, check_target
+from autoprune.storage.rotated import RotatedWriter, TermFiles
+from autoprune.storage.skeleton import build_skeleton
+from autoprune.storage.source import open_checkpoint
+from autoprune.storage.store import CheckpointStore
+
+# How far logits may move, relative to their size: weights are rounded once more, to what they are stored in.
+ROUNDING = {torch.float64: 1e-3, torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 5e-2}
+FEW_WINDOWS, FEW_TOKENS = 4, 64  # on which the two models are compared
+
+
+@dataclass(frozen=True)
+class RotateResult:
+    """A rotated model and what was seen on the way."""
+
+    directory: Path
+    entropy_before: float  # of all weights' importance, in nats, summed over rows and columns
+    entropy_after: float
+    difference: float  # of the two models' logits, relative to their size
+    notices: tuple[str, ...]
+
+    @property
+    def change(self) -> float:
+        """Of the entropy, as a fraction: negative where it fell."""
+        return self.entropy_after / self.entropy_before - 1 if self.entropy_before else 0.0
+
+
+def rotate(model: str | Path, out: str | Path, *, emit: Emit = silent, **options: Any) -> RotateResult:
+    """Writes ``model`` (hub id, directory or ``"demo"``) to ``out`` in a basis that loses less by pruning.
+
+    ``options``: ``rotate_steps``, ``rotate_rate``, ``rotate_blocks``, those of model and calibration, ``batch_size``,
+    ``activations``, ``overwrite``. The result computes what the model computed, to rounding, and is pruned like any
+    other. It is put in place when it is whole and its logits were compared with the model's.
+    Raises: AutoPruneError for everything that the user can mend; ModelError with the reason for an architecture whose
+    residual stream can't be rotated.
+    """
+    recipe, how = _choices(model, out, options)
+    target = Path(out).expanduser()
+    check_target(target, recipe.output.overwrite)
+    check_apart(target, recipe)
+    subject = open_model(recipe, resident=False)
+    windows = calibration_of(recipe, subject, choose_seqlen(recipe, subject.context), emit)
+    fingerprint = check_model(subject, windows.ids, emit)
+    fold = find_fold(subject.store, windows.ids)
+    for text in fold.notices:
+        emit(Notice(text))
+    workplace = Workplace(target, overwrite=recipe.output.overwrite)
+    workplace.tidy()
+    begin(workplace, subject, _room(subject), emit)
+    try:
+        return _Rotation(recipe, how, subject, fingerprint, windows, fold, workplace, emit).run()
+    except BaseException:
+        workplace.abandon()
+        raise
+
+
+def _choices(model: str | Path, out: str | Path, options: dict[str, Any]) -> tuple[Recipe, RotationOptions]:
+    """Raises: RecipeError for options that mean nothing here, and for values that can't be used."""
+    ours = {f.name for f in dataclasses.fields(RotationOptions)}
+    known = {f.name for group in (ModelOptions, CalibrationOptions, RunOptions) for f in dataclasses.fields(group)}
+    usable = (ours | known | {"overwrite"}) - {"model", "protocol", "memory"}
+    if unknown := sorted(set(options) - usable):
+        raise RecipeError(f"option {unknown[0]!r} means nothing to rotate; known: {', '.join(sorted(usable))}")
+    how = RotationOptions(**{name: value for name, value in options.items() if name in ours})
+    check_bounds(how)
+    others = {name: value for name, value in options.items() if name not in ours}
+    return recipe_from_flat({"model": str(model), "sparsity_ratio": 0, "save_model": str(out), **others}), how
+
+
+def _room(subject: Subject) -> int:
+    """How many times the model's size the work takes on disk: terms in float32, the result, a head and Grams."""
+    assert isinstance(subject.store, CheckpointStore)
+    return 2 + max(1, 4 // subject.store.skeleton.storage_dtype.itemsize)
+
+
+@dataclass
+class _Rotation:
+    """One rotation while it is under way."""
+
+    recipe: Recipe
+    how: RotationOptions
+    subject: Subject
+    fingerprint: str
+    windows: Windows
+    fold: Fold
+    workplace: Workplace
+    emit: Emit
+    terms: TermFiles = field(init=False)
+
+    def __post_init__(self) -> None:
+        assert isinstance(self.subject.store, CheckpointStore)
+        self.store, self.terms = self.subject.store, TermFiles(self.workplace)
+        self.blocks = len(self.store.anatomy.blocks)
+        self.few = self.windows.ids[:FEW_WINDOWS, :FEW_TOKENS]
+
+    @torch.no_grad()
+    def run(self) -> RotateResult:
+        """Observe, learn, write, compare, put in place."""
+        dense = self._logits(self.store)
+        self._observe()
+        rotation = self._learned()
+        before, after = (self._entropy(matrix) for matrix in (torch.eye(self.fold.width), rotation.float()))
+        self.terms.remove()
+        writer = self._write(rotation)
+        difference = self._difference(dense)
+        found = {"entropy_before": before, "entropy_after": after, "difference": difference}
+        writer.describe(self._about(found))
+        self.workplace.publish()
+        return RotateResult(self.workplace.target, before, after, difference, self.fold.notices)
+
+    def _observe(self) -> None:
+        """Every block's terms, of the dense model on the calibration windows, into files."""
+        ids, batch = self.windows.ids, batch_size(self.recipe, self.windows.ids.shape[1])
+        self.emit(Phase("observing", total=self.blocks))
+        place = Place(self.recipe.run.activations, self.store.device, self.workplace.path)
+        inputs, stream = prepare_inputs(self.store, ids, batch, place)
+        identity = torch.eye(self.fold.width, dtype=torch.float64)
+        with eager_experts(self.store.anatomy.model):
+            for block in walk(self.store):
+                seams = self.fold.blocks[block.index]
+                fold_block(block, seams, identity)
+                with TermObserver(block, seams, ids.numel()) as observer:
+                    for i in inputs.batches:
+                        stream[i] = inputs.calls.of(i, block.index)(block.module, stream[i])
+                        observer.next_pass()
+                        self.emit(Step(block.index, self.blocks, "observe", i + 1, len(stream)))
+                self.terms.keep(block.index, observer.terms())
+
+    def _learned(self) -> Float[Tensor, "width width"]:
+        """The rotation, in float64."""
+        how, name = self.how, "learning the rotation"
+        self.emit(Phase(name, total=how.rotate_steps))
+        device = self.store.device if self.store.device.type == "cuda" else torch.device("cpu")
+        with torch.enable_grad():
+            return learn_rotation(
+                self.fold.width,
+                self.blocks,
+                lambda index: self.terms.read(index, device),
+                Schedule(how.rotate_steps, how.rotate_rate, how.rotate_blocks),
+                torch.Generator().manual_seed(self.recipe.calibration.seed),
+                lambda step: self.emit(Step(0, 1, name, step + 1, how.rotate_steps)),
+                device,
+            ).matrix
+
+    def _entropy(self, rotation: Float[Tensor, "width width"]) -> float:
+        """Of the whole model's importance, in nats."""
+        terms = (term for index in range(self.blocks) for term in self.terms.read(index, rotation.device))
+        return sum(float(term.entropy(rotation)) for term in terms)
+
+    def _write(self, rotation: Float[Tensor, "width width"]) -> RotatedWriter:
+        writer = RotatedWriter(self.workplace, self.store, self.fold.ends)
+        self.emit(Phase("writing", total=self.blocks))
+        for block in walk(self.store):
+            seams = self.fold.blocks[block.index]
+            fold_block(block, seams, rotation)
+            turned = {name: block.module.get_parameter(name).data.cpu() for name in folded_names(block, seams)}
+            self.store.finish(block, {}, turned)
+            self.emit(Step(block.index, self.blocks, "write", 1, 1))
+        fold_ends(self.store.model, self.fold.ends, rotation)
+        writer.finish()
+        return writer
+
+    def _difference(self, dense: Tensor) -> float:
+        """How far the written model's logits are from the dense one's, relative to their size.
+
+        Raises: ModelError if that is more than rounding.
+        """
+        options, dtype = self.recipe.model, self.store.skeleton.storage_dtype
+        skeleton = build_skeleton(
+            open_checkpoint(self.workplace.path),
+            options.dtype,
+            self.store.device,
+            trust_remote_code=options.trust_remote_code,
+        )
+        check_complete(skeleton)
+        self.emit(Phase("comparing", total=self.blocks))
+        turned = self._logits(CheckpointStore(skeleton, resident=False))
+        gap = float((turned - dense).norm() / dense.norm())
+        most = max(ROUNDING[dtype], ROUNDING[skeleton.model.dtype])
+        if not gap <= most:
+            raise ModelError(
+                f"{self.subject.name}: the rotated model's logits differ from the model's by {gap:.2g} of their size,"
+                f" and rounding to {dtype} explains {most:g} at most; nothing was written. Please report it, and prune"
+                " the model as it is"
+            )
+        return gap
+
+    def _logits(self, store: CheckpointStore) -> Float[Tensor, "samples tokens vocab"]:
+        """Of a few windows, in float32."""
+        parts = streamed_logits(store, self.few, 1, Place("device", store.device), self.emit)
+        return torch.cat([logits.float().cpu() for _, logits in parts])
+
+    def _about(self, found: dict[str, float]) -> dict[str, Any]:
+        """What the result depends on, and what was found."""
+        name, calibration = self.subject.name, self.recipe.calibration
+        return {
+            "versions": versions(),
+            "seed": calibration.seed,
+            "model": {
+                "name": name,
+                "local": Path(name).exists() or name == "demo",
+                "fingerprint": self.fingerprint,
+            },
+            "calibration": {"nsamples": calibration.nsamples, **self.windows.provenance},
+            "rotation": {**dataclasses.asdict(self.how), **found, "notices": list(self.fold.notices)},
+        }

@@ -74,7 +74,8 @@ def test_ratio_may_be_left_out_or_agree(run: Run, tiny: Path, pruned: Path, tmp_
         assert "given+barber" in answer.out
     manifest = json.loads((tmp_path / "out0/autoprune.json").read_text())
     assert manifest["sparsity"] == 0.5
-    assert manifest["recipe"]["rebuild"] == {"prune_barber": True, "pruned_model": str(pruned)}
+    assert manifest["recipe"]["given"] == {"pruned_model": str(pruned)}
+    assert [step["name"] for step in manifest["recipe"]["steps"]] == ["barber"]
 
 
 def test_ratio_that_the_pattern_does_not_have(refuse: Refuse, tiny: Path, pruned: Path) -> None:

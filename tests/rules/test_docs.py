@@ -20,6 +20,7 @@ from autoprune.bench.grid import read_grid
 from autoprune.cli import main as command_line
 from autoprune.cli.flags import Parser, given
 from autoprune.recipe.recipe import recipe_from_flat
+from autoprune.steps.classic import EFFORTS
 
 FLAGS, TREE = made_pages.FLAGS, made_pages.TREE
 # Flags of single commands, and of the step that docs/adding-a-step.md adds.
@@ -74,6 +75,14 @@ def test_every_flag_in_the_text_exists(page: Path) -> None:
     known = {*made_pages.flag_names(), *OTHERS}
     mentioned = set(re.findall(r"`--(\w+)[` ]", page.read_text(encoding="utf-8")))
     assert mentioned - known == set()
+
+
+def test_efforts_are_those_of_the_page() -> None:
+    text = (ROOT / "docs" / "quality.md").read_text(encoding="utf-8").split("## ria")[0]
+    for name, stands_for in EFFORTS.items():
+        assert f"`{name}`" in text
+        assert f"`{','.join(stands_for['steps'])}`" in text
+        assert f"{stands_for['epochs']} epochs" in text if "epochs" in stands_for else True
 
 
 CALLS = [(page, command) for page in PAGES for command in commands(page.read_text(encoding="utf-8"))]

@@ -1,4 +1,4 @@
-"""Draws the two figures of README: img/figure1a.png and img/figure1b.png.
+"""Draws the two figures of README and docs/conventions.md: img/figure1a.png and img/figure1b.png.
 
 Every number in them is computed here, with the project's own selection and exchange, on small random layers.
 Run it from anywhere: ``python scripts/draw_figures.py``.

@@ -6,7 +6,6 @@ The tables of flags (docs/flags.md) and the tree of files (docs/tree.md) are mad
 
 from __future__ import annotations
 
-import dataclasses
 import re
 import shlex
 from collections.abc import Sequence
@@ -20,7 +19,8 @@ from pages import EXAMPLE, PAGES, README, ROOT, anchors, between, commands, fenc
 from autoprune.bench.grid import read_grid
 from autoprune.cli import main as command_line
 from autoprune.cli.flags import Parser, given
-from autoprune.recipe.recipe import groups, recipe_from_flat
+from autoprune.recipe.recipe import recipe_from_flat
+from autoprune.steps.classic import EFFORTS
 
 FLAGS, TREE = made_pages.FLAGS, made_pages.TREE
 # Flags of single commands, and of the step that docs/adding-a-step.md adds.
@@ -63,7 +63,7 @@ def test_readme_is_short() -> None:
 def test_tables_of_flags_say_what_the_recipe_says() -> None:
     written = between(FLAGS.read_text(encoding="utf-8"), "flags")
     listed = re.findall(r"^\| `--(\w+)` \|", written, re.MULTILINE)
-    assert listed == [f.name for group in groups() for f in dataclasses.fields(group.type)]
+    assert listed == made_pages.flag_names()
     assert written == made_pages.flag_tables(), "the recipe has changed: run `python tests/rules/test_docs.py`"
 
 
@@ -72,9 +72,17 @@ def test_every_flag_in_the_text_exists(page: Path) -> None:
     """``--name`` with an underscore or alone between backticks is a flag of ours; flags of other programs have
     hyphens.
     """
-    known = {f.name for group in groups() for f in dataclasses.fields(group.type)} | OTHERS
+    known = {*made_pages.flag_names(), *OTHERS}
     mentioned = set(re.findall(r"`--(\w+)[` ]", page.read_text(encoding="utf-8")))
     assert mentioned - known == set()
+
+
+def test_efforts_are_those_of_the_page() -> None:
+    text = (ROOT / "docs" / "quality.md").read_text(encoding="utf-8").split("## ria")[0]
+    for name, stands_for in EFFORTS.items():
+        assert f"`{name}`" in text
+        assert f"`{','.join(stands_for['steps'])}`" in text
+        assert f"{stands_for['epochs']} epochs" in text if "epochs" in stands_for else True
 
 
 CALLS = [(page, command) for page in PAGES for command in commands(page.read_text(encoding="utf-8"))]

@@ -24,7 +24,7 @@ class StepOptions:
     prune_method: str = option(
         "wanda", "first pass: magnitude, wanda or sparsegpt (or one from an installed plugin)", metavar="METHOD"
     )
-    prune_barber: bool = option(False, "rebuild the keep pattern with LLM-Barber after the first pass")
+    prune_barber: bool = option(False, "rebuild the mask with LLM-Barber after the first pass")
     steps: tuple[str, ...] = option(
         (),
         "comma list of steps in their order, instead of --prune_method and --prune_barber, such as wanda,refit,barber",

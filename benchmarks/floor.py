@@ -11,14 +11,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
-from autoprune.model.stages import Inputs
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from autoprune.model.calls import BlockCall
 from autoprune.model.stream import Place, Stream
-from autoprune.model.walk import prepare_inputs
-from autoprune.run.plan import TOKENS_PER_PASS
+from autoprune.model.walk import Inputs, prepare_inputs
+from autoprune.run.layout import TOKENS_PER_PASS
 from autoprune.storage.store import MemoryStore
 
 COLUMN_BLOCK = 128

@@ -221,8 +221,8 @@ def machine() -> dict[str, object]:
     }
 
 
-def main() -> None:
-    """Measures, prints, and writes the results as JSON."""
+def arguments() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     for name, kind in (
         ("width", int),
@@ -246,7 +246,12 @@ def main() -> None:
     parser.add_argument(
         "--out", type=Path, help="where the JSON goes (default: benchmarks/results/DEVICE.json; nothing with --only)"
     )
-    given = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Measures, prints, and writes the results as JSON."""
+    given = arguments()
     shape = Shape(
         given.width,
         given.ffn,

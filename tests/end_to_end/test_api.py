@@ -138,7 +138,8 @@ def test_one_word_is_not_taken_for_a_list_of_letters(tiny: Path, texts: Texts, o
 @pytest.mark.parametrize(
     ("more", "error", "says"),
     [
-        ({"sparsity": 0.5}, RecipeError, "unknown option 'sparsity'"),
+        ({"sparsness": 0.5}, RecipeError, "unknown option 'sparsness'"),
+        ({"sparsity": 0.5}, RecipeError, "--sparsity and --sparsity_ratio both name the target"),
         ({"sparsity_ratio": "half"}, RecipeError, "--sparsity_ratio 'half' is not a number"),
         ({"sparsity_ratio": True}, RecipeError, "--sparsity_ratio True is not a number"),
         ({"nsamples": "8"}, RecipeError, "--nsamples '8' is of the wrong kind; it must be a whole number"),
@@ -147,7 +148,11 @@ def test_one_word_is_not_taken_for_a_list_of_letters(tiny: Path, texts: Texts, o
         ({"sparsity_type": None}, RecipeError, "--sparsity_type None is of the wrong kind; it must be a word"),
         ({"prune_barber": 1}, RecipeError, "--prune_barber 1 is of the wrong kind; it must be true or false"),
         ({"eval_data": 3}, RecipeError, "--eval_data 3 is no list of words"),
-        ({"prune_metric": "WX"}, RecipeError, "--prune_metric 'WX' is unknown; choose from WD, W, D"),
+        (
+            {"prune_metric": "WX"},
+            RecipeError,
+            "--prune_metric 'WX' is unknown (did you mean W?); choose from WD, W, D",
+        ),
         ({"save_model": Path(__file__)}, OutputError, "a file of that name exists"),
         ({"calibration_data": "gone.txt"}, DataError, "--calibration_data gone.txt"),
     ],

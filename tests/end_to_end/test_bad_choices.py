@@ -103,7 +103,10 @@ def test_pattern_that_leaves_nothing(refuse: Refuse, tiny: Path) -> None:
             {"prune_barber": True, "sparsity_type": "2:4", "prune_granularity": "block"},
             "--prune_granularity block can't keep 2:4",
         ),
-        ({"pruned_model": "somewhere"}, "--pruned_model only has a meaning together with --prune_barber"),
+        (
+            {"pruned_model": "somewhere"},
+            "--pruned_model only has a meaning together with a step that goes on with it, such as --prune_barber",
+        ),
         ({"delete": True, "save_model": None}, "--delete removes what --save_model wrote"),
         ({"save_model": ""}, "--save_model is empty"),
         ({"eval_data": ""}, "--eval_data is empty"),
@@ -136,8 +139,8 @@ def test_console_script(capsys: pytest.CaptureFixture[str], words: list[str]) ->
 
 
 def test_flags_are_not_guessed_from_their_beginnings(capsys: pytest.CaptureFixture[str]) -> None:
-    assert classic(["--model", "demo", "--sparsity", "0.5"]) == 2
-    assert "unrecognized arguments: --sparsity" in capsys.readouterr().err
+    assert classic(["--model", "demo", "--sparsity_rat", "0.5"]) == 2
+    assert "unrecognized arguments: --sparsity_rat" in capsys.readouterr().err
 
 
 def test_missing_text(refuse: Refuse, tiny: Path, tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ def test_delete_spares_what_it_did_not_write(run: Run, tiny: Path, tmp_path: Pat
     run(tiny, save_model=tmp_path / "out")
     (tmp_path / "out/thesis.txt").write_text("three years of work")
     run(tiny, save_model=tmp_path / "out", save_ppl=tmp_path / "out/ppl", overwrite=True, delete=True)
-    assert set(contents(tmp_path / "out")) == {"thesis.txt", "ppl/log_wanda_0.5.txt", "ppl/log_wanda_0.5.json"}
+    assert set(contents(tmp_path / "out")) == {"thesis.txt", "ppl/log_wanda_50pct.txt", "ppl/log_wanda_50pct.json"}
 
 
 def test_ratio_zero_only_evaluates(run: Run, tiny: Path, texts: Texts, tmp_path: Path) -> None:
@@ -65,7 +65,7 @@ def test_report_says_what_was_measured_and_on_what(run: Run, tiny: Path, texts: 
     assert {"kind": "txt", "file": "heldout.txt", "tokens": 330, "seqlen": SEQLEN}.items() <= provenance.items()
     assert len(provenance["sha256"]) == len(provenance["fingerprint"]) == 64
     assert row["settings"]["calibration"]["seed"] == 3
-    lines = (tmp_path / "ppl/log_wanda_0.5.txt").read_text().splitlines()
+    lines = (tmp_path / "ppl/log_wanda_50pct.txt").read_text().splitlines()
     assert lines[0].split("  ")[0] == "method"
     assert all(
         word in lines[0] for word in ("actual sparsity", f"heldout.txt ({SEQLEN})", f"calibration.txt ({SEQLEN})")

@@ -141,7 +141,7 @@ def kill_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[str]]:
     after(results, "save_file", 1)
     after(results.shutil, "copyfile", 1)
     monkeypatch.setattr(os, "fsync", lambda _: None)  # slow where many write
-    monkeypatch.setattr(pruning, "_stop", lambda _, workplace: workplace.leave())  # a lock ends with its process
+    monkeypatch.setattr(pruning, "stop", lambda _, workplace: workplace.leave())  # a lock ends with its process
 
     def arm(number: int) -> list[str]:
         log.clear()

@@ -30,6 +30,7 @@ LEVELS = {
     "run": 5,
     "bench": 6,
     "cli": 7,
+    "__main__": 7,
 }
 # Anyone may import these; "" is the package itself, for its version.
 GROUND = {"errors", "events", "machine", "results"}

@@ -169,7 +169,7 @@ def test_dense_plan_asks_for_nothing_but_texts_to_measure(tmp_path: Path) -> Non
     options = {
         "sparsity_ratio": 0,
         "ignore": ["matches nothing"],
-        "prune_method": "unknown",
+        "prune_method": "sparsegpt",
         "calibration_data": "gone.txt",
     }
     plan = make_plan(

@@ -78,7 +78,10 @@ def _placed(values: dict[str, object], chosen: argparse.Namespace) -> dict[str, 
             )
         values |= {name: word} if word is not None else {}
     if "model" not in values:
-        raise RecipeError("no model is named; write `autoprune prune MODEL OUT --sparsity 2:4`, or give --model")
+        raise RecipeError(
+            "no model is named; write `autoprune prune MODEL OUT --sparsity 2:4`, or give --model; `autoprune prune"
+            " --help` lists the flags"
+        )
     return values
 
 

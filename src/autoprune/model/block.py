@@ -14,15 +14,16 @@ from torch import Tensor, nn
 from autoprune.core.order_statistics import count_zeros, zeroed
 from autoprune.core.problem import LayerProblem, LayerSolution
 from autoprune.core.sparsity import Target
-from autoprune.core.statistics import CrossGram, Statistic
+from autoprune.core.statistics import Statistic
 from autoprune.errors import NumericsError
 from autoprune.events import Emit, Notice
 from autoprune.events import Step as Progress
 from autoprune.model.anatomy import BlockAnatomy
 from autoprune.model.gradients import PartWork, work_by_parts
 from autoprune.model.layers import Layer, hold_originals
-from autoprune.model.observe import InputGroup, InputObserver, Kind, check_finite, observe_pairs, settle_experts
-from autoprune.model.sharing import merge_groups, observed_as, solved
+from autoprune.model.observe import InputGroup, Kind
+from autoprune.model.observing import observe_block
+from autoprune.model.sharing import solve_all, solved
 from autoprune.model.stream import Stream
 from autoprune.model.training import BlockTraining
 from autoprune.model.trial import Trial
@@ -142,44 +143,10 @@ class Block:
         if self.stream is None:
             return [InputGroup([layer], None) for layer in self.layers]
         if self._groups is None:
-            self._groups = self._observed()
+            self._groups = observe_block(self)
         here = {layer.name for layer in self.layers}
         groups = [replace(g, layers=[la for la in g.layers if la.name in here]) for g in self._groups]
         return [group for group in groups if group.layers]
-
-    @torch.no_grad()
-    def _observed(self) -> list[InputGroup]:
-        inputs, stream = self.inputs, self.stream
-        assert stream is not None
-        tokens, before = inputs.fitted_samples * inputs.tokens, inputs.before * inputs.tokens
-        observer = InputObserver(self.layers, observed_as(inputs.ranks, self.kinds), tokens, before)
-        with observer:
-            for i in self.batches("observe", inputs.fitted):
-                self.run(i, stream[i])
-                observer.next_pass()
-        groups = merge_groups(inputs.ranks, observer.groups, self.layers, self.kinds)
-        if CrossGram in self.kinds:
-            observe_pairs(self, groups)
-        groups = settle_experts(groups, self.layers)
-        self.require_seen([layer for group in groups for layer in group.layers])
-        check_finite(groups, self.name)
-        return groups
-
-    def input_groups(self) -> list[list[Layer]]:
-        """The layers of the block by the tensor that feeds them, seen on a few tokens."""
-        assert self.inputs.probe is not None
-        with InputObserver(self.layers, (), 1) as observer:
-            self.inputs.probe.run(self.anatomy)
-        return [group.layers for group in observer.groups]
-
-    def require_seen(self, seen: Sequence[Layer]) -> None:
-        """Raises: NumericsError naming a layer that is to be pruned by its inputs and saw none."""
-        names = {layer.name for layer in seen}
-        if unseen := [self.anatomy.full_name(layer) for layer in self.layers if layer.name not in names]:
-            raise NumericsError(
-                f"{unseen[0]} saw no input while its block ran, so it can't be pruned by its inputs; leave it dense"
-                f" with --ignore {unseen[0]!r}"
-            )
 
     # Solve and assign.
 
@@ -325,15 +292,3 @@ class Block:
             self.advances = advances
             if not trial.kept:
                 trial.roll_back()
-
-
-def solve_all(solve: Solve, problems: Sequence[LayerProblem]) -> list[LayerSolution]:
-    """Raises: TypeError if a step does not answer every problem, in its order."""
-    solutions = list(solve(problems))
-    if [s.name for s in solutions] != [p.name for p in problems]:
-        answered = ", ".join(s.name for s in solutions) or "nothing"
-        raise TypeError(
-            f"a step must solve every problem, in order: it was given {', '.join(p.name for p in problems)} and"
-            f" answered {answered}"
-        )
-    return solutions

@@ -16,7 +16,7 @@ from autoprune.model.layers import Expert, Layer
 from autoprune.model.observe import FEW_TOKENS, InputSample
 from autoprune.model.parts import SubBlock, SubBlockRunner, find_sub_blocks, weight_gradients
 from autoprune.model.precision import COMPUTE_DTYPES, computing_in, narrowed, tensor_cores
-from autoprune.model.sharing import merge_gradients, solved
+from autoprune.model.sharing import merge_gradients, solve_all, solved
 from autoprune.model.stream import Stream
 from autoprune.results.outcome import SubBlockOutcome
 from autoprune.steps.base import Solve
@@ -92,8 +92,6 @@ class PartWork:
         Some stay as they were: experts that saw too few tokens, and layers whose output only decides something
         (DeepSeek-V3.2's indexer): no gradient reaches them, so their scores would be zero beside those of the others.
         """
-        from autoprune.model.block import solve_all
-
         block = self.block
         energies, samples, self.loss_before = self._observe()
         starved = {la.name for la in self.layers if isinstance(la, Expert) and samples[la.name].seen < FEW_TOKENS}

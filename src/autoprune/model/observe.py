@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from autoprune.core.statistics import CrossGram, InputGram, InputNorm, summed, tensors_of
-from autoprune.errors import NumericsError, RecipeError
+from autoprune.errors import NumericsError
 from autoprune.model.layers import Expert, Layer
 from autoprune.model.watch import Use, Watch
-
-if TYPE_CHECKING:
-    from autoprune.model.block import Block
 
 ERROR_TOKENS = 256  # tokens, evenly spaced over the calibration data, on which layer errors are measured
 Kind = type[InputNorm] | type[InputGram] | type[CrossGram]
@@ -192,37 +189,3 @@ def check_finite(groups: Sequence[InputGroup], block: str) -> None:
                 f"the inputs of {block}.{group.layers[0].name} hold NaN or infinity (or their squares overflow); "
                 "try --dtype float32 (float16 overflows easily), or check the model and the calibration data"
             )
-
-
-@torch.no_grad()
-def observe_pairs(block: Block, groups: Sequence[InputGroup]) -> None:
-    """Adds what the layers see of the same tokens in the dense and in the pruned stream, with their dense weights.
-
-    Raises: RecipeError for experts: a token may go to one expert in one stream and to another in the other.
-    """
-    stream, dense = block.stream, block.dense_stream
-    assert stream is not None and dense is not None, "the step's needs must name a dense stream"
-    leaders = [group.layers[0] for group in groups]
-    if fused := [layer for layer in leaders if isinstance(layer, Expert)]:
-        raise RecipeError(
-            f"{block.anatomy.full_name(fused[0])} is an expert, and no expert sees the same tokens in the dense and in"
-            " the pruned model; leave the experts dense with --ignore, or choose steps that need no dense stream"
-        )
-    seen: dict[str, Tensor] = {}
-
-    def note(uses: list[Use], result: Tensor) -> Tensor:
-        seen.update({use.layer.name: use.x.reshape(-1, use.x.shape[-1]) for use in uses})
-        return result
-
-    for i in block.batches("observe both streams", block.inputs.fitted):
-        with Watch(leaders, note):
-            block.run_dense(i, dense[i])
-            before = dict(seen)
-            block.run(i, stream[i])
-        for group, leader in zip(groups, leaders, strict=True):
-            statistic = group.statistics[CrossGram]
-            assert isinstance(statistic, CrossGram)
-            statistic.update(before[leader.name], seen[leader.name])
-        seen.clear()
-    for group in groups:
-        block.inputs.ranks.all_reduce(*tensors_of(group.statistics[CrossGram]))

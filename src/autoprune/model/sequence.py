@@ -11,6 +11,7 @@ from autoprune.machine.allocator import kept_for_reuse
 from autoprune.model.block import Block
 from autoprune.model.layers import Layer
 from autoprune.model.observe import InputGroup, check_finite
+from autoprune.model.observing import input_groups, require_seen
 from autoprune.model.watch import Use, Watch
 from autoprune.steps.base import LayerStep
 
@@ -21,7 +22,7 @@ def prune_in_sequence(block: Block, steps: Sequence[LayerStep]) -> None:
 
     When a group's input arrives it is observed, and the group is pruned before its product is taken.
     """
-    waiting = {layer.name: layers for layers in block.input_groups() for layer in layers}
+    waiting = {layer.name: layers for layers in input_groups(block) for layer in layers}
     pruned: list[Layer] = []
     tokens = block.inputs.samples * block.inputs.tokens
 
@@ -43,5 +44,5 @@ def prune_in_sequence(block: Block, steps: Sequence[LayerStep]) -> None:
     with Watch(block.layers, coming=coming), kept_for_reuse():
         block.stream[0] = block.run(0, block.stream[0])
     block.emit(Progress(block.index, block.blocks, "observe and advance", 1, 1))
-    block.require_seen(pruned)
+    require_seen(block, pruned)
     block.advanced = True

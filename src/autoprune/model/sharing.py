@@ -13,11 +13,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from autoprune.core.problem import LayerSolution
+from autoprune.core.problem import LayerProblem, LayerSolution
 from autoprune.core.statistics import GradientEnergy, InputNorm
 from autoprune.machine.ranks import Ranks
 from autoprune.model.layers import Layer
 from autoprune.model.observe import InputGroup, InputSample, InputStatistic, Kind
+from autoprune.steps.base import Solve
 
 
 @dataclass
@@ -218,3 +219,15 @@ def _received(ranks: Ranks, owner: int, layer: Layer, head: _Head, own: LayerSol
     keep = ranks.broadcast(owner, own.keep if own else None, layer.matrix, torch.bool)
     weight = ranks.broadcast(owner, own.weight if own else None, layer.matrix, head.dtype) if head.dtype else None
     return LayerSolution(head.name, keep, weight, head.notes)
+
+
+def solve_all(solve: Solve, problems: Sequence[LayerProblem]) -> list[LayerSolution]:
+    """Raises: TypeError if a step does not answer every problem, in its order."""
+    solutions = list(solve(problems))
+    if [s.name for s in solutions] != [p.name for p in problems]:
+        answered = ", ".join(s.name for s in solutions) or "nothing"
+        raise TypeError(
+            f"a step must solve every problem, in order: it was given {', '.join(p.name for p in problems)} and"
+            f" answered {answered}"
+        )
+    return solutions

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -53,15 +54,40 @@ class Comparison:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def __repr__(self) -> str:
-        from autoprune.results.comparison_tables import comparison_text
+        lines = [
+            f"{model} on {text}: divergence {shift.kld.mean:.4g} ± {shift.kld.error:.2g} nats,"
+            f" same top {shift.same_top.mean:.2%}"
+            for model, text, shift in self.by_text()
+        ]
+        flips = [
+            f"{m.model} on {flip.task}: {flip.share_changed:.2%} changed" for m in self.models for flip in m.flips
+        ]
+        return "\n".join([f"Comparison with {self.dense}", *lines, *flips])
 
-        return comparison_text(self)
+    def by_text(self) -> Iterator[tuple[str, str, PredictionShift]]:
+        """Model, text with its window length, and what moved there."""
+        for model in self.models:
+            for text, shift in model.shifts.items():
+                yield model.model, f"{text} ({shift.seqlen})", shift
 
     def to_pandas(self) -> DataFrame:
         """One line for each model and text, with every figure in a column of its own."""
-        from autoprune.results.comparison_tables import comparison_frame
+        from pandas import DataFrame
 
-        return comparison_frame(self)
+        return DataFrame([{"model": model, "text": text, **_flat(shift)} for model, text, shift in self.by_text()])
+
+
+def _flat(shift: PredictionShift) -> dict[str, Any]:
+    """Every figure under a name of its own: ``kld``, ``kld_error``, ``kld_median``, …"""
+    found: dict[str, Any] = {}
+    for name, value in ((f.name, getattr(shift, f.name)) for f in dataclasses.fields(shift)):
+        if isinstance(value, Estimate):
+            found |= {name: value.mean, f"{name}_error": value.error}
+        elif name == "kld_spread":
+            found |= {f"kld_{share}": number for share, number in dataclasses.asdict(value).items()}
+        elif not isinstance(value, tuple):
+            found[name] = value
+    return found
 
 
 def shift_from_json(raw: Mapping[str, Any]) -> PredictionShift:

@@ -1,25 +1,20 @@
-"""A comparison with the dense model as tables, text and a data frame."""
+"""A comparison with the dense model as tables and text."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
 
-from autoprune.core.shift import Estimate, PredictionShift
+from autoprune.core.shift import Estimate
 from autoprune.results.comparison import Comparison, Flips
 from autoprune.results.numbers import number_text, percent_text
 from autoprune.results.table import Table, from_rows, to_text
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
 
 
 def divergence_table(result: Comparison) -> Table:
     """The divergence of every model on every text: its mean and how it is spread over the tokens."""
     header = ("model", "text", "mean", "median", "90 %", "95 %", "99 %", "99.9 %", "max")
     rows = []
-    for model, text, shift in _shifts(result):
+    for model, text, shift in result.by_text():
         spread = dataclasses.astuple(shift.kld_spread)
         rows.append((model, text, _estimate(shift.kld), *(_nats(value) for value in spread)))
     return Table(from_rows(header, rows, words=2), title=f"KL divergence from {result.dense}, in nats for each token")
@@ -29,7 +24,7 @@ def tokens_table(result: Comparison) -> Table:
     """What became of the tokens that follow: their probability, the model's first choice, perplexity."""
     header = ("model", "text", "same top", "Δp", "Δp rms", "ln(ppl ratio)", "dense ppl", "ppl")
     rows = []
-    for model, text, shift in _shifts(result):
+    for model, text, shift in result.by_text():
         top, delta = shift.same_top, shift.delta_p
         rows.append(
             (
@@ -48,7 +43,7 @@ def tokens_table(result: Comparison) -> Table:
 
 def places_table(result: Comparison) -> Table:
     """ln(ppl ratio) by place in the window: whether a longer context suffers more."""
-    shifts = list(_shifts(result))
+    shifts = list(result.by_text())
     longest = max((shift.stretches for _, _, shift in shifts), key=len)
     stretches = tuple(f"{stretch.start}-{stretch.stop - 1}" for stretch in longest)
     rows = []
@@ -76,32 +71,6 @@ def comparison_tables(result: Comparison, *, places: bool = True) -> list[Table]
 def comparison_text(result: Comparison, *, places: bool = False) -> str:
     """The tables one below the other."""
     return "\n".join(f"{table.title}\n{to_text(table)}" for table in comparison_tables(result, places=places)).rstrip()
-
-
-def comparison_frame(result: Comparison) -> DataFrame:
-    """One line for each model and text."""
-    from pandas import DataFrame
-
-    return DataFrame([{"model": model, "text": text, **_flat(shift)} for model, text, shift in _shifts(result)])
-
-
-def _shifts(result: Comparison) -> Iterator[tuple[str, str, PredictionShift]]:
-    for model in result.models:
-        for text, shift in model.shifts.items():
-            yield model.model, f"{text} ({shift.seqlen})", shift
-
-
-def _flat(shift: PredictionShift) -> dict[str, Any]:
-    """Every figure under a name of its own: ``kld``, ``kld_error``, ``kld_median``, …"""
-    found: dict[str, Any] = {}
-    for name, value in ((field.name, getattr(shift, field.name)) for field in dataclasses.fields(shift)):
-        if isinstance(value, Estimate):
-            found |= {name: value.mean, f"{name}_error": value.error}
-        elif name == "kld_spread":
-            found |= {f"kld_{share}": number for share, number in dataclasses.asdict(value).items()}
-        elif not isinstance(value, tuple):
-            found[name] = value
-    return found
 
 
 def _flips(flip: Flips) -> tuple[str, ...]:

@@ -235,8 +235,8 @@ def test_names_near_the_limit_of_the_file_system(run: Run, tiny: Path, tmp_path:
 
 def test_names_over_the_limit_are_called_so(refuse: Refuse, tiny: Path, tmp_path: Path) -> None:
     refuse(tiny, "--save_model", "no name of a directory", save_model=tmp_path / ("o" * 256))
-    refuse("m" * 300, "no file or model has a name as long")
-    refuse(tiny, "neither a set nor a file has a name as long", "go into a file", calibration_data="a word " * 200)
+    refuse("m" * 300, "--model", "is no name: too long for a file")
+    refuse(tiny, "--calibration_data", "is no name: too long for a file", calibration_data="a word " * 200)
 
 
 @pytest.mark.parametrize("place", ["/dev/full", "closed"])

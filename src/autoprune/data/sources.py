@@ -5,13 +5,11 @@ there.
 from __future__ import annotations
 
 import difflib
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from autoprune.errors import DataError
-from autoprune.storage.files import LONGEST_NAME
 from autoprune.storage.locate import DEMO
 
 NAMED = ("c4", "wikitext2", "ptb")
@@ -73,11 +71,6 @@ def parse_source(word: str, flag: str) -> Source:
     if not word.strip():
         raise DataError(f"{flag} is empty; give {_choices()}")
     path = Path(word).expanduser()
-    if any(len(os.fsencode(part)) > LONGEST_NAME for part in path.parts):
-        raise DataError(
-            f"{flag} {word[:60]!r}…: neither a set nor a file has a name as long; texts themselves go into a file that"
-            f" is named here: {flag} FILE.txt"
-        )
     kind = kind_of(path)
     if path.is_dir():
         raise DataError(f"{flag} {word} is a directory; name one file inside it ({', '.join(SUFFIXES)})")

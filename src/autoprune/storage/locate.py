@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import errno
 import glob
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from autoprune.errors import ModelError
-from autoprune.storage.files import LONGEST_NAME
 from autoprune.storage.weight_files import files_wanted
 
 DEMO = Path(__file__).resolve().parent.parent / "demo"  # the model and the texts that the project ships
@@ -28,8 +26,6 @@ def locate(word: str, cache_dir: str | None = None) -> Path:
     if word == "demo":
         return DEMO
     path = Path(word).expanduser()
-    if any(len(os.fsencode(part)) > LONGEST_NAME for part in path.parts):
-        raise ModelError(f"--model {word[:60]}…: no file or model has a name as long; check the path")
     if path.is_dir() or (path.is_file() and path.suffix == ".gguf"):
         return path
     if path.exists():

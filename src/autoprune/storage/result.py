@@ -188,8 +188,6 @@ def _neighbour(place: Path, what: str) -> Path:
 
 def check_target(target: Path, overwrite: bool) -> None:
     """Raises: OutputError if ``target`` is a file, or holds files that may not be replaced."""
-    if any(len(os.fsencode(part)) > LONGEST_NAME for part in target.parts):
-        raise OutputError(f"--save_model {str(target)[:60]}…: the name is longer than file systems allow; shorten it")
     if target.is_file():
         raise OutputError(f"--save_model {target}: a file of that name exists; choose another directory")
     if not target.is_dir() or not _entries(target) or _half_moved(target):

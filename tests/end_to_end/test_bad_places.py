@@ -6,6 +6,9 @@ import errno
 import json
 import os
 import shutil
+import signal
+import subprocess
+import sys
 from collections import namedtuple
 from collections.abc import Callable
 from pathlib import Path
@@ -219,3 +222,39 @@ def test_refusals_do_not_depend_on_the_order_of_flags(
     words = flags(tiny, texts, save_model=tmp_path / "out")
     pairs = [words[i : i + 2] for i in range(0, len(words), 2)]
     refused(run_classic(capsys, [word for pair in reversed(pairs) for word in pair]), "not empty")
+
+
+@pytest.mark.parametrize("length", [240, 255])
+def test_names_near_the_limit_of_the_file_system(run: Run, tiny: Path, tmp_path: Path, length: int) -> None:
+    out = tmp_path / ("o" * length)
+    run(tiny, save_model=out)
+    run(tiny, save_model=out, overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == [out.name]
+    assert (out / "autoprune.json").is_file()
+
+
+def test_names_over_the_limit_are_called_so(refuse: Refuse, tiny: Path, tmp_path: Path) -> None:
+    refuse(tiny, "--save_model", "no name of a directory", save_model=tmp_path / ("o" * 256))
+    refuse("m" * 300, "--model", "is no name: too long for a file")
+    refuse(tiny, "--calibration_data", "is no name: too long for a file", calibration_data="a word " * 200)
+
+
+@pytest.mark.parametrize("place", ["/dev/full", "closed"])
+def test_standard_output_that_takes_nothing(place: str) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("this system has no /dev/full")
+    command = [sys.executable, "-m", "autoprune.cli.main", "reproduce"]
+    if place == "closed":
+        end, out = os.pipe()
+        os.close(end)
+    else:
+        out = os.open(place, os.O_WRONLY)
+    done = subprocess.run(command, stdout=out, stderr=subprocess.PIPE, text=True)
+    os.close(out)
+    assert "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr
+    if place == "closed":
+        assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
+    else:
+        assert done.returncode == 2
+        assert "standard output can't be written (No space left on device)" in done.stderr

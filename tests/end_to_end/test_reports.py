@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ import pytest
 
 from autoprune.cli.main import main
 from autoprune.errors import ModelError
-from autoprune.recipe.options import OutputOptions
 from autoprune.recipe.recipe import recipe_from_flat
 from autoprune.report.save import tables_claimed
 from autoprune.results.types import TaskResult, ZeroShotResult
@@ -247,6 +245,3 @@ def test_two_runs_do_not_make_one_table(run: Run, refuse: Refuse, tiny: Path, tm
     run(tiny, save_ppl=tmp_path / "ppl/deep")
     names = {path.name for path in (tmp_path / "ppl/deep").iterdir()}
     assert names == {f"log_{name}_50pct.{ending}" for name in ("wanda", "magnitude") for ending in ("txt", "json")}
-    with tables_claimed(dataclasses.replace(recipe, output=OutputOptions(save_ppl=str(tmp_path / "new/er"))), stem):
-        assert (tmp_path / "new/er").is_dir()
-    assert not (tmp_path / "new").exists()

@@ -10,10 +10,11 @@ import torch
 from end_to_end.tiny import change_weights, save_tiny, tiny_model, tiny_tokenizer, write_words
 
 import autoprune
-from autoprune.data.cache import VARIABLE, cached_windows
+from autoprune.data.cache import VARIABLE, cached_json, cached_windows
 from autoprune.data.windows import Windows
 from autoprune.errors import RecipeError
 from autoprune.evaluation import perplexity as module
+from autoprune.events import Event
 from autoprune.recipe.recipe import PROTOCOLS, CalibrationOptions, Recipe, recipe_from_flat, validated
 
 HALF = {"model": "demo", "sparsity_ratio": 0.5}
@@ -110,7 +111,9 @@ def test_windows_are_those_of_the_tokenizer(tmp_path: Path, monkeypatch: pytest.
     autoprune.evaluate(tiny_model(), tokenizer=tiny_tokenizer(), eval_data=text, seqlen=16)
     kept = (tmp_path / "cache").glob
     assert not list(kept("windows-*"))
-    for count, change in enumerate((None, None, model / "tokenizer_config.json", text)):
+    own = model / "own_words.txt"  # of a tokenizer that nobody knows
+    own.write_text("a\n")
+    for count, change in enumerate((None, None, model / "tokenizer_config.json", text, own)):
         if change:
             change.write_text(change.read_text() + "\n")
         autoprune.evaluate(model, eval_data=text, seqlen=16)
@@ -126,3 +129,13 @@ def test_damaged_cache_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     again = cached_windows({"a": 1}, lambda: windows)
     assert torch.equal(again.ids, windows.ids)
     assert torch.equal(cached_windows({"a": 1}, lambda: pytest.fail("made twice")).ids, windows.ids)
+
+
+def test_a_cache_that_can_not_be_written_costs_time_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "file/cache"))
+    windows, told = Windows(torch.arange(6).view(2, 3), {"source": "x"}), list[Event]()
+    assert cached_windows({"a": 1}, lambda: windows, told.append) is windows
+    assert cached_json("dense", {"a": 1}, lambda: {"b": 2}, told.append) == {"b": 2}
+    assert [str(event).count("AUTOPRUNE_CACHE=") for event in told] == [1, 1]
+    assert "so nothing is kept for later runs" in str(told[0])

@@ -42,6 +42,7 @@ class TestHubLayout:
             "config": None,
             "data_files": "en/c4-train.00000-of-01024.json.gz",
             "split": "train",
+            "field": "text",
             "revision": None,
             "commit": None,
             "mirror": True,

@@ -169,7 +169,7 @@ class TestJsonLines:
         path = write_jsonl(tmp_path / "b.jsonl", [{"text": ["a"], "id": "x"}])
         refused(lambda: read(path), "text (list), id (str)")
         path = write_jsonl(tmp_path / "c.jsonl", [{}])
-        refused(lambda: read(path), "its fields are none")
+        refused(lambda: read(path), "has the fields none")
 
     def test_later_line_without_text(self, tmp_path: Path) -> None:
         path = write_jsonl(tmp_path / "a.jsonl", [{"text": "a"}, {"text": None}])

@@ -266,3 +266,21 @@ def test_missing_harness(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
         check_tasks(ZeroShotOptions(tasks=("plain_words",), tasks_path=str(folder)))
     assert classic(["--model", "demo", "--sparsity_ratio", "0", "--save_zeroshot", "unused"]) == 2
     assert "pip install lm-eval" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("entry", "says"),
+    [
+        ("unsafe_code: true", "lm-evaluation-harness calls it unsafe"),
+        ("metric_list: [{metric: nope, aggregation: mean, higher_is_better: true}]", "knows no metric 'nope'"),
+    ],
+)
+def test_what_the_harness_would_refuse_in_the_end_is_refused_before_the_work(
+    tmp_path: Path, entry: str, says: str
+) -> None:
+    write_task(tmp_path, "mine", ("acc",), 1.0)
+    lines = (tmp_path / "mine.yaml").read_text().splitlines()
+    kept = [line for line in lines if not line.startswith(entry.partition(":")[0] + ":")]
+    (tmp_path / "mine.yaml").write_text("\n".join([*kept, entry]))
+    with pytest.raises(DataError, match=f"--tasks mine: .*{says}"):
+        check_tasks(ZeroShotOptions(tasks=("mine",), tasks_path=str(tmp_path)))

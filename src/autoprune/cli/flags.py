@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from autoprune.errors import RecipeError
+from autoprune.recipe.checks import comma_list
 from autoprune.recipe.recipe import groups
 
 
@@ -89,7 +90,7 @@ def _add_flag(
     if kind is bool:
         settings["action"] = "store_true"
     elif facts.get("comma"):
-        settings |= {"type": _comma_list, "metavar": facts.get("metavar")}
+        settings |= {"type": comma_list, "metavar": facts.get("metavar")}
     elif typing.get_origin(kind) is tuple:
         settings |= {"action": "append", "metavar": facts.get("metavar")}
     else:
@@ -115,10 +116,6 @@ def _plain(hint: Any) -> Any:
     if isinstance(hint, types.UnionType):
         return next(part for part in typing.get_args(hint) if part is not type(None))
     return hint
-
-
-def _comma_list(text: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in text.split(","))
 
 
 def _number(text: str) -> float:

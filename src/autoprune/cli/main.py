@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
@@ -182,13 +184,36 @@ def _reproduce(chosen: argparse.Namespace, overrides: dict[str, object]) -> int:
 
 def _guarded(command: Callable[[list[str]], int], arguments: list[str]) -> int:
     try:
-        return command(arguments)
+        status = command(arguments)
+        sys.stdout.flush()
+        return status
+    except OSError as error:
+        if not _output_failed():
+            raise
+        if isinstance(error, BrokenPipeError):  # whoever read the output has seen enough
+            return 128 + signal.SIGPIPE
+        print(f"error: standard output can't be written ({error.strerror}); choose another place", file=sys.stderr)
+        return 2
     except AutoPruneError as error:
         _say(error)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+
+
+def _output_failed() -> bool:
+    """Whether standard output takes nothing any more; then what is left of it goes nowhere, without a second error."""
+    try:
+        out = sys.stdout.fileno()
+    except (OSError, ValueError):  # a stand-in, as in tests and notebooks
+        return False
+    try:
+        os.write(out, b"\n")  # a flush that has failed once may succeed the next time, with nothing written
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), out)
+        return True
+    return False
 
 
 def _say(error: AutoPruneError) -> None:

@@ -5,10 +5,11 @@ The folder is ``$AUTOPRUNE_CACHE``; without that variable nothing is kept.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from autoprune.data.windows import Windows
+from autoprune.events import Emit, Notice, silent
 from autoprune.storage.files import draft, write_text
 
 VARIABLE = "AUTOPRUNE_CACHE"
@@ -27,10 +29,11 @@ def cache_folder() -> Path | None:
     return Path(folder) if folder else None
 
 
-def cached_windows(key: Mapping[str, object] | None, make: Callable[[], Windows]) -> Windows:
+def cached_windows(key: Mapping[str, object] | None, make: Callable[[], Windows], emit: Emit = silent) -> Windows:
     """The windows that ``key`` describes: from the folder, else made, and kept there.
 
-    The key must hold all that the windows depend on; without one nothing is kept. What can't be read is made anew.
+    The key must hold all that the windows depend on; without one nothing is kept. What can't be read is made anew; a
+    folder that can't be written is told of, and nothing is lost but time.
     """
     path = _path("windows", key, "safetensors") if key is not None else None
     if path is None:
@@ -39,13 +42,16 @@ def cached_windows(key: Mapping[str, object] | None, make: Callable[[], Windows]
         with safe_open(path, framework="pt") as file:
             return Windows(file.get_tensor("input_ids"), json.loads(file.metadata()["provenance"]))
     except (OSError, SafetensorError, KeyError, ValueError):
-        windows = make()
-    with draft(path) as made:
+        pass
+    windows = make()
+    with _told(emit), draft(path) as made:
         save_file({"input_ids": windows.ids}, made, metadata={"provenance": json.dumps(windows.provenance)})
     return windows
 
 
-def cached_json(kind: str, key: Mapping[str, object], make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def cached_json(
+    kind: str, key: Mapping[str, object], make: Callable[[], dict[str, Any]], emit: Emit = silent
+) -> dict[str, Any]:
     """The same for plain values."""
     path = _path(kind, key, "json")
     if path is None:
@@ -54,9 +60,20 @@ def cached_json(kind: str, key: Mapping[str, object], make: Callable[[], dict[st
         kept = json.loads(path.read_text(encoding="utf-8"))
         return dict(kept["value"])
     except (OSError, ValueError, KeyError, TypeError):
-        value = make()
-    write_text(path, json.dumps({"key": key, "value": value}, indent=2))
+        pass
+    value = make()
+    with _told(emit):
+        write_text(path, json.dumps({"key": key, "value": value}, indent=2))
     return value
+
+
+@contextlib.contextmanager
+def _told(emit: Emit) -> Iterator[None]:
+    """A cache that is full or of no use stops no run."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        emit(Notice(f"{VARIABLE}={cache_folder()}: can't write there ({error}), so nothing is kept for later runs"))
 
 
 def _path(kind: str, key: Mapping[str, object], ending: str) -> Path | None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from autoprune.data.local import text_field
+from autoprune.data.fields import Kind, is_turn, text_field, why_not
 from autoprune.data.sources import Source
 from autoprune.errors import DataError
 
@@ -88,6 +88,7 @@ def read_hub(source: Source, purpose: Purpose, cache_dir: str | None) -> tuple[S
         "config": wanted.config,
         "data_files": wanted.data_files[purpose][split] if wanted.data_files else None,
         "split": split,
+        "field": column,
         "revision": wanted.revision,
         "commit": None if mirror else place.commit or _commit(dataset),
         "mirror": bool(mirror),
@@ -231,12 +232,13 @@ def _text_column(source: Source, wanted: HubSet, dataset: Any) -> str:
     kinds = {
         name: str(getattr(feature, "dtype", type(feature).__name__)) for name, feature in dataset.features.items()
     }
-    column = text_field({name: kind in ("string", "large_string") for name, kind in kinds.items()})
+    judged = {name: _kind(feature, kinds[name]) for name, feature in dataset.features.items()}
+    column = text_field(judged)
     if column is None:
         columns = ", ".join(f"{name} ({kind})" for name, kind in kinds.items())
         raise DataError(
-            f"{source.label}: {wanted.repo} has no string column `text` and no single other string column; its columns"
-            f" are {columns}; write the texts to a file ({source.flag} FILE.jsonl)"
+            f"{source.label}: {wanted.repo} has the columns {columns}: {why_not(judged)}, in a file of your own"
+            f" ({source.flag} FILE.jsonl)"
         )
     if missing := dataset.data.column(column).null_count:
         raise DataError(
@@ -244,6 +246,17 @@ def _text_column(source: Source, wanted: HubSet, dataset: Any) -> str:
             f"write the others to a file ({source.flag} FILE.jsonl)"
         )
     return column
+
+
+def _kind(feature: Any, dtype: str) -> Kind:
+    """What a column holds, by its feature."""
+    if dtype in ("string", "large_string", "string_view"):
+        return "text"
+    inner = feature if isinstance(feature, (list, dict)) else getattr(feature, "feature", None)
+    turn = inner[0] if isinstance(inner, list) and inner else inner
+    if isinstance(turn, dict) and is_turn(turn):
+        return "conversation"
+    return "nested" if inner is not None else "other"
 
 
 def _commit(dataset: Any) -> str | None:

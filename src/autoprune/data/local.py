@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from typing import IO, Any
 
+from autoprune.data.fields import Kind, is_turn, kind_of_value, text_field, why_not
 from autoprune.data.sources import Source
 from autoprune.errors import DataError
 from autoprune.storage.files import file_sha256
@@ -18,54 +19,46 @@ _ONE_OBJECT = 'every line must be one JSON object such as {"text": "..."}'
 def read_local(source: Source) -> tuple[list[str], dict[str, Any]]:
     """The documents of a local file, and its name and sha256 for the record.
 
+    The record names the field that the texts were in.
     Raises: DataError for a file that is empty, unreadable, malformed, or holds white space only.
     """
     readers = {"txt": _read_txt, "jsonl": _read_jsonl, "parquet": _read_parquet}
     try:
         if source.file.stat().st_size == 0:
             raise DataError(f"{source.label}: the file is empty (0 bytes); give one that holds text")
-        documents = readers[source.kind](source)
+        documents, field = readers[source.kind](source)
         # The name alone: a path would carry the layout of the user's machine into every result.
-        return documents, {"file": source.file.name, "sha256": file_sha256(source.file)}
+        found = {"file": source.file.name, "sha256": file_sha256(source.file)}
+        return documents, found | ({"field": field} if field else {})
     except OSError as error:
         raise DataError(
             f"{source.label}: can't be read ({error.strerror or error}); check the file and its permissions"
         ) from error
 
 
-def text_field(is_text: Mapping[str, bool]) -> str | None:
-    """Which field holds the documents: ``text``, else the only field of strings; None when that doesn't decide it."""
-    if "text" in is_text:
-        # A `text` of another type means that the data is not what it seems; taking an id column instead would be
-        # worse.
-        return "text" if is_text["text"] else None
-    strings = [name for name, text in is_text.items() if text]
-    return strings[0] if len(strings) == 1 else None
-
-
-def _read_txt(source: Source) -> list[str]:
+def _read_txt(source: Source) -> tuple[list[str], None]:
     """The whole file as one document, line ends as they are."""
     raw = source.file.read_bytes()
     try:
-        return [raw.decode("utf-8").removeprefix("\ufeff")]
+        return [raw.decode("utf-8").removeprefix("\ufeff")], None
     except UnicodeDecodeError as error:
         raise DataError(
             f"{source.label}: not UTF-8 at byte offset {error.start} ({error.reason}); convert it with iconv"
         ) from error
 
 
-def _read_jsonl(source: Source) -> list[str]:
+def _read_jsonl(source: Source) -> tuple[list[str], str | None]:
     """One document from each line that isn't blank."""
     documents: list[str] = []
     field: str | None = None
     for number, raw in _lines(source):
         record = _record(source, number, raw)
         if field is None:
-            field = text_field({name: isinstance(value, str) for name, value in record.items()})
+            kinds = {name: kind_of_value(value) for name, value in record.items()}
+            field = text_field(kinds)
             if field is None:
                 raise DataError(
-                    f"{source.label}: line {number} has no string field `text` and no single other string field; "
-                    f"its fields are {_kinds(record)}; rename the field that holds the text to `text`"
+                    f"{source.label}: line {number} has the fields {_kinds(record)}: {why_not(kinds, 'field')}"
                 )
         value = record.get(field)
         if not isinstance(value, str):
@@ -74,7 +67,7 @@ def _read_jsonl(source: Source) -> list[str]:
                 " remove it"
             )
         documents.append(_encodable(source, number, value))
-    return documents
+    return documents, field
 
 
 def _lines(source: Source) -> Iterator[tuple[int, bytes]]:
@@ -126,27 +119,29 @@ def _kinds(record: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} ({type(value).__name__})" for name, value in record.items()) or "none"
 
 
-def _read_parquet(source: Source) -> list[str]:
+def _read_parquet(source: Source) -> tuple[list[str], str]:
     """One document from each row of the text column."""
     import pyarrow
     from pyarrow import parquet, types
 
-    def is_text(kind: Any) -> bool:
-        return bool(
-            types.is_string(kind)
-            or types.is_large_string(kind)
-            or (types.is_dictionary(kind) and types.is_string(kind.value_type))
-        )
+    def kind(of: Any) -> Kind:
+        if types.is_string(of) or types.is_large_string(of) or types.is_string_view(of):
+            return "text"
+        if types.is_dictionary(of):
+            return kind(of.value_type)
+        if types.is_list(of) or types.is_large_list(of):
+            turn = of.value_type
+            talks = types.is_struct(turn) and is_turn([turn.field(i).name for i in range(turn.num_fields)])
+            return "conversation" if talks else "nested"
+        return "nested" if types.is_nested(of) else "other"
 
     try:
         schema = parquet.read_schema(source.file)
-        column = text_field({field.name: is_text(field.type) for field in schema})
+        kinds = {field.name: kind(field.type) for field in schema}
+        column = text_field(kinds)
         if column is None:
             columns = ", ".join(f"{field.name} ({field.type})" for field in schema)
-            raise DataError(
-                f"{source.label}: no string column `text` and no single other string column; its columns are"
-                f" {columns}; rename the column that holds the text to `text`"
-            )
+            raise DataError(f"{source.label}: it has the columns {columns}: {why_not(kinds)}")
         # From an open file and not from its path: a path would make pyarrow read `key=value` folders above it as
         # columns.
         with source.file.open("rb") as file:
@@ -159,4 +154,4 @@ def _read_parquet(source: Source) -> list[str]:
         raise DataError(
             f"{source.label}: column `{column}` holds no text in row {values.index(None)}; remove such rows"
         )
-    return values
+    return values, column

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 CALIBRATION_FLAG = "--calibration_data"
+SHORTEST = 2  # tokens of a window in which anything is predicted
 C4_WINDOWS = 256  # the papers cut the validation text of c4 at 256 * seqlen tokens
 # After so many documents in a row that were too short, look whether any is long enough at all.
 FRUITLESS_DRAWS = 10_000
@@ -125,7 +126,7 @@ def evaluation_windows(
     if count == 0:
         raise DataError(
             f"{source.label}: the text has {len(text.ids)} tokens, but one window needs {seqlen}; "
-            f"set --seqlen to {len(text.ids)} or less, or give a longer text"
+            f"{f'set --seqlen to {len(text.ids)} or less, or ' if len(text.ids) >= SHORTEST else ''}give a longer text"
         )
     limits = [limit for limit in (max_windows, C4_WINDOWS if source.kind == "c4" else None) if limit is not None]
     count = min([count, *limits])
@@ -145,7 +146,7 @@ def _starts(source: Source, tokens: int, nsamples: int, seqlen: int, rng: random
     if tokens <= seqlen:
         raise DataError(
             f"{source.label}: the text has {tokens} tokens, but windows of {seqlen} need at least {seqlen + 1}; "
-            f"set --seqlen to less than {tokens}, or give a longer text"
+            f"{f'set --seqlen to less than {tokens}, or ' if tokens > SHORTEST else ''}give a longer text"
         )
     return [rng.randint(0, tokens - seqlen - 1) for _ in range(nsamples)]
 
@@ -203,10 +204,11 @@ class _Documents:
                 zip(part, token_counts(self.tokenizer, [self.documents[i] for i in part]), strict=True)
             )
         if (longest := max(self.lengths.values())) <= self.seqlen:
+            shorter = f"set --seqlen to less than {longest}, or " if longest > SHORTEST + 1 else ""
             raise DataError(
                 f"{self.source.label}: the longest of its {len(self.documents)} documents has {longest} tokens, but a"
-                f" window of {self.seqlen} needs one of at least {self.seqlen + 1}; set --seqlen to less than"
-                f" {longest}, or join the documents in one file ({self.source.flag} FILE.txt)"
+                f" window of {self.seqlen} needs one of at least {self.seqlen + 1}; {shorter}join the documents in one"
+                f" file ({self.source.flag} FILE.txt)"
             )
 
 

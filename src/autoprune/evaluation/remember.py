@@ -19,12 +19,16 @@ from autoprune.storage.files import write_text, writing_to
 
 
 def remembered(
-    model: Mapping[str, object], windows: Windows, source: str, make: Callable[[], PerplexityResult]
+    model: Mapping[str, object],
+    windows: Windows,
+    source: str,
+    make: Callable[[], PerplexityResult],
+    emit: Emit = silent,
 ) -> PerplexityResult:
     """The perplexity of this very model (fingerprint of its weights, precision, device, versions) on these very
     windows.
     """
-    kept = cached_json("dense", {**model, "windows": windows.fingerprint}, lambda: dict(to_jsonable(make())))
+    kept = cached_json("dense", {**model, "windows": windows.fingerprint}, lambda: dict(to_jsonable(make())), emit)
     return dataclasses.replace(PerplexityResult(**kept), source=source)
 
 

@@ -43,9 +43,31 @@ def check_tasks(options: ZeroShotOptions, emit: Emit = silent) -> None:
             emit(Phase(f"task {task}"))
             try:
                 with bars_told(emit):
-                    manager.load([task])
+                    loaded = manager.load([task])["tasks"]
             except Exception as error:  # whatever the harness, the datasets library or the task's own code may raise
                 raise _no_data(task, error) from error
+            for name, found in loaded.items():
+                _check_task(task if name == task else f"{task} ({name})", found)
+
+
+def _check_task(name: str, task: Any) -> None:
+    """Raises: DataError if the harness would refuse to run a task, or have no figure for it in the end."""
+    if getattr(task, "UNSAFE_CODE", False):
+        raise DataError(
+            f"--tasks {name}: lm-evaluation-harness calls it unsafe, because it runs code that the model writes, and"
+            " autoprune runs no such task; save the model and run it there: lm_eval --model_args pretrained=DIR"
+            " --confirm_run_unsafe_code"
+        )
+    if getattr(task, "MULTIMODAL", False):
+        raise DataError(f"--tasks {name}: its samples are not of text alone; choose tasks for language models")
+    if callable(getattr(getattr(task, "config", None), "process_results", None)):
+        return  # it computes its metrics itself
+    unknown = [metric for metric, function in getattr(task, "_metric_fn_list", {}).items() if function is None]
+    if unknown:
+        raise DataError(
+            f"--tasks {name}: lm-evaluation-harness knows no metric {unknown[0]!r}, so it would give no figure; mend"
+            " metric_list in the task's YAML file"
+        )
 
 
 def zeroshot(
@@ -56,7 +78,11 @@ def zeroshot(
     Raises: DataError if a task's data can't be fetched.
     """
     raw, settings = run_harness(model, tokenizer, options, batch=batch, emit=emit)
-    return ZeroShotResult(tuple(_task(raw, name) for name in _shown(raw, options.tasks)), settings)
+    shown = _shown(raw, options.tasks)
+    members = {member for names in raw.get("group_subtasks", {}).values() for member in names}
+    if silent_tasks := [name for name in raw["configs"] if name not in shown and name not in members]:
+        emit(Notice(f"--tasks {', '.join(silent_tasks)}: lm-evaluation-harness gave no figure for it"))
+    return ZeroShotResult(tuple(_task(raw, name) for name in shown), settings)
 
 
 def check_choices(options: ZeroShotOptions) -> None:

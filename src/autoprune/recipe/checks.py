@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from autoprune.errors import RecipeError
@@ -67,3 +68,18 @@ def _may_be_a_path(word: str) -> bool:
 
 def _short(word: str | None) -> str:
     return repr(word) if word is None or len(word) <= 60 else f"{word[:60]!r}…"
+
+
+def comma_list(text: str) -> tuple[str, ...]:
+    """The parts between commas; a comma in the name of a file that exists divides nothing."""
+    parts, found = text.split(","), list[str]()
+    while parts:
+        ends = range(len(parts), 1, -1)
+        joined = next((end for end in ends if _is_file(",".join(parts[:end]).strip())), 1)
+        found.append(",".join(parts[:joined]).strip())
+        parts = parts[joined:]
+    return tuple(found)
+
+
+def _is_file(word: str) -> bool:
+    return _may_be_a_path(word) and Path(word).expanduser().is_file()

@@ -16,7 +16,7 @@ from typing import Any
 
 from autoprune.core.sparsity import SemiStructured, Target, check_ratio, parse_target
 from autoprune.errors import RecipeError
-from autoprune.recipe.checks import check_bounds, check_places, check_protocol
+from autoprune.recipe.checks import check_bounds, check_places, check_protocol, comma_list
 from autoprune.recipe.options import (
     PROTOCOLS,
     ZEROSHOT_TASKS,
@@ -206,7 +206,7 @@ def _as_declared(field: dataclasses.Field[Any], hint: Any, value: Any) -> Any:
         value = str(Path(value).expanduser())
     if typing.get_origin(hint) is tuple:
         if isinstance(value, str):
-            return tuple(part.strip() for part in value.split(",")) if field.metadata.get("comma") else (value,)
+            return comma_list(value) if field.metadata.get("comma") else (value,)
         if isinstance(value, (list, tuple)) and all(isinstance(part, (str, PurePath)) for part in value):
             return tuple(str(part) for part in value)
         raise RecipeError(f"--{field.name} {_short(value)} is no list of words")

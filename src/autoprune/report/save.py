@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -86,26 +88,21 @@ def tables_claimed(recipe: Recipe, stem: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _claimed(flag: str, directory: Path, name: str) -> Iterator[None]:
-    new = [place for place in (directory, *directory.absolute().parents) if not place.exists()]
-    lock = FileLock(directory / f".{name}.lock", timeout=0)
+    """The lock lies where temporary files do: the directory itself may be one that the run has yet to make."""
+    place = hashlib.sha256(os.fsencode(directory.resolve() / name)).hexdigest()[:32]
+    lock = FileLock(Path(tempfile.gettempdir()) / f"autoprune-{place}.lock", timeout=0)
     try:
-        directory.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except Timeout as error:
         raise OutputError(
             f"--{flag} {directory}: another autoprune run is making {name} there; wait for it, or choose another"
             " directory"
         ) from error
-    except OSError as error:
-        raise OutputError(f"--{flag} {directory}: can't write there ({error}); choose another directory") from error
     try:
         yield
     finally:
         Path(lock.lock_file).unlink(missing_ok=True)
         lock.release()
-        with contextlib.suppress(OSError):  # where a table was made
-            for place in new:
-                place.rmdir()
 
 
 def save_row(recipe: Recipe, row: EvaluationRow, stem: str) -> None:

@@ -48,7 +48,7 @@ def measured(
     results = []
     for name, windows in plan.evaluation.items():
         measure = functools.partial(perplexity, store, windows, name, batch=plan.layout.batch, place=place, emit=emit)
-        make = functools.partial(remembered, cached, windows, name, measure) if cached else measure
+        make = functools.partial(remembered, cached, windows, name, measure, emit) if cached else measure
         results.append(notes.measured(identity, windows, name, make))
     return tuple(results)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +125,29 @@ def load_tokenizer(directory: Path, trust_remote_code: bool) -> PreTrainedTokeni
     try:
         return AutoTokenizer.from_pretrained(directory, trust_remote_code=trust_remote_code)
     except Exception as error:  # a damaged tokenizer.json makes the tokenizers library raise Exception itself
+        if hint := _tokenizer_needs(directory, str(error)):
+            raise ModelError(f"{directory}: its tokenizer can't be read: {hint}") from error
         raise ModelError(
             f"{directory}: no tokenizer can be read there ({error}); add its files, or give token ids in a"
             " .safetensors file"
         ) from error
+
+
+def _tokenizer_needs(directory: Path, message: str) -> str | None:
+    """What is missing for a tokenizer, where its library would name something else."""
+    if "trust_remote_code" in message:
+        return "it brings its own code, which --trust_remote_code runs"
+    if (directory / "tokenizer.json").is_file() or not any(directory.glob("*.model")):
+        return None
+    needed = {"sentencepiece": "sentencepiece", "protobuf": "google.protobuf"}
+    missing = [package for package, module in needed.items() if not _is_there(module)]
+    if not missing:
+        return None
+    return f"a sentencepiece model needs {' and '.join(missing)}, not installed here: pip install {' '.join(missing)}"
+
+
+def _is_there(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # of the package around it
+        return False

@@ -37,7 +37,7 @@ def calibration_of(recipe: Recipe, subject: Subject, seqlen: int, emit: Emit) ->
         )
 
     return cached_windows(
-        _key(subject, options.calibration_data, seqlen, nsamples=options.nsamples, seed=options.seed), draw
+        _key(subject, options.calibration_data, seqlen, nsamples=options.nsamples, seed=options.seed), draw, emit
     )
 
 
@@ -60,7 +60,7 @@ def evaluation_of(recipe: Recipe, subject: Subject, seqlen: int, emit: Emit) -> 
                 datasets_cache_dir=cache,
             )
 
-        windows[name] = cached_windows(_key(subject, word, seqlen, purpose="evaluation"), cut)
+        windows[name] = cached_windows(_key(subject, word, seqlen, purpose="evaluation"), cut, emit)
     return windows
 
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import errno
+import glob
+from collections.abc import Sequence
 from pathlib import Path
 
 from autoprune.errors import ModelError
+from autoprune.storage.weight_files import files_wanted
 
 DEMO = Path(__file__).resolve().parent.parent / "demo"  # the model and the texts that the project ships
-PATTERNS = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "*.py"]
+BESIDE = (".json", ".model", ".txt", ".jinja", ".py", ".tiktoken")  # endings of a model's small files
+TEMPLATES = "additional_chat_templates/"
+UNUSABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR)
 
 
 def locate(word: str, cache_dir: str | None = None) -> Path:
-    """The directory of a model: ``demo``, a local directory, or a hub id, which is fetched into the cache; or a local
-    GGUF file.
+    """The directory of a model, or its GGUF file: ``demo``, a local path, or a hub id, fetched into the cache.
 
     Raises: ModelError saying what was looked for and what to do.
     """
@@ -31,12 +36,11 @@ def locate(word: str, cache_dir: str | None = None) -> Path:
 
 
 def _download(repo: str, cache_dir: str | None) -> Path:
-    from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
 
     advice = f"--model {repo}: there is no such local directory, and the hub"
     try:
-        return Path(snapshot_download(repo, cache_dir=cache_dir, allow_patterns=PATTERNS))
+        return _fetch(repo, cache_dir)
     except GatedRepoError as error:
         raise ModelError(
             f"{advice} asks for permission: accept the model's terms on its page, then log in with `hf auth login`"
@@ -50,10 +54,50 @@ def _download(repo: str, cache_dir: str | None) -> Path:
         raise ModelError(
             f"{advice} can't have a model of that name; give an id such as huggyllama/llama-7b"
         ) from error
+    except ModelError:
+        raise
     except (
         Exception
     ) as error:  # LocalEntryNotFoundError, or one of the HTTP library's own, which changes between its versions
+        if isinstance(error, OSError) and error.errno in UNUSABLE:
+            where = error.filename or cache_dir or "the cache folder"
+            raise ModelError(
+                f"--model {repo}: can't write to {where} ({error.strerror}); free some space there, mend its"
+                " permissions, or name another folder by --cache_dir or HF_HOME"
+            ) from error
+        if (found := _cached(repo, cache_dir)) is not None:
+            return found
         raise ModelError(
             f"{advice} can't be reached ({type(error).__name__}); download the model elsewhere and give its directory,"
             " or use the model shipped here: --model demo"
         ) from error
+
+
+def _fetch(repo: str, cache_dir: str | None) -> Path:
+    """Fetches what the model needs and nothing else: copies of the weights for other programs stay where they are."""
+    from huggingface_hub import HfApi, snapshot_download
+
+    there = [sibling.rfilename for sibling in HfApi().model_info(repo).siblings or ()]
+    small = [name for name in there if _is_small(name)]
+    folder = Path(snapshot_download(repo, cache_dir=cache_dir, allow_patterns=_exactly(small)))
+    weights = [name for name in files_wanted(folder, there) if name in there]
+    return Path(snapshot_download(repo, cache_dir=cache_dir, allow_patterns=_exactly([*small, *weights])))
+
+
+def _is_small(name: str) -> bool:
+    if name.endswith(".py") or (name.startswith(TEMPLATES) and name.endswith(".jinja")):
+        return True  # a model's own code may lie in folders
+    return "/" not in name and name.endswith(BESIDE)
+
+
+def _exactly(names: Sequence[str]) -> list[str]:
+    """Patterns for these names alone."""
+    return [glob.escape(name) for name in names]
+
+
+def _cached(repo: str, cache_dir: str | None) -> Path | None:
+    """What earlier downloads have left of a model; whether that is enough, its reader will see."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(repo, "config.json", cache_dir=cache_dir)
+    return Path(found).parent if isinstance(found, str) else None

@@ -4,6 +4,7 @@ two results.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from autoprune.errors import OutputError
 from autoprune.storage.checkpoint import Checkpoint
-from autoprune.storage.files import DRAFT, draft, file_sha256, sync, writing_to
+from autoprune.storage.files import DRAFT, LONGEST_NAME, draft, file_sha256, sync, writing_to
 from autoprune.storage.manifest import MANIFEST, TEMPLATES, Manifest, drop_templates
 from autoprune.storage.weight_files import INDEX, SINGLE
 
@@ -37,12 +38,12 @@ class Workplace:
         self.target, self._overwrite, self._resume = target, overwrite, resume
         self._place = target.resolve()  # through links, so that the result lands where the user's word leads
         fixed = os.path.ismount(self._place) or self._place == Path.cwd()
-        self.path = self._place / INSIDE if fixed else self._place.parent / f".{self._place.name}.autoprune-partial"
+        self.path = self._place / INSIDE if fixed else _neighbour(self._place, "partial")
         self._lock = FileLock(self.path / LOCK, timeout=0)
 
     def tidy(self) -> None:
         """Ends what a run that was stopped right after its result was in place has left to clear away."""
-        old = self._place.parent / f".{self._place.name}.autoprune-old"
+        old = _neighbour(self._place, "old")
         if old.is_dir() and (self._place / MANIFEST).is_file():
             _settle(old, self._place)
         if self.path.parent == self._place and self.path.is_dir() and not any(self.path.iterdir()):
@@ -177,6 +178,14 @@ class Workplace:
         shutil.rmtree(self.path, ignore_errors=True)
 
 
+def _neighbour(place: Path, what: str) -> Path:
+    """A hidden directory beside ``place``; its name tells whose it is, as far as names may be as long."""
+    name = f".{place.name}.autoprune-{what}"
+    if len(os.fsencode(name)) > LONGEST_NAME:
+        name = f".{hashlib.sha256(os.fsencode(place.name)).hexdigest()[:32]}.autoprune-{what}"
+    return place.parent / name
+
+
 def check_target(target: Path, overwrite: bool) -> None:
     """Raises: OutputError if ``target`` is a file, or holds files that may not be replaced."""
     if target.is_file():
@@ -212,7 +221,7 @@ def _put_in_place(work: Path, target: Path, names: Sequence[str], overwrite: boo
     if work.parent == target:
         _move_out(work, target, names, overwrite)
         return
-    old = target.parent / f".{target.name}.autoprune-old"
+    old = _neighbour(target, "old")
     if target.is_dir() and not _entries(target):
         target.rmdir()
     if target.exists() and not old.exists():

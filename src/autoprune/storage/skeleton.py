@@ -201,7 +201,13 @@ def _compute_buffers(model: PreTrainedModel) -> None:
 
 
 def read_config(directory: Path, trust_remote_code: bool = False) -> PreTrainedConfig:
-    """The model's configuration. Raises: ModelError if it can't be understood."""
+    """The model's configuration. Raises: ModelError if it can't be read or understood."""
+    try:
+        (directory / "config.json").read_bytes()
+    except OSError as error:
+        raise ModelError(
+            f"{directory / 'config.json'} can't be read ({error.strerror}); check the file and its permissions"
+        ) from error
     try:
         config = AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)
     except Exception as error:  # every family checks its own entries in its own way

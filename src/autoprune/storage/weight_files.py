@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,19 @@ def weight_files(directory: Path) -> dict[str, list[str]]:
             " again"
         )
     return files
+
+
+def files_wanted(directory: Path, there: Collection[str]) -> list[str]:
+    """The names of a model's weight files, of those that are to be had; ``directory`` holds its small files already.
+
+    Raises: ModelError if its index is damaged.
+    """
+    found = named_weights(directory) or next((name for name in (SINGLE, INDEX) if name in there), None)
+    if found is None:
+        return []
+    if found.endswith(".index.json"):
+        return sorted(set(_read_index(directory / found).values()))
+    return [found]
 
 
 def has_weights(directory: Path) -> bool:

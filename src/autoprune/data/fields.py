@@ -1,0 +1,61 @@
+"""Which field of a record holds the text: decided by names and kinds, and never guessed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, Literal
+
+Kind = Literal["text", "conversation", "nested", "other"]
+SPEAKERS = ({"role", "content"}, {"from", "value"})  # what the turns of a conversation consist of
+TEXTS = ("content", "document", "body", "article", "passage", "story", "sentence", "raw_content", "code")
+# Words that name, date or sort a text; a field of such a name holds none.
+_ABOUT = re.compile(
+    r"(?:^|_|-|\W)(?:u?uid|uuid|guid|ids?|url|uri|link|hash|sha\d*|md5|digest|key|name|title|source|lang|language|label|tag|"
+    r"split|subset|category|domain|date|time|timestamp|created|updated|author|user|license|filename|file|path|type|kind)$",
+    re.IGNORECASE,
+)
+
+
+def text_field(kinds: Mapping[str, Kind]) -> str | None:
+    """Which field holds the documents: ``text``, else the only field of strings whose name does not speak against it.
+
+    None when that doesn't decide it, as where conversations or nested fields may hold the text instead.
+    """
+    if "text" in kinds:
+        # A `text` of another type means that the data is not what it seems; taking another column would be worse.
+        return "text" if kinds["text"] == "text" else None
+    strings = [name for name, kind in kinds.items() if kind == "text"]
+    if "conversation" in kinds.values() or len(strings) != 1 or _ABOUT.search(strings[0]):
+        return None
+    return strings[0] if strings[0].lower() in TEXTS or "nested" not in kinds.values() else None
+
+
+def why_not(kinds: Mapping[str, Kind], word: str = "column") -> str:
+    """What is wrong with fields of which none is plainly the text, and what to do; ``word`` is their name."""
+    talks = next((name for name, kind in kinds.items() if kind == "conversation"), None)
+    if talks:
+        return (
+            f"its {word} `{talks}` holds conversations, which are not rendered here; write them as texts once, in"
+            f' Python, a line {{"text": tokenizer.apply_chat_template(row["{talks}"], tokenize=False)}} for each row'
+        )
+    strings = [name for name, kind in kinds.items() if kind == "text"]
+    if len(strings) == 1:
+        only = f"its only string {word} is `{strings[0]}`, which looks like no text"
+    else:
+        only = f"no string {word} `text` and no single other string {word}"
+    return f"{only}; rename the {word} that holds the text to `text`"
+
+
+def kind_of_value(value: Any) -> Kind:
+    """The kind of a value as JSON has it."""
+    if isinstance(value, str):
+        return "text"
+    if isinstance(value, list) and value and isinstance(value[0], dict) and is_turn(value[0]):
+        return "conversation"
+    return "nested" if isinstance(value, (list, dict)) else "other"
+
+
+def is_turn(names: Any) -> bool:
+    """Whether these are the fields of a turn in a conversation."""
+    return any(speaker <= set(names) for speaker in SPEAKERS)

@@ -38,6 +38,7 @@ def why_not(kinds: Mapping[str, Kind], word: str = "column") -> str:
         return (
             f"its {word} `{talks}` holds conversations, which are not rendered here; write them as texts once, in"
             f' Python, a line {{"text": tokenizer.apply_chat_template(row["{talks}"], tokenize=False)}} for each row'
+            ' (turns of "from" and "value" have to become "role" and "content" first)'
         )
     strings = [name for name, kind in kinds.items() if kind == "text"]
     if len(strings) == 1:

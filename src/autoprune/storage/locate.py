@@ -13,6 +13,7 @@ from autoprune.storage.weight_files import files_wanted
 DEMO = Path(__file__).resolve().parent.parent / "demo"  # the model and the texts that the project ships
 BESIDE = (".json", ".model", ".txt", ".jinja", ".py", ".tiktoken")  # endings of a model's small files
 TEMPLATES = "additional_chat_templates/"
+HUB_TIMEOUT = 10.0  # seconds
 UNUSABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR)
 
 
@@ -77,7 +78,7 @@ def _fetch(repo: str, cache_dir: str | None) -> Path:
     """Fetches what the model needs and nothing else: copies of the weights for other programs stay where they are."""
     from huggingface_hub import HfApi, snapshot_download
 
-    there = [sibling.rfilename for sibling in HfApi().model_info(repo).siblings or ()]
+    there = [sibling.rfilename for sibling in HfApi().model_info(repo, timeout=HUB_TIMEOUT).siblings or ()]
     small = [name for name in there if _is_small(name)]
     folder = Path(snapshot_download(repo, cache_dir=cache_dir, allow_patterns=_exactly(small)))
     weights = [name for name in files_wanted(folder, there) if name in there]

@@ -124,7 +124,8 @@ def _stated_dtype(directory: Any, recipe: Recipe) -> torch.dtype:
 
 
 def _probe_tokens(store: Store) -> int:
-    return min(PROBE, context_of(store.anatomy.model.config.get_text_config()) or PROBE)  # type: ignore[union-attr, operator]
+    config: Any = store.anatomy.model.config
+    return min(PROBE, context_of(config.get_text_config()) or PROBE)
 
 
 def _replay(store: Store) -> str:

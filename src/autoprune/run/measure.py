@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import functools
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -82,7 +83,8 @@ def accuracy(recipe: Recipe, plan: Plan, subject: Subject, emit: Emit) -> ZeroSh
     check_room(recipe, subject, resident=subject.store.resident)
     for _ in walk(subject.store):
         pass  # a resident store keeps what it has loaded
-    return zeroshot(subject.store.model, subject.load_tokenizer(), recipe.zeroshot, batch=plan.layout.batch, emit=emit)  # type: ignore[arg-type]
+    model: Any = subject.store.model
+    return zeroshot(model, subject.load_tokenizer(), recipe.zeroshot, batch=plan.layout.batch, emit=emit)
 
 
 def check_room(recipe: Recipe, subject: Subject, *, resident: bool) -> None:

@@ -39,7 +39,7 @@ def check_savable(model: Any) -> None:
         try:
             generation.validate(strict=True)
         except ValueError as error:
-            first = next(iter(str(error).splitlines()), "")
+            first = " ".join(str(error).split())[:200]
             raise ModelError(
                 f"{name} in memory has a generation_config that save_pretrained refuses ({first}); mend it, such as"
                 " model.generation_config = type(model.generation_config)(), or leave out save_model"

@@ -28,6 +28,7 @@ class BlockResult:
     name: str
     layers: tuple[LayerOutcome, ...]
     sub_blocks: tuple[SubBlockOutcome, ...] = ()
+    trained: tuple[str, ...] = ()  # parameters that are no layer's weight and were changed, such as norms
 
 
 @dataclass(frozen=True)

@@ -79,13 +79,11 @@ def test_every_command_is_a_recipe_of_the_authors(script: Path, tmp_path: Path) 
     recipes = [recipe_of(arguments) for arguments in commands(script, tmp_path)]
     assert {recipe.model.model for recipe in recipes} == {MODELS[script.stem]}
     rebuilt = Counter(
-        (r.pruning.prune_method, r.barber.prune_granularity, r.barber.threshold, str(r.target))
+        (r.steps[0], r.options_of("barber").prune_granularity, r.options_of("barber").threshold, str(r.target))
         for r in recipes
-        if r.rebuild.prune_barber
+        if "barber" in r.steps
     )
-    first = Counter(
-        (r.pruning.prune_method, str(r.target)) for r in recipes if r.target and not r.rebuild.prune_barber
-    )
+    first = Counter((r.steps[0], str(r.target)) for r in recipes if r.target and "barber" not in r.steps)
     assert [r.target for r in recipes].count(None) == 1, "the dense model is measured once"
     targets = ["unstructured 0.5"] if script.parent.name == "unstructured_sparsity" else ["2:4", "4:8"]
     expected = AT_HALF[script.stem] if len(targets) == 1 else AT_N_M
@@ -168,12 +166,12 @@ def test_one_script_from_end_to_end(
     assert sorted(row["method"] for row in rows) == [
         "dense",
         "magnitude",
-        "magnitude+barber",
+        "magnitude+barber (block 0.1)",
         "sparsegpt",
-        "sparsegpt+barber",
-        "sparsegpt+barber",
+        "sparsegpt+barber (block 0)",
+        "sparsegpt+barber (input1 0.001)",
         "wanda",
-        "wanda+barber",
+        "wanda+barber (output1 0.01)",
     ]
     assert all(abs(row["sparsity"] - (0 if row["method"] == "dense" else 0.5)) < 1e-3 for row in rows)
     assert all(5 < row["perplexity"][0]["perplexity"] < 200 for row in rows)

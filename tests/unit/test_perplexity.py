@@ -18,8 +18,13 @@ from autoprune.model.stream import Place
 
 
 @dataclass
+class Numbered:
+    index: int
+
+
+@dataclass
 class Anatomy:
-    blocks: tuple[int, ...] = (0, 1)
+    blocks: tuple[Numbered, ...] = (Numbered(0), Numbered(1))
 
 
 @dataclass
@@ -35,6 +40,12 @@ class Oracle:
 
     def load(self, index: int) -> None:
         self.loaded.append(index)
+
+    def read_ahead(self, index: int) -> None:
+        """Nothing is read."""
+
+    def release(self, index: int) -> None:
+        """A resident store keeps its blocks."""
 
     def logits(self, ids: Tensor) -> Tensor:
         self.batches.append(len(ids))

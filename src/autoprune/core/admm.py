@@ -43,7 +43,7 @@ def admm_curvature(gram: Float[Tensor, "in in"], damping: float = 0.1) -> AdmmCu
     if int(failed):
         raise NumericsError(
             "the Gram of the layer inputs could not be factorised; "
-            "give more calibration data (--nsamples) or a larger --damping"
+            "give more calibration data (--nsamples) or a larger damping (an option of the step)"
         )
     return AdmmCurvature(scale, hessian, torch.cholesky_inverse(factor))
 

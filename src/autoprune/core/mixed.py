@@ -49,5 +49,5 @@ def mixed_target(
     raise NumericsError(
         "the Gram of the layer inputs could not be factorised in float64, "
         f"even with damping {damping * 10 ** (ESCALATIONS - 1):g}; "
-        "give more calibration data (--nsamples) or a larger --damping"
+        "give more calibration data (--nsamples) or a larger damping (an option of the step)"
     )

@@ -49,7 +49,7 @@ def refit(
     if not bool(torch.isfinite(solution).all()):
         raise NumericsError(
             "the least squares on the kept weights gave values that are not finite; "
-            "give more calibration data (--nsamples) or a larger --damping"
+            "give more calibration data (--nsamples) or a larger damping (an option of the step)"
         )
     return solution
 

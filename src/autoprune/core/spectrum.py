@@ -59,7 +59,7 @@ class Spectrum:
         if int(failed):
             raise NumericsError(
                 f"the Gram of the layer inputs with a penalty of {rho:g} could not be factorised; "
-                "give more calibration data (--nsamples) or a larger --damping"
+                "give more calibration data (--nsamples) or a larger damping (an option of the step)"
             )
         return torch.cholesky_inverse(factor)
 
@@ -82,7 +82,7 @@ def spectrum(gram: Float[Tensor, "in in"], damping: float = 0.01, widest: int = 
     except torch.linalg.LinAlgError as error:
         raise NumericsError(
             "the Gram of the layer inputs could not be decomposed; "
-            "give more calibration data (--nsamples) or a larger --damping"
+            "give more calibration data (--nsamples) or a larger damping (an option of the step)"
         ) from error
     values.clamp_(min=0)  # rounding makes a few of a Gram of few tokens negative
     return Spectrum(gram, damping, shift, scale, dead, Decomposed(values.to(gram.dtype), vectors.to(gram.dtype)))

@@ -58,6 +58,7 @@ class Promise:
     model: str
     fingerprint: str  # of the dense model's weights
     files: Mapping[str, str] = field(default_factory=dict)  # SHA-256 of the others; the first format notes none
+    trained: tuple[str, ...] = ()  # parameters beside the layers that were changed, such as norms
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ def audit(
         for name in promise.zeros
         if name not in parameters
     ]
-    pruned = {parameters[name] for name in promise.zeros if name in parameters}
+    pruned = {parameters[name] for name in promise.zeros if name in parameters} | set(promise.trained)
     used = store.skeleton.used
     emit(Phase("comparing" if original else "reading", total=len(checkpoint.shards)))
     for done, name in enumerate(sorted(checkpoint.shards)):
@@ -161,6 +162,7 @@ def read_promise(directory: Path) -> Promise:
             str(raw["model"]["name"]),
             str(raw["model"].get("fingerprint")),
             {entry["name"]: entry["sha256"] for entry in raw.get("files", ()) if entry["name"] != CARD},
+            found.trained,
         )
     except (OutputError, ValueError, KeyError, TypeError, AttributeError, RecipeError) as error:
         if _is_rotated(directory):

@@ -248,10 +248,19 @@ class Block:
                 before = self.problem(layer)
                 keep = torch.ones_like(layer.matrix, dtype=torch.bool) if before.keep is None else before.keep
                 weight = layer.of(values[layer.parameter_name])
-                self.assign(layer, LayerSolution(before.name, keep, weight))
+                solution = LayerSolution(before.name, keep, weight)
+                self.assign(layer, solution)
+                self.record(layer, solution, self._error_of(layer))
         for name, value in values.items():
             if name not in fused:
                 self.assign_other(name, value)
+
+    def _error_of(self, layer: Layer) -> float | None:
+        """The layer's relative output error now, on the tokens that were sampled when the pass observed; else None."""
+        for group in self._groups or ():
+            if group.sample and any(la.name == layer.name for la in group.layers):
+                return group.sample.relative_error(layer.of(self.originals[layer.parameter_name]), layer.matrix)
+        return None
 
     def note(self, notes: Mapping[str, Any], layers: Sequence[LayerFace] | None = None) -> None:
         """Adds to what the record says of the block's layers, all of them or some."""

@@ -131,7 +131,7 @@ class PartWork:
         with computing_in(block.module, self.dtype, leave={*parameters, *unused}):
             dense = {name: block.originals[name].to(self.dtype) for name in parameters}
             try:
-                for i in block.batches(f"gradients {self.name}"):
+                for i in block.batches(f"gradients {self.name}", inputs.fitted):
                     losses = self._differences(i, parameters, pruned, dense, energies, samples)
                     total += losses.double().sum()
             finally:  # a model in memory that is interrupted here keeps its own weights
@@ -141,10 +141,10 @@ class PartWork:
             name = block.anatomy.full_name(layer)
             if not samples[layer.name].seen and not isinstance(layer, Expert):
                 raise NumericsError(f"{name} saw no input while its sub-block ran; leave it out with --ignore")
-            energies[layer.name].samples = inputs.all_samples  # samples that sent an expert nothing count as well
+            energies[layer.name].samples = inputs.fitted_samples  # samples that sent an expert nothing count as well
             if not bool(torch.isfinite(energies[layer.name].squares).all()):
                 raise NumericsError(f"{name}: its gradients are not finite; check the model and the calibration data")
-        return energies, samples, float(total) / inputs.all_samples
+        return energies, samples, float(total) / inputs.fitted_samples
 
     def _differences(
         self,
@@ -184,7 +184,7 @@ class PartWork:
             hidden = given.to(dtype)
             earlier = [output[i].to(hidden.dtype) for output in self.outputs[: self.index]]
             output, result = self.runner.run(self.index, block.inputs.calls.of(i, block.index), hidden, earlier)
-            if self.loss_before is not None:
+            if self.loss_before is not None and i in block.inputs.fitted:
                 dense = self.outputs[self.index][i].float()
                 total += (dense - output.float()).square().flatten(1).mean(1).double().sum()
             self.outputs[self.index][i] = output
@@ -198,7 +198,7 @@ class PartWork:
         firsts = [notes[begin] for begin in self.units]  # a unit's counts stand in the notes of each of its layers
         compared, inverted = (sum(note.get(key, 0) for note in firsts) for key in ("compared", "inverted"))
         exchanged = sum(note.get("grown", 0) for note in notes)
-        after = float(total) / block.inputs.all_samples
+        after = float(total) / block.inputs.fitted_samples
         block.sub_blocks.append(
             SubBlockOutcome(block.index, self.name, self.loss_before, after, compared, inverted, exchanged)
         )

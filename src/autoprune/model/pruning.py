@@ -141,8 +141,9 @@ def prune_blocks(
             store.finish(anatomy, block.solutions, block.others)
             streams.dense = block.dense_output
             outcomes, sub_blocks = tuple(block.outcomes.values()), tuple(block.sub_blocks)
+            trained = tuple(f"{anatomy.name}.{name}" for name in block.others)
             del block  # with it go the dense weights and the patterns, before the next block is loaded
-            yield BlockResult(index, count, anatomy.name, outcomes, sub_blocks)
+            yield BlockResult(index, count, anatomy.name, outcomes, sub_blocks, trained)
 
 
 def _apply(block: Block, current: Pass, *, last: bool) -> None:

@@ -17,7 +17,8 @@ class Trial:
         self._block, self.kept = block, False
         fused = {layer.parameter_name for layer in block.layers if isinstance(layer, Expert)}
         self._values = {
-            name: (p, p.data.clone() if name in fused else p.data) for name, p in block.module.named_parameters()
+            name: (p, p.data.clone() if name in fused or block.in_place else p.data)
+            for name, p in block.module.named_parameters()
         }
         self._decided = {name: dict(getattr(block, name)) for name in ("solutions", "outcomes", "others", "dense")}
         self._sub_blocks, self._retargeted = list(block.sub_blocks), set(block._retargeted)

@@ -77,6 +77,7 @@ class Recipe:
         for given in self.pruning.ratio:
             pattern, _, word = given.rpartition("=")
             try:
+                found.pop(pattern, None)  # the last one counts
                 found[pattern] = float(word)
             except ValueError as error:
                 raise RecipeError(f"--ratio {given!r} is not PATTERN=R, such as *.mlp.*=0.6") from error
@@ -282,6 +283,10 @@ def _check_steps(recipe: Recipe, target: Target | None) -> None:
         if check is not None and dataclasses.fields(recipe.options_of(name)):
             check(target)
     check_order(recipe.steps, given=chosen.pruned_model is not None)
+    if chosen.pruned_model and recipe.pruning.ratio:
+        raise RecipeError(
+            "--ratio is about choosing a pattern, but --pruned_model gives one; leave out one of the two"
+        )
     if chosen.pruned_model and recipe.pruning.sparsity_ratio == 0:
         raise RecipeError(
             "--sparsity_ratio 0 only evaluates the dense model, which --pruned_model contradicts; leave out one of the"

@@ -21,6 +21,7 @@ class PruningSummary:
     seconds: dict[str, float] = field(default_factory=dict)  # wall time by phase
     warnings: tuple[str, ...] = ()
     surveys: dict[str, Any] = field(default_factory=dict)  # by step: what it found before anything was pruned
+    trained: tuple[str, ...] = ()  # parameters that are no layer's weight and were changed, such as norms
 
     @property
     def sparsity(self) -> float:

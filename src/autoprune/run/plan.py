@@ -96,6 +96,7 @@ def make_plan(recipe: Recipe, subject: Subject, emit: Emit, *, measure: bool, ra
     layout = ranks.from_first(lambda: choose_for(recipe, subject, steps, windows, emit, batch, ranks.count))
     if calibration:
         _check_ranks(len(calibration.ids), layout.batch, ranks.count)
+        _check_held_out(steps, len(calibration.ids), layout.batch)
     if calibration and (few := len(torch.unique(calibration.ids, dim=0))) < len(calibration.ids) // 2:
         emit(
             Notice(
@@ -144,6 +145,16 @@ def _announced(recipe: Recipe, subject: Subject, steps: tuple[Step, ...], calibr
     time = clock(arithmetic(shape, steps) / flops_per_second(store.device))
     titles = ", then ".join(step.title for step in steps)
     return f"--effort {recipe.chosen.effort}: {titles}, on {samples} windows of {tokens} tokens; {time} here"
+
+
+def _check_held_out(steps: tuple[Step, ...], samples: int, batch: int) -> None:
+    """Raises: RecipeError if a step holds samples out and there is only one micro-batch."""
+    judging = [step.name for step in steps if step.needs.held_out]
+    if judging and samples <= batch:
+        raise RecipeError(
+            f"{judging[0]} judges by samples that are held out, but all {samples} windows run as one batch; give a"
+            f" smaller --batch_size (now {batch}) or more --nsamples"
+        )
 
 
 def _check_ranks(samples: int, batch: int, ranks: int) -> None:

@@ -149,6 +149,8 @@ def _prune_blocks(run: Run, journal: Journal | None) -> list[BlockResult]:
     store, emit = run.subject.store, run.emit
     results = run.ranks.from_first(lambda: _finished(run, journal))
     if len(results) == len(store.anatomy.blocks):
+        if known := run.ranks.from_first(lambda: journal.survey() if journal else None):
+            run.surveys = known[1]
         return results
     with timed(run.seconds, "capture"):
         inputs, first = _inputs(run)
@@ -195,7 +197,8 @@ def _summary(run: Run, results: Sequence[BlockResult]) -> PruningSummary:
     for text in warnings:
         run.emit(Notice(text))
     sub_blocks = tuple(sub for result in results for sub in result.sub_blocks)
-    return PruningSummary(layers, sub_blocks, run.seconds, tuple(warnings), run.surveys)
+    trained = tuple(name for result in results for name in result.trained)
+    return PruningSummary(layers, sub_blocks, run.seconds, tuple(warnings), run.surveys, trained)
 
 
 def _inputs(run: Run) -> tuple[Inputs, Stream | None]:

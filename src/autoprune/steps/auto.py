@@ -10,7 +10,7 @@ from autoprune.core.sparsity import Target
 from autoprune.core.statistics import CrossGram, InputGram, InputNorm
 from autoprune.errors import RecipeError
 from autoprune.steps.base import Block, Decisions, Layer, Needs, Step
-from autoprune.steps.options import AutoOptions, BarberOptions
+from autoprune.steps.options import GRANULARITIES, AutoOptions, BarberOptions
 from autoprune.steps.price import Price, Shape
 from autoprune.steps.table import check_order, entry, make_steps
 
@@ -93,9 +93,11 @@ class Auto(AutoOptions, Step):
         """Raises: RecipeError for steps that can't be tried."""
         for words in (*self.auto_tries, *self.auto_choices):
             names = [word.partition("-")[0] for word in words.split("+")]
+            for name in names:
+                entry(name, "--auto_tries")
             check_order(names, given=False)
             for name in names:
-                if name in (self.name, "reconstruct", "allocate", "rotate"):
+                if name in (self.name, "reconstruct"):
                     raise RecipeError(f"auto can't try {name}: put it before or behind auto in --steps")
             for step in steps_of(words):
                 step.check(target)
@@ -123,9 +125,11 @@ def steps_of(words: str) -> tuple[Step, ...]:
             steps += make_steps([name], {})
             continue
         try:
-            granularity, threshold = values
-            steps += make_steps([name], {name: BarberOptions(granularity, float(threshold))})
-        except (TypeError, ValueError) as error:
+            granularity, threshold = values[0], float(values[1])
+            if len(values) > 2 or granularity not in GRANULARITIES or not 0 <= threshold <= 1:
+                raise ValueError(word)
+            steps += make_steps([name], {name: BarberOptions(granularity, threshold)})
+        except (IndexError, TypeError, ValueError) as error:
             raise RecipeError(f"--auto_tries {words!r}: {word} can't be read; write barber-output1-0.1") from error
     return tuple(steps)
 

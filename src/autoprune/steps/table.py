@@ -100,6 +100,12 @@ def check_order(names: Sequence[str], *, given: bool) -> None:
         if entry(name).refines and not there:
             first = next(n for n, step in BUILT_IN.items() if step.prunes)
             raise RecipeError(f"{name} goes on with a pattern, and no step before it makes one; put {first} before it")
+        if there and not entry(name).prunes and not entry(name).refines:
+            raise RecipeError(f"{name} prepares the dense weights, so it must come before the steps that prune")
+        if given and entry(name).prunes:
+            raise RecipeError(
+                f"{name} chooses a pattern by itself, and --pruned_model gives one; leave out one of the two"
+            )
         there |= entry(name).prunes
     if not there:
         raise RecipeError(f"none of these steps prunes anything: {', '.join(names)}; add one that does")

@@ -18,6 +18,11 @@ def model_card(about: dict[str, Any], summary: PruningSummary, label: str, targe
             f"{calibration['source']} ({recipe['calibration']['nsamples']} windows of {calibration['seqlen']} tokens,"
             f" seed {about['seed']})"
         )
+    rest = "Embeddings, norms, biases and the head are those of the original, byte for byte."
+    if summary.trained:
+        rest = (
+            "Embeddings and head are those of the original, byte for byte; kept weights and norms were trained on it."
+        )
     weights = f"\nOf the original, {model['weights']}.\n" if "weights" in model else ""
     return f"""---
 library_name: transformers
@@ -31,9 +36,7 @@ pipeline_tag: text-generation
 # {model["name"].rsplit("/", 1)[-1]}, pruned by {label} ({target})
 
 {summary.sparsity:.2%} of the weights in the {len(summary.layers)} linear layers of its blocks are exactly zero.
-Embeddings, norms, biases
-and the head are those of the original, byte for byte. It was pruned in one shot, without training, by AutoPrune
-{about["versions"]["autoprune"]}.
+{rest} It was pruned by AutoPrune {about["versions"]["autoprune"]}.
 {weights}
 | | |
 |---|---|

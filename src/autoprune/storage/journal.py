@@ -103,6 +103,7 @@ class Journal:
             raw["name"],
             layers,
             tuple(SubBlockOutcome(**sub) for sub in raw["sub_blocks"]),
+            tuple(raw.get("trained", ())),
         )
 
 

@@ -72,6 +72,7 @@ def manifest(
         "sub_blocks": [dataclasses.asdict(sub) for sub in summary.sub_blocks],
         "warnings": list(summary.warnings),
         **({"surveys": to_jsonable(summary.surveys)} if summary.surveys else {}),
+        **({"trained": list(summary.trained)} if summary.trained else {}),
         **_contents(written),
         **({"delete": True} if delete else {}),
     }
@@ -159,6 +160,11 @@ class Manifest:
         return None if kind == "unstructured" and ratio is None else parse_target(kind, ratio)
 
     @property
+    def trained(self) -> tuple[str, ...]:
+        """Parameters that are no layer's weight and were changed, such as norms."""
+        return tuple(self.raw.get("trained", ()))
+
+    @property
     def describes_weights(self) -> bool:
         """Whether the weight files that a model would be loaded from are those that were written, byte for byte."""
         written = {entry["name"]: entry["sha256"] for entry in self.raw.get("shards", ())}
@@ -191,6 +197,7 @@ class Manifest:
             seconds,
             tuple(self.raw["warnings"]),
             dict(self.raw.get("surveys", {})),
+            self.trained,
         )
 
     def keep(self) -> None:

@@ -1,0 +1,87 @@
+"""Results whose norms were trained beside the weights: what the record, the card and the audit say of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import autoprune
+from autoprune.errors import RecipeError
+from autoprune.evaluation.audit import audit
+from autoprune.storage.locate import DEMO
+from autoprune.storage.manifest import Manifest
+
+RUN: dict[str, Any] = {
+    "calibration_data": "demo",
+    "nsamples": 6,
+    "seqlen": 32,
+    "batch_size": 1,
+    "sparsity_type": "2:4",
+    "reconstruct_dtype": "float32",
+}
+
+
+def test_verify_knows_what_was_trained(tmp_path: Path) -> None:
+    result = autoprune.prune("demo", steps="wanda,reconstruct", epochs=2, save_model=tmp_path / "out", **RUN)
+    trained = Manifest.read(tmp_path / "out").trained
+    assert "model.layers.0.input_layernorm.weight" in trained
+    assert result.summary is not None and result.summary.trained == trained
+    report = audit(tmp_path / "out", DEMO)
+    assert report.sound, report.faults
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert "norms were trained" in card and "without training" not in card
+    errors = [layer.error for layer in result.summary.layers]
+    before = autoprune.prune("demo", steps="wanda", **RUN).summary
+    assert before is not None and errors != [layer.error for layer in before.layers], "errors are those of the end"
+
+
+def test_a_changed_norm_that_was_not_trained_is_still_a_fault(tmp_path: Path) -> None:
+    autoprune.prune("demo", steps="wanda,refit", save_model=tmp_path / "out", **RUN)
+    assert Manifest.read(tmp_path / "out").trained == ()
+    assert audit(tmp_path / "out", DEMO).sound
+    assert "byte for byte" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("steps", ["wanda,reconstruct", "auto"])
+def test_stopped_and_resumed_gives_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: str) -> None:
+    options = {**RUN, "steps": steps, "epochs": 1, "auto_tries": "wanda+refit,mixed+wanda"}
+    autoprune.prune("demo", save_model=tmp_path / "whole", **options)
+    from autoprune.storage import shards
+
+    own, written = shards.CheckpointWriter.write_block, []
+
+    def stops(self: Any, index: int, tensors: Any) -> None:
+        if index == 3:
+            raise KeyboardInterrupt
+        written.append(index)
+        own(self, index, tensors)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shards.CheckpointWriter, "write_block", stops)
+        with pytest.raises(KeyboardInterrupt):
+            autoprune.prune("demo", save_model=tmp_path / "parts", **options)
+    assert written == [0, 1, 2]
+    autoprune.prune("demo", save_model=tmp_path / "parts", resume=True, **options)
+    for file in sorted((tmp_path / "whole").glob("*.safetensors")):
+        other = load_file(tmp_path / "parts" / file.name)
+        assert all(torch.equal(value, other[name]) for name, value in load_file(file).items())
+    assert Manifest.read(tmp_path / "whole").raw["layers"] == Manifest.read(tmp_path / "parts").raw["layers"]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"steps": "wanda,reconstruct", "batch_size": 6}, "give a smaller --batch_size"),
+        ({"steps": "wanda,mixed"}, "must come before the steps that prune"),
+        ({"steps": "wanda,barber", "pruned_model": "x"}, "--pruned_model gives one"),
+        ({"steps": "auto", "auto_tries": "wanda+barber-outpt1-0.1"}, "can't be read"),
+        ({"steps": "auto", "auto_tries": "foo"}, "--auto_tries 'foo' is unknown"),
+    ],
+)
+def test_what_can_not_be_done_is_refused_before(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(RecipeError, match=words):
+        autoprune.prune("demo", **{**RUN, **options})

@@ -82,8 +82,6 @@ class Block:
         """The block itself."""
         return self.anatomy.module
 
-    # What flows through it.
-
     def begin_pass(self, inputs: Inputs, stream: Stream | None, kinds: tuple[Kind, ...]) -> None:
         """From now on steps see these hidden states, and share what is observed of them."""
         self.inputs, self.stream, self.kinds = inputs, stream, kinds
@@ -136,8 +134,6 @@ class Block:
             whole += float(wanted.square().sum(dtype=torch.float64))
         return lost / whole if whole else 0.0
 
-    # Observe.
-
     def observe(self, statistic: Kind | None) -> Sequence[InputGroup]:
         """The input groups and what was seen of their inputs: once for all steps of a pass."""
         if self.stream is None:
@@ -147,8 +143,6 @@ class Block:
         here = {layer.name for layer in self.layers}
         groups = [replace(g, layers=[la for la in g.layers if la.name in here]) for g in self._groups]
         return [group for group in groups if group.layers]
-
-    # Solve and assign.
 
     def solve(self, groups: Sequence[Group], solve: Solve, statistic: Kind | None) -> None:
         """Group by group: problems, solutions, weights; of several ranks each solves a part of the groups."""
@@ -229,8 +223,6 @@ class Block:
         """The sub-blocks in their order, each behind the pruned ones before it."""
         yield from work_by_parts(self, compute_dtype)
 
-    # Training and trials.
-
     @contextlib.contextmanager
     def training(self, compute_dtype: str, *, by_token: bool) -> Iterator[BlockTraining]:
         """The layers to prune, norms and biases, ready to be trained; nothing has changed when it ends."""
@@ -257,10 +249,9 @@ class Block:
 
     def _error_of(self, layer: Layer) -> float | None:
         """The layer's relative output error now, on the tokens that were sampled when the pass observed; else None."""
-        for group in self._groups or ():
-            if group.sample and any(la.name == layer.name for la in group.layers):
-                return group.sample.relative_error(layer.of(self.originals[layer.parameter_name]), layer.matrix)
-        return None
+        groups = [g for g in self._groups or () if any(la.name == layer.name for la in g.layers)]
+        sample = groups[0].sample if groups else None
+        return sample.relative_error(layer.of(self.originals[layer.parameter_name]), layer.matrix) if sample else None
 
     def note(self, notes: Mapping[str, Any], layers: Sequence[LayerFace] | None = None) -> None:
         """Adds to what the record says of the block's layers, all of them or some."""

@@ -11,8 +11,10 @@ SPEAKERS = ({"role", "content"}, {"from", "value"})  # what the turns of a conve
 TEXTS = ("content", "document", "body", "article", "passage", "story", "sentence", "raw_content", "code")
 # Words that name, date or sort a text; a field of such a name holds none.
 _ABOUT = re.compile(
-    r"(?:^|_|-|\W)(?:u?uid|uuid|guid|ids?|url|uri|link|hash|sha\d*|md5|digest|key|name|title|source|lang|language|label|tag|"
-    r"split|subset|category|domain|date|time|timestamp|created|updated|author|user|license|filename|file|path|type|kind)$",
+    r"(?:^|_|-|\W)(?:u?uid|uuid|guid|ids?|url|uri|link|hash|sha\d*|md5|digest|key|name|title|source|lang|language|"
+    r"label|tag|"
+    r"split|subset|category|domain|date|time|timestamp|created|updated|author|user|license|filename|"
+    r"file|path|type|kind)$",
     re.IGNORECASE,
 )
 

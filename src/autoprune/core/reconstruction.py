@@ -10,8 +10,8 @@ from torch import Tensor
 
 from autoprune.core.curvature import Curvature
 from autoprune.core.order_statistics import zeroed
-from autoprune.core.selection import drop_count, keep_highest, keep_n_m
-from autoprune.core.sparsity import SemiStructured, Target
+from autoprune.core.selection import keep_for, keep_n_m
+from autoprune.core.sparsity import Counted, SemiStructured, Target, Unstructured
 
 INNER = 32  # columns that are settled one by one before the rest of their column block is updated
 
@@ -30,7 +30,8 @@ def sweep(
     width = _aligned(column_block, target)
     for start in range(0, len(columns), width):
         here = slice(start, min(start + width, len(columns)))
-        errors = _sweep_block(columns[here], keep[here], curvature.upper[here, here], target, rows)
+        part = target.between(start, here.stop, len(columns)) if isinstance(target, Counted) else target
+        errors = _sweep_block(columns[here], keep[here], curvature.upper[here, here], part, rows)
         columns[here.stop :].addmm_(curvature.upper[here, here.stop :].T, errors, alpha=-1)
     return columns.T.contiguous(), keep.T.contiguous() & ~curvature.dead
 
@@ -56,7 +57,7 @@ def _sweep_block(
     """
     errors = torch.empty_like(columns)
     if not isinstance(target, SemiStructured):
-        keep.copy_(_keep_per_layer(_scores(columns, upper), target.ratio, rows).T)
+        keep.copy_(_keep_per_layer(_scores(columns, upper), target, rows).T)
     step = _aligned(INNER, target)
     for start in range(0, len(columns), step):
         here = slice(start, min(start + step, len(columns)))
@@ -89,11 +90,8 @@ def _scores(columns: Float[Tensor, "width out"], upper: Float[Tensor, "width wid
 
 
 def _keep_per_layer(
-    scores: Float[Tensor, "out width"], ratio: float, rows: Sequence[int]
+    scores: Float[Tensor, "out width"], target: Unstructured | Counted, rows: Sequence[int]
 ) -> Bool[Tensor, "out width"]:
-    """The lowest ``ratio`` of each layer's rows x columns goes."""
-    parts = [
-        keep_highest(part.reshape(1, -1), drop_count(ratio, part.numel())).view_as(part)
-        for part in scores.split(list(rows))
-    ]
+    """The target's share of each layer's rows x columns goes, lowest first."""
+    parts = [keep_for(part, target, per_row=False) for part in scores.split(list(rows))]
     return torch.cat(parts)

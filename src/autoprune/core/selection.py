@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from autoprune.core.order_statistics import count_true, counting, kth_lowest
-from autoprune.core.sparsity import SemiStructured, Target
+from autoprune.core.sparsity import Counted, SemiStructured, Target
 
 SMALL_GROUP = 16
 
@@ -80,7 +80,17 @@ def keep_for(scores: Float[Tensor, "out in"], target: Target, *, per_row: bool) 
     """The keep pattern for a target: N:M groups, or per row, or over the whole layer."""
     if isinstance(target, SemiStructured):
         return keep_n_m(scores, target)
+    if isinstance(target, Counted):
+        return keep_counted(scores, target, per_row=per_row)
     return keep_per_row(scores, target.ratio) if per_row else keep_per_layer(scores, target.ratio)
+
+
+def keep_counted(scores: Float[Tensor, "out in"], target: Counted, *, per_row: bool) -> Bool[Tensor, "out in"]:
+    """Exactly ``target.zeros`` go; per row, each of the first rows loses one more where the rows don't divide them."""
+    if not per_row:
+        return keep_highest(scores.reshape(1, -1), target.zeros).view_as(scores)
+    each, more = divmod(target.zeros, scores.shape[0])
+    return torch.cat([keep_highest(scores[:more], each + 1), keep_highest(scores[more:], each)])
 
 
 def count_violations(keep: Bool[Tensor, "out in"], pattern: SemiStructured) -> int:

@@ -36,12 +36,33 @@ class SemiStructured:
         return f"{self.n}:{self.m}"
 
 
-Target = Unstructured | SemiStructured
+@dataclass(frozen=True)
+class Counted:
+    """Exactly ``zeros`` of a layer's ``weights`` become zero; by row, the rows differ by one at most."""
+
+    zeros: int
+    weights: int
+
+    @property
+    def ratio(self) -> float:
+        """Fraction of weights that is zero."""
+        return self.zeros / self.weights
+
+    def between(self, start: int, stop: int, columns: int) -> Counted:
+        """The part of some of the layer's columns; over all parts the zeros add up exactly."""
+        zeros = self.zeros * stop // columns - self.zeros * start // columns
+        return Counted(zeros, self.weights // columns * (stop - start))
+
+    def __str__(self) -> str:
+        return f"{self.zeros} of {self.weights}"
+
+
+Target = Unstructured | SemiStructured | Counted
 
 
 def target_from(kind: str, **values: Any) -> Target:
     """The inverse of noting a target's kind and fields."""
-    return {cls.__name__: cls for cls in (Unstructured, SemiStructured)}[kind](**values)
+    return {cls.__name__: cls for cls in (Unstructured, SemiStructured, Counted)}[kind](**values)
 
 
 def parse_target(sparsity_type: str, ratio: float | None) -> Target | None:

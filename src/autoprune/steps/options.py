@@ -12,6 +12,7 @@ from typing import Any
 from autoprune.core.sparsity import SemiStructured, Target
 from autoprune.errors import RecipeError
 
+ALLOCATIONS = ("uniform", "owl", "dlp")
 GRANULARITIES = ("block", "layer", "output1", "input1")
 METRICS = ("WD", "W", "D")
 PRECISIONS = ("auto", "float32", "tf32", "bfloat16")
@@ -91,6 +92,22 @@ class MixedOptions:
     mixed_damping: float = option(
         0.01, "mixed: damping of the Gram, as a fraction of its mean diagonal", positive=True
     )
+
+
+@dataclass(frozen=True)
+class AllocateOptions:
+    """How the zeros are shared out among the blocks, their total unchanged (arXiv 2310.05175, 2505.23807)."""
+
+    allocation: str = option("owl", "allocate: what says how dense a block stays", choices=ALLOCATIONS, shown=True)
+    owl_factor: float = option(
+        5.0, "allocate: a score is an outlier above so many times the block's mean", positive=True
+    )
+    owl_range: float = option(0.08, "allocate: how far owl may move a block's ratio; half of it all", fraction=True)
+    dlp_range: float = option(0.15, "allocate: how far dlp may move a block's ratio; half of it all", fraction=True)
+
+    def __post_init__(self) -> None:
+        if self.allocation not in ALLOCATIONS:
+            raise RecipeError(f"--allocation {self.allocation!r} is unknown; choose from {', '.join(ALLOCATIONS)}")
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from autoprune.errors import RecipeError
 from autoprune.steps.options import (
     ADMMOptions,
+    AllocateOptions,
     ALPSOptions,
     AutoOptions,
     BarberOptions,
@@ -56,6 +57,7 @@ BUILT_IN: dict[str, Entry] = {
     "alps": Entry(ALPSOptions, "autoprune.steps.alps:ALPS", "ALPS"),
     "admm": Entry(ADMMOptions, "autoprune.steps.admm:ADMM", "ADMM"),
     "auto": Entry(AutoOptions, "autoprune.steps.auto:Auto", "Automatic choice"),
+    "allocate": Entry(AllocateOptions, "autoprune.steps.allocate:Allocate", "Allocation", prunes=False),
     "mixed": Entry(MixedOptions, "autoprune.steps.mixed:Mixed", "Mixed target", prunes=False),
     "swaps": Entry(SwapsOptions, "autoprune.steps.swaps:Swaps", "Swaps", prunes=False, refines=True),
     "refit": Entry(RefitOptions, "autoprune.steps.refit:Refit", "Refit", prunes=False, refines=True),

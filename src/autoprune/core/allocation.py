@@ -1,0 +1,68 @@
+"""Sharing out a fixed number of zeros among blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from autoprune.core.order_statistics import kth_lowest
+from autoprune.core.selection import drop_count
+from autoprune.core.sparsity import Counted
+
+HALVINGS = 60
+LEAST = 0.1  # a block keeps at least this part of the share that blocks keep on average
+
+
+def outlier_share(scores: Sequence[Float[Tensor, "out in"]], factor: float) -> float:
+    """The share of a block's scores above ``factor`` times their mean (OWL, arXiv 2310.05175, eq. 1)."""
+    size = sum(part.numel() for part in scores)
+    mean = sum(float(part.sum(dtype=torch.float64)) for part in scores) / size
+    return sum(int((part > factor * mean).sum()) for part in scores) / size
+
+
+def median_score(scores: Sequence[Float[Tensor, "out in"]]) -> float:
+    """The (lower) median of a block's scores (DLP, arXiv 2505.23807)."""
+    flat = torch.cat([part.flatten() for part in scores])
+    return float(kth_lowest(flat[None], (flat.numel() + 1) // 2))
+
+
+def block_ratios(worth: Sequence[float], weights: Sequence[int], ratio: float, reach: float) -> list[float]:
+    """What share of each block's weights goes: less where it is worth more.
+
+    ``ratio - 2 reach (d - mean d)``, d the worth min-max normalised. Clipped to [0, 1 - (1 - ratio) / 10]; a common
+    shift, found by bisection, then makes the mean, weighted by ``weights``, equal to ``ratio``.
+    """
+    low, span = min(worth), max(worth) - min(worth)
+    wanted = [-2 * reach * ((d - low) / span if span > 0 else 0.0) for d in worth]
+    top, aim = 1 - LEAST * (1 - ratio), ratio * sum(weights)
+
+    def shifted(by: float) -> list[float]:
+        return [min(max(share + by, 0.0), top) for share in wanted]
+
+    below, above = 0.0, 1 + 2 * reach
+    for _ in range(HALVINGS):
+        middle = (below + above) / 2
+        if sum(r * n for r, n in zip(shifted(middle), weights, strict=True)) < aim:
+            below = middle
+        else:
+            above = middle
+    return shifted(above)
+
+
+def counted(ratios: Sequence[float], weights: Sequence[int], ratio: float) -> list[Counted]:
+    """By layer: the whole number of its zeros; together exactly ``floor(ratio * sum(weights))``.
+
+    ``ratios``, by layer, have (but for rounding) the weighted mean ``ratio``. Each count is rounded down; what is
+    missing goes, one zero each, to the layers that lost most by that, the earlier one among equals.
+    """
+    exact = [r * n for r, n in zip(ratios, weights, strict=True)]
+    zeros = [int(e) for e in exact]
+    missing = drop_count(ratio, sum(weights)) - sum(zeros)
+    step = 1 if missing >= 0 else -1  # rounding of floats may put the sum above
+    order = sorted(range(len(exact)), key=lambda i: step * (zeros[i] - exact[i]))
+    for i in order[: abs(missing)]:
+        zeros[i] += step
+    return [Counted(z, n) for z, n in zip(zeros, weights, strict=True)]

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from autoprune.core.allocation import block_ratios, counted, median_score, outlier_share
-from autoprune.core.reconstruction import sweep
 from autoprune.core.selection import keep_for
 from autoprune.core.sparsity import Counted, SemiStructured, target_from
 from autoprune.errors import RecipeError

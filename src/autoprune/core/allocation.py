@@ -16,14 +16,14 @@ HALVINGS = 60
 LEAST = 0.1  # a block keeps at least this part of the share that blocks keep on average
 
 
-def outlier_share(scores: Sequence[Float[Tensor, "out in"]], factor: float) -> float:
+def outlier_share(scores: Sequence[Float[Tensor, "_ _"]], factor: float) -> float:
     """The share of a block's scores above ``factor`` times their mean (OWL, arXiv 2310.05175, eq. 1)."""
     size = sum(part.numel() for part in scores)
     mean = sum(float(part.sum(dtype=torch.float64)) for part in scores) / size
     return sum(int((part > factor * mean).sum()) for part in scores) / size
 
 
-def median_score(scores: Sequence[Float[Tensor, "out in"]]) -> float:
+def median_score(scores: Sequence[Float[Tensor, "_ _"]]) -> float:
     """The (lower) median of a block's scores (DLP, arXiv 2505.23807)."""
     flat = torch.cat([part.flatten() for part in scores])
     return float(kth_lowest(flat[None], (flat.numel() + 1) // 2))

@@ -10,9 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from autoprune.core.allocation import block_ratios, counted, median_score, outlier_share
-from autoprune.core.sparsity import Target, Unstructured
+from autoprune.core.sparsity import Unstructured
 from autoprune.core.statistics import InputNorm
-from autoprune.errors import RecipeError
 from autoprune.steps.base import Block, Group, Needs, Step, Survey, SurveyResult
 from autoprune.steps.options import AllocateOptions
 
@@ -24,11 +23,6 @@ class Allocate(AllocateOptions, Step):
     name: ClassVar[str] = "allocate"
     title: ClassVar[str] = "Allocation"
     needs: ClassVar[Needs] = Needs(survey=True)
-
-    def check(self, target: Target | None) -> None:
-        """N:M fixes every group, so nothing is left to share out."""
-        if target is not None and not isinstance(target, Unstructured):
-            raise RecipeError(f"there is nothing to allocate at {target}; leave out the step allocate")
 
     def apply(self, block: Block) -> None:
         """All is done by the survey."""

@@ -109,6 +109,11 @@ class AllocateOptions:
         if self.allocation not in ALLOCATIONS:
             raise RecipeError(f"--allocation {self.allocation!r} is unknown; choose from {', '.join(ALLOCATIONS)}")
 
+    def check(self, target: Target | None) -> None:
+        """Raises: RecipeError at N:M, which fixes every group and leaves nothing to share out."""
+        if target is not None and isinstance(target, SemiStructured):
+            raise RecipeError(f"there is nothing to allocate at {target}; leave out the step allocate")
+
 
 @dataclass(frozen=True)
 class SwapsOptions:

@@ -30,7 +30,8 @@ class Allocate(AllocateOptions, Step):
     def survey(self, survey: Survey) -> SurveyResult:
         """One walk over the dense model."""
         assert isinstance(survey.target, Unstructured)
-        worth, sizes, names, members = [], [], [], []
+        worth, names, members = [], [], []
+        sizes: list[list[int]] = []
         for block, groups in survey.blocks(InputNorm):
             if not block.layers:
                 continue

@@ -283,8 +283,6 @@ def _check_steps(recipe: Recipe, target: Target | None) -> None:
         if check is not None and dataclasses.fields(recipe.options_of(name)):
             check(target)
     check_order(recipe.steps, given=chosen.pruned_model is not None)
-    if "allocate" in recipe.steps and recipe.pruning.ratio:
-        raise RecipeError("the step allocate settles the ratio of every layer, and so does --ratio; leave out one")
     if chosen.pruned_model and recipe.pruning.ratio:
         raise RecipeError(
             "--ratio is about choosing a pattern, but --pruned_model gives one; leave out one of the two"

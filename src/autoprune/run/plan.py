@@ -88,6 +88,8 @@ def make_plan(recipe: Recipe, subject: Subject, emit: Emit, *, measure: bool, ra
     for step in steps:
         step.check(target)
         step.check_machine(subject.store.device.type, ranks.count)
+        if step.needs.survey and recipe.pruning.ratio:
+            raise RecipeError(f"{step.name} settles the ratio of every layer, and so does --ratio; leave out one")
     _tell(recipe, subject, target, steps, emit)
     looks = needs_data(recipe, steps)
     calibration = ranks.from_first(lambda: calibration_of(recipe, subject, seqlen, emit)) if looks else None

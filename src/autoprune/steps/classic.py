@@ -9,7 +9,7 @@ from typing import Any
 from autoprune.errors import RecipeError
 from autoprune.steps.options import option
 
-# What --effort stands for: flat options, measured on a real model (docs/quality.md).
+# What --effort stands for: flat options, chosen by the few figures that there are (docs/quality.md).
 EFFORTS: dict[str, dict[str, Any]] = {
     "low": {"steps": ("mixed", "wanda", "refit")},
     "medium": {"steps": ("wanda", "reconstruct"), "epochs": 2, "learning_rate": 0.002, "batch_size": 1},
@@ -33,8 +33,7 @@ class StepOptions:
     )
     effort: str | None = option(
         None,
-        "no steps named: a recipe that was measured to be good, cheap, at moderate or at high cost; medium with"
-        " --sparsity",
+        "no steps named: a recipe of low, moderate or high cost; medium with --sparsity",
         choices=tuple(EFFORTS),
     )
     pruned_model: str | None = option(

@@ -138,6 +138,6 @@ def _companions(path: Path) -> Path:
     config.save_pretrained(directory)
     try:
         AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name).save_pretrained(directory)
-    except Exception:
-        return directory  # a file without a vocabulary: whoever needs the tokenizer says that it is missing
+    except Exception:  # whatever transformers makes of a file without a vocabulary
+        return directory  # whoever needs the tokenizer says that it is missing
     return directory

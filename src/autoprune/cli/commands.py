@@ -31,11 +31,20 @@ FLAGS: dict[
     "prune": (None, ()),
     "eval": (
         ("model", "calibration", "evaluation", "zeroshot", "output", "run"),
-        ("calibration_data", "nsamples", "save_model", "delete"),
+        ("calibration_data", "nsamples", "save_model", "delete", "no_dense"),
     ),
     "inspect": (
         ("model", "calibration", "run"),
-        ("calibration_data", "seed", "datasets_cache_dir", "protocol", "memory", "activations", "quiet"),
+        (
+            "calibration_data",
+            "seed",
+            "datasets_cache_dir",
+            "protocol",
+            "memory",
+            "activations",
+            "quiet",
+            "no_dense",
+        ),
     ),
 }
 

@@ -147,8 +147,9 @@ def _bench(grid: str, out: str, jobs: int) -> int:
 def _report(chosen: argparse.Namespace) -> int:
     from autoprune.report.publish import published
     from autoprune.results.codec import read_rows
+    from autoprune.results.variants import with_references
 
-    text = published(read_rows(chosen.results), chosen.format, title=chosen.title)
+    text = published(with_references(read_rows(chosen.results)), chosen.format, title=chosen.title)
     if chosen.out is None:
         sys.stdout.write(text)
         return 0

@@ -157,6 +157,9 @@ class RunOptions:
         "budget such as 8GiB: windows per pass and the place of hidden states are chosen to fit it",
         metavar="SIZE",
     )
+    no_dense: bool = option(
+        False, "measure the result alone: no perplexity of the dense model beside it, which takes as long again"
+    )
     quiet: bool = option(False, "no progress, no tables; errors only")
 
 

@@ -138,7 +138,8 @@ class Results:
 
 def _measurements(row: EvaluationRow, labels: dict[tuple[str, int], str]) -> Iterator[tuple[str, str, float, Any]]:
     """Metric, what it was measured on, its value and standard error (or None)."""
-    yield SPARSITY, "", row.sparsity, None
+    if not math.isnan(row.sparsity):
+        yield SPARSITY, "", row.sparsity, None
     for p in row.perplexity:
         yield PERPLEXITY, labels[p.source, p.seqlen], p.perplexity, None
     for p in row.perplexity:

@@ -9,9 +9,8 @@ from pathlib import Path
 from autoprune.core.sparsity import SemiStructured, Target, Unstructured
 from autoprune.errors import OutputError, RecipeError
 from autoprune.recipe.recipe import Recipe
+from autoprune.results.variants import DENSE
 from autoprune.storage.manifest import Manifest
-
-DENSE = ("dense", "dense")
 
 
 def method_label(recipe: Recipe) -> str:

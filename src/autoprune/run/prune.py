@@ -4,7 +4,7 @@ stopped.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +47,12 @@ from autoprune.storage.values import ValueCheck
 NO_ERRORS = "no calibration data was read, so layer errors were not measured (--layer_errors measures them)"
 
 
-def prune_and_write(recipe: Recipe, plan: Plan, directory: Path | None, emit: Emit) -> PruningSummary:
+def prune_and_write(
+    recipe: Recipe, plan: Plan, directory: Path | None, emit: Emit, checked: Callable[[Mapping[str, Any]], None]
+) -> PruningSummary:
     """Prunes; the checkpoint appears in ``directory`` when it is whole. Of several ranks, the first one writes.
 
+    ``checked`` is called with all that the result depends on, when the model is checked and nothing is pruned yet.
     After an error a run that has finished a block stays beside ``directory``, to be resumed; a shorter one is removed.
     """
     output, ranks = recipe.output, plan.ranks
@@ -71,6 +74,7 @@ def prune_and_write(recipe: Recipe, plan: Plan, directory: Path | None, emit: Em
         with timed(run.seconds, "check"):
             run.about = _about(run, complete=complete)
             _require_same(ranks, run.about)
+        checked(run.about)
         if directory and complete:
             return ranks.from_first(lambda: already_complete(run, directory))
         if ranks.from_first(lambda: workplace is not None and plan.subject.checkpoint is not None and workplace.whole):

@@ -19,7 +19,7 @@ from autoprune.recipe.recipe import Recipe, recipe_from_flat
 from autoprune.report.save import check_earlier, check_report_directory, tables_claimed
 from autoprune.results.types import Evaluation, EvaluationRow, PruningSummary
 from autoprune.results.variants import DENSE
-from autoprune.run.beside import Beside
+from autoprune.run.before import Before
 from autoprune.run.check import check_values
 from autoprune.run.finish import delete_or_keep, evaluated
 from autoprune.run.labels import labels_of, method_label, report_stem, target_label
@@ -163,15 +163,15 @@ def _run(
             check_room(recipe, subject, resident=subject.store.resident or fits(subject.checkpoint, recipe))
         plan = make_plan(recipe, subject, emit, measure=measure, ranks=ranks)
         directory = Path(output.save_model) if output.save_model and plan.steps else None
-        beside = Beside(recipe, plan, emit, wanted=dense)
+        before = Before(recipe, plan, emit, wanted=dense)
         if plan.steps:
-            summary = prune_and_write(recipe, plan, directory, emit, beside.checked)
+            summary = prune_and_write(recipe, plan, directory, emit, before.checked)
             row = EvaluationRow(*labels, summary.sparsity, (), recipe.to_dict(), summary, about=about(subject))
         else:
-            beside.checked({"model": {"fingerprint": check_values(subject, emit)}})
+            before.checked({"model": {"fingerprint": check_values(subject, emit)}})
             row = EvaluationRow(*labels, count_zeros(subject.store), (), recipe.to_dict(), about=about(subject))
     if ranks.first:
-        row = evaluated(recipe, plan, row, directory, beside, clock)
+        row = evaluated(recipe, plan, row, directory, before, clock)
         if directory:
             delete_or_keep(directory, output.delete, emit)
     in_memory = subject.store.model if subject.store.resident else None

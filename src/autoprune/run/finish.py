@@ -11,7 +11,7 @@ from autoprune.machine.meter import Clock, device_bytes, peak_bytes
 from autoprune.recipe.recipe import Recipe
 from autoprune.report.save import notes_of, save_row
 from autoprune.results.types import Cost, EvaluationRow
-from autoprune.run.beside import Beside
+from autoprune.run.before import Before
 from autoprune.run.labels import report_stem
 from autoprune.run.measure import accuracy, measured
 from autoprune.run.open import Subject, open_model
@@ -22,18 +22,18 @@ from autoprune.storage.store import CheckpointStore
 
 
 def evaluated(
-    recipe: Recipe, plan: Plan, row: EvaluationRow, directory: Path | None, beside: Beside, clock: Clock
+    recipe: Recipe, plan: Plan, row: EvaluationRow, directory: Path | None, before: Before, clock: Clock
 ) -> EvaluationRow:
     """The row with all that the recipe wants measured, saved where it says."""
     folder = directory.resolve() if directory else None
     if folder and folder.is_dir():
         row = dataclasses.replace(row, size=file_size(folder))
-    beside.measure(lambda: _opened(recipe, plan.subject), folder)
+    before.measure(lambda: _opened(recipe, plan.subject), folder)
     after = reopened(recipe, plan.subject, folder) if plan.evaluation or recipe.zeroshot.tasks else plan.subject
     stem = report_stem(recipe, (row.method, row.target))
     notes = Notes(notes_of(recipe, stem), resume=recipe.output.resume, emit=clock)
-    row = dataclasses.replace(row, perplexity=measured(plan, after, notes, beside.memory, clock, folder))
-    row = dataclasses.replace(row, beside=beside.of(row), cost=_cost(clock))
+    row = dataclasses.replace(row, perplexity=measured(plan, after, notes, before.memory, clock, folder))
+    row = dataclasses.replace(row, beside=before.of(row), cost=_cost(clock))
     save_row(recipe, row, stem)  # before the tasks, which take longer and may fail
     if found := accuracy(recipe, plan, after, clock):
         row = dataclasses.replace(row, zeroshot=found, cost=_cost(clock))

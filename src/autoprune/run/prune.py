@@ -137,7 +137,7 @@ def _journal(run: Run) -> Journal | None:
     if run.workplace is None or checkpoint is None or not isinstance(store, CheckpointStore):
         return None
     writer = CheckpointWriter(run.workplace, checkpoint, store.outside, len(store.anatomy.blocks))
-    # Beside what the result depends on: what could change its last bits.
+    # Before what the result depends on: what could change its last bits.
     here = {
         "batch": run.plan.layout.batch,
         "device": str(store.device),
@@ -197,10 +197,11 @@ def _kept(journal: Journal | None, number: int, index: int, last: int) -> dict[s
 
 def _summary(run: Run, results: Sequence[BlockResult]) -> PruningSummary:
     layers = tuple(layer for result in results for layer in result.layers)
+    sub_blocks = tuple(sub for result in results for sub in result.sub_blocks)
     warnings = [*_short_of_tokens(layers)] if run.plan.calibration else [NO_ERRORS]
+    warnings += [text for step in run.plan.steps for text in step.remarks(layers, sub_blocks)]
     for text in warnings:
         run.emit(Notice(text))
-    sub_blocks = tuple(sub for result in results for sub in result.sub_blocks)
     trained = tuple(name for result in results for name in result.trained)
     return PruningSummary(layers, sub_blocks, run.seconds, tuple(warnings), run.surveys, trained)
 

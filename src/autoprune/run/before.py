@@ -20,7 +20,7 @@ from autoprune.run.open import Subject
 from autoprune.run.plan import Plan, needs_data
 
 
-class Beside:
+class Before:
     """The references of one run, gathered while it goes on: a model in memory has to be measured before it is pruned,
     one on disk can wait until other processes have left.
     """

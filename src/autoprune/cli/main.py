@@ -23,6 +23,7 @@ INTRODUCTION = (
     "Prunes Hugging Face causal language models in one shot. For example:"
     " `autoprune prune MODEL OUT --sparsity 2:4`, then `autoprune compare MODEL OUT`."
 )
+LIST = "list"  # --tasks list: says which there are
 NUMBERS = ("torch", "transformers", "safetensors")  # packages that can change a number
 ELSEWHERE = {"compare": run_compare, "rotate": run_rotate}  # commands with a file of their own
 
@@ -42,13 +43,34 @@ def classic(arguments: Sequence[str] | None = None) -> int:
     return _guarded(_classic, list(sys.argv[1:] if arguments is None else arguments))
 
 
+def _listed(arguments: list[str]) -> int | None:
+    """Lists the tasks if that is what the words ask for, whatever else they say; else None."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--tasks", nargs="?")
+    parser.add_argument("--tasks_path", nargs="?")
+    try:
+        chosen, _ = parser.parse_known_args(arguments)
+    except (argparse.ArgumentError, SystemExit):
+        return None  # the real parser will say what is wrong
+    if chosen.tasks != LIST:
+        return None
+    from autoprune.evaluation.tasks import known_tasks
+
+    print("\n".join(known_tasks(chosen.tasks_path)))
+    return 0
+
+
 def _classic(arguments: list[str]) -> int:
+    if (status := _listed(arguments)) is not None:
+        return status
     parser = Parser(prog="main.py", description=INTRODUCTION, allow_abbrev=False)
     add_flags(parser)
     return _prune(given(parser.parse_args(arguments)))
 
 
 def _console(arguments: list[str]) -> int:
+    if (status := _listed(arguments)) is not None:
+        return status
     parser = Parser(prog="autoprune", description=INTRODUCTION, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=_versions())
     add_commands(parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser))
@@ -145,10 +167,13 @@ def _bench(grid: str, out: str, jobs: int) -> int:
 
 
 def _report(chosen: argparse.Namespace) -> int:
+    from autoprune.report.needs import check_pages
     from autoprune.report.publish import published
     from autoprune.results.codec import read_rows
     from autoprune.results.variants import with_references
 
+    if chosen.format == "html":
+        check_pages("--format html")
     text = published(with_references(read_rows(chosen.results)), chosen.format, title=chosen.title)
     if chosen.out is None:
         sys.stdout.write(text)

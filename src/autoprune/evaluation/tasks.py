@@ -50,6 +50,19 @@ def check_tasks(options: ZeroShotOptions, emit: Emit = silent) -> None:
                 _check_task(task if name == task else f"{task} ({name})", found)
 
 
+def known_tasks(tasks_path: str | None = None) -> list[str]:
+    """Names of all tasks and groups of tasks, those in ``tasks_path`` among them.
+
+    Raises: RecipeError if the harness is not installed; DataError if ``tasks_path`` is no directory.
+    """
+    if tasks_path and not Path(tasks_path).is_dir():
+        raise DataError(f"--tasks_path {tasks_path}: there is no such directory")
+    _harness()
+    from lm_eval.tasks import TaskManager
+
+    return sorted(TaskManager(include_path=tasks_path).all_tasks)
+
+
 def _check_task(name: str, task: Any) -> None:
     """Raises: DataError if the harness would refuse to run a task, or have no figure for it in the end."""
     if getattr(task, "UNSAFE_CODE", False):

@@ -110,7 +110,8 @@ class ZeroShotOptions:
 
     tasks: tuple[str, ...] = option(
         (),
-        f"comma list of tasks to measure; with --save_zeroshot and without a list: {','.join(ZEROSHOT_TASKS)}",
+        "comma list of tasks to measure (`--tasks list` names all that there are); with --save_zeroshot and without a"
+        f" list: {','.join(ZEROSHOT_TASKS)}",
         metavar="TASK[,TASK]",
         comma=True,
     )

@@ -1,0 +1,28 @@
+"""``--tasks list`` says which tasks there are, whatever else the command line holds or lacks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from end_to_end.harness import write_task
+
+from autoprune.cli.main import classic, main
+
+pytest.importorskip("lm_eval")
+pytestmark = pytest.mark.filterwarnings("ignore")  # the harness and the datasets library warn about themselves
+
+
+def test_tasks_are_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_task(tmp_path, "words_of_mine", ("acc",), 1.0)
+    assert main(["eval", "--tasks", "list", "--tasks_path", str(tmp_path)]) == 0
+    listed = capsys.readouterr().out.splitlines()
+    assert {"boolq", "mmlu", "words_of_mine"} <= set(listed)
+    assert listed == sorted(listed)
+
+
+def test_what_is_wrong_with_the_rest_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert classic(["--tasks=list", "--tasks_path", str(tmp_path / "nowhere")]) == 2
+    assert "there is no such directory" in capsys.readouterr().err
+    assert main(["prune", "demo", "--tasks"]) == 2
+    assert "--tasks" in capsys.readouterr().err

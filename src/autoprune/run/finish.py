@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from torch import Tensor
@@ -16,10 +16,9 @@ from autoprune.model.whole import ModelTraining, TwoModels
 from autoprune.run.state import Run, timed
 from autoprune.steps.whole import ModelStep
 from autoprune.storage.applied import apply_solutions
+from autoprune.storage.both import Values, both_models
 from autoprune.storage.journal import Journal
 from autoprune.storage.store import CheckpointStore
-
-Values = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -37,8 +36,7 @@ def dense_values(run: Run) -> Values:
     """
     if not _steps(run) or isinstance(run.subject.store, CheckpointStore):
         return {}
-    blocks = run.subject.store.anatomy.blocks
-    return {f"{b.name}.{name}": p.data for b in blocks for name, p in b.module.named_parameters()}
+    return _values(run.subject.store.anatomy.blocks)
 
 
 def finish(run: Run, journal: Journal | None, dense: Values, results: Sequence[BlockResult]) -> Finished:
@@ -88,19 +86,11 @@ def _inputs(ids: Tensor, batch: int) -> Inputs:
 
 def _both(run: Run, journal: Journal | None, dense: Values) -> TwoModels:
     """Both models' blocks; the store's model holds the pruned one's afterwards."""
-    store, pruned = run.subject.store, Values()
-    dense = dict(dense)
-    for block in store.anatomy.blocks:
-        if isinstance(store, CheckpointStore):
-            if journal:
-                store.load_stored(block.index, journal.writer.read_block(block.index))
-            pruned |= _values(block)
-            store.load_stored(block.index, store.dense_block(block.index))
-            dense |= _values(block)
-            for name, p in block.module.named_parameters():
-                p.data = pruned[f"{block.name}.{name}"]
-        else:
-            pruned |= _values(block)
+    store = run.subject.store
+    if isinstance(store, CheckpointStore):
+        dense, pruned = both_models(store, journal.writer.read_block if journal else None)
+    else:
+        pruned = _values(store.anatomy.blocks)
     layers = {
         f"{block.name}.{layer.parameter_name}"
         for block in store.anatomy.blocks
@@ -109,8 +99,8 @@ def _both(run: Run, journal: Journal | None, dense: Values) -> TwoModels:
     return TwoModels(dense, pruned, layers)
 
 
-def _values(block: BlockAnatomy) -> Values:
-    return {f"{block.name}.{name}": p.data for name, p in block.module.named_parameters()}
+def _values(blocks: Iterable[BlockAnatomy]) -> Values:
+    return {f"{b.name}.{name}": p.data for b in blocks for name, p in b.module.named_parameters()}
 
 
 def _rounded(run: Run, before: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> Values:
@@ -137,11 +127,11 @@ def _put_back(
             changed = {name: own[name] for name in _trained(block, run)}
             stored = journal.writer.read_block(block.index)
             journal.keep_finished(block.index, apply_solutions(store.skeleton, block, stored, {}, changed))
-            store.release(block.index)
             continue
         for name, p in block.module.named_parameters():
             p.data = own[name]
-    if journal:
+    if journal and isinstance(store, CheckpointStore):
+        store.release_all()
         journal.mark_finished(notes)
         journal.put_finished()
 

@@ -21,7 +21,7 @@ from autoprune.results.types import Evaluation, EvaluationRow, PruningSummary
 from autoprune.results.variants import DENSE
 from autoprune.run.before import Before
 from autoprune.run.check import check_values
-from autoprune.run.finish import delete_or_keep, evaluated
+from autoprune.run.closing import delete_or_keep, evaluated
 from autoprune.run.labels import labels_of, method_label, report_stem, target_label
 from autoprune.run.measure import about, check_room, count_zeros
 from autoprune.run.open import Subject, fits, held_model, open_model

@@ -32,9 +32,11 @@ from autoprune.results.codec import first_difference
 from autoprune.results.outcome import LayerOutcome
 from autoprune.results.types import PruningSummary
 from autoprune.run.check import check_model, check_values
+from autoprune.run.finish import Finished, dense_values, finish
 from autoprune.run.plan import Plan
 from autoprune.run.state import Run, timed
 from autoprune.run.write import already_complete, begin, put_in_place, stop, write
+from autoprune.steps.whole import ModelStep
 from autoprune.storage.identity import described_by
 from autoprune.storage.journal import Journal
 from autoprune.storage.manifest import MANIFEST, provenance
@@ -67,8 +69,9 @@ def prune_and_write(
     )
     if workplace and not complete:
         looking = sum(any(step.needs.samples for step in group) for group in split_passes(plan.steps))
+        whole = any(isinstance(step, ModelStep) for step in plan.steps)  # its blocks lie beside the walk's
         begin(
-            workplace, run.subject, max(1, looking), emit
+            workplace, run.subject, max(1, looking) + whole, emit
         )  # what each but the last of them leaves is kept until the end
     try:
         with timed(run.seconds, "check"):
@@ -124,7 +127,9 @@ def _require_same(ranks: Ranks, about: dict[str, Any]) -> None:
 
 def _prune(run: Run) -> PruningSummary:
     journal = _journal(run)
-    summary = _summary(run, _prune_blocks(run, journal))
+    dense = dense_values(run)
+    found = finish(run, journal, dense, _prune_blocks(run, journal))
+    summary = _summary(run, found)
     if run.workplace:
         run.emit(Phase("writing"))
         write(run, journal.writer if journal else None, summary)
@@ -137,7 +142,7 @@ def _journal(run: Run) -> Journal | None:
     if run.workplace is None or checkpoint is None or not isinstance(store, CheckpointStore):
         return None
     writer = CheckpointWriter(run.workplace, checkpoint, store.outside, len(store.anatomy.blocks))
-    # Before what the result depends on: what could change its last bits.
+    # Beside what the result depends on: what could change its last bits.
     here = {
         "batch": run.plan.layout.batch,
         "device": str(store.device),
@@ -195,7 +200,8 @@ def _kept(journal: Journal | None, number: int, index: int, last: int) -> dict[s
     return journal.writer.read_block(index) if number == last else journal.pass_block(number, index)
 
 
-def _summary(run: Run, results: Sequence[BlockResult]) -> PruningSummary:
+def _summary(run: Run, found: Finished) -> PruningSummary:
+    results = found.results
     layers = tuple(layer for result in results for layer in result.layers)
     sub_blocks = tuple(sub for result in results for sub in result.sub_blocks)
     warnings = [*_short_of_tokens(layers)] if run.plan.calibration else [NO_ERRORS]
@@ -203,7 +209,7 @@ def _summary(run: Run, results: Sequence[BlockResult]) -> PruningSummary:
     for text in warnings:
         run.emit(Notice(text))
     trained = tuple(name for result in results for name in result.trained)
-    return PruningSummary(layers, sub_blocks, run.seconds, tuple(warnings), run.surveys, trained)
+    return PruningSummary(layers, sub_blocks, run.seconds, tuple(warnings), run.surveys, trained, found.notes)
 
 
 def _inputs(run: Run) -> tuple[Inputs, Stream | None]:

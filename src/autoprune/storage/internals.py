@@ -1,6 +1,6 @@
 """What autoprune uses of transformers without being promised that it stays: a new version is looked at here first.
 
-Before these names: ``_get_dtype_plan``, ``_weight_conversions`` and ``_keys_to_ignore_on_load_unexpected`` of models,
+Beside these names: ``_get_dtype_plan``, ``_weight_conversions`` and ``_keys_to_ignore_on_load_unexpected`` of models,
 and ``transformers.pytorch_utils.Conv1D``.
 """
 

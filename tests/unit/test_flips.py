@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from autoprune.core.mcnemar import EXACT_UP_TO, mcnemar
 from autoprune.errors import DataError
-from autoprune.evaluation.flips import EXACT_UP_TO, flips, mcnemar
+from autoprune.evaluation.flips import flips
 
 
 def sample(

@@ -27,6 +27,7 @@ else:
 
 AXES = ("models", "methods", "targets", "seeds")
 METHOD_KEYS = ("name", "only")
+OF_PRUNED = ("compare",)  # options that mean nothing for the dense model
 INPUTS = ("model", "pruned_model", "calibration_data", "eval_data", "tasks_path")
 
 
@@ -116,7 +117,8 @@ def stamps(word: str) -> list[tuple[str, int, int]]:
 def _cells(table: Mapping[str, Any]) -> Iterator[Cell]:
     common = dict(table.get("options", {}))
     for model in map(str, table["models"]):
-        yield Cell(f"{_short(model)} dense", {**common, "model": model, "sparsity_ratio": 0.0})
+        as_it_is = {key: value for key, value in common.items() if key not in OF_PRUNED}
+        yield Cell(f"{_short(model)} dense", {**as_it_is, "model": model, "sparsity_ratio": 0.0})
         for target, entry, seed in itertools.product(table["targets"], table["methods"], table.get("seeds", [0])):
             method, kind = _method(entry), _target(target)
             if str(target) not in [str(t) for t in method.get("only", [target])]:

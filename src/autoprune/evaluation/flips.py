@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from autoprune.core.mcnemar import mcnemar
 from autoprune.errors import DataError
 from autoprune.results.comparison import Flips
 
-EXACT_UP_TO = 1000  # discordant items; beyond it the chi-squared approximation is as good
 METRICS = ("acc", "acc_norm")
 Sample = Mapping[str, Any]  # an entry of lm-evaluation-harness's per-sample log
 
@@ -40,7 +39,7 @@ def flips(
                 " --num_fewshot"
             )
         was, now = (_correct(task, sample, metric) for sample in (before, after))
-        changed += _answer(task, before, metric, delimiter) != _answer(task, after, metric, delimiter)
+        changed += chosen(task, before, metric, delimiter) != chosen(task, after, metric, delimiter)
         down, up = down + (was and not now), up + (now and not was)
     return Flips(task, metric, len(ours), changed, down, up, mcnemar(down, up))
 
@@ -61,17 +60,6 @@ def flips_of_runs(dense: Mapping[str, Any], pruned: Mapping[str, Any]) -> tuple[
     return tuple(found)
 
 
-def mcnemar(one_way: int, other_way: int) -> float:
-    """Two-sided p-value of McNemar's test: exact (binomial), for many items by corrected chi-squared."""
-    total = one_way + other_way
-    if total == 0:
-        return 1.0
-    if total > EXACT_UP_TO:
-        return math.erfc(max(0, abs(one_way - other_way) - 1) / math.sqrt(2 * total))
-    tail = sum(math.comb(total, i) for i in range(min(one_way, other_way) + 1))
-    return min(1.0, 2 * tail / 2**total)
-
-
 def _correct(task: str, sample: Sample, metric: str) -> bool:
     if sample.get(metric) not in (0, 1):
         raise DataError(
@@ -80,14 +68,16 @@ def _correct(task: str, sample: Sample, metric: str) -> bool:
     return bool(sample[metric])
 
 
-def _answer(task: str, sample: Sample, metric: str, delimiter: str) -> int:
-    """Which of the choices the model took. Raises: DataError if there were none."""
+def chosen(task: str, sample: Sample, metric: str, delimiter: str = " ") -> int:
+    """Which of the choices the model took, counted from 0. Raises: DataError if there were none."""
     choices = sample["filtered_resps"]
     if len(choices) < 2 or any(isinstance(choice, str) or len(choice) != 2 for choice in choices):
         raise no_choices(task)
+    if "acc_mutual_info" in sample:  # the second half are the answers without their question
+        choices = choices[: len(choices) // 2]
     scores = [float(likelihood) for likelihood, _ in choices]
     if metric == "acc_norm":
-        letters = [len(continuation) - len(delimiter) for _, continuation in sample["arguments"]]
+        letters = [len(continuation) - len(delimiter) for _, continuation in sample["arguments"][: len(scores)]]
         scores = [score / max(1, count) for score, count in zip(scores, letters, strict=True)]
     elif metric != "acc":
         raise DataError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import logging
+import string
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from autoprune.errors import AutoPruneError, DataError, RecipeError
 from autoprune.evaluation.bars import bars_told
-from autoprune.evaluation.flips import no_choices
+from autoprune.evaluation.flips import METRICS, chosen, no_choices
 from autoprune.events import Emit, Notice, Phase, silent
 from autoprune.recipe.recipe import ZeroShotOptions
 from autoprune.results.types import TaskResult, ZeroShotResult
+
+LETTERS = string.digits + string.ascii_letters  # answers of a sample, in one letter
 
 
 def check_tasks(options: ZeroShotOptions, emit: Emit = silent) -> None:
@@ -153,8 +156,22 @@ def _task(raw: dict[str, Any], name: str) -> TaskResult:
         count,
         {metric: float(numbers[key]) for metric, key in values.items()},
         {metric: error for metric, error in errors.items() if error is not None},
-        _correct(raw.get("samples", {}).get(name, []), values),
+        _correct(samples := _samples(raw, name), values),
+        _chosen(samples, values),
     )
+
+
+def _samples(raw: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    """The log of a task, in the order of its items; of a group of tasks, those of its members one behind the other.
+
+    Every entry has the delimiter that its task puts before an answer.
+    """
+    members = raw.get("group_subtasks", {}).get(name)
+    if members:
+        return [sample for member in members for sample in _samples(raw, member)]
+    delimiter = raw["configs"].get(name, {}).get("target_delimiter", " ")
+    log = sorted(raw.get("samples", {}).get(name, []), key=lambda sample: sample["doc_id"])
+    return [{**sample, "delimiter": delimiter} for sample in log]
 
 
 def _metrics(raw: dict[str, Any], name: str) -> dict[str, str]:
@@ -181,11 +198,26 @@ def _correct(samples: list[dict[str, Any]], metrics: dict[str, str]) -> dict[str
     found: dict[str, str] = {}
     for metric, key in metrics.items():
         name, _, kind = key.partition(",")
-        own = sorted((s for s in samples if s.get("filter", "none") == kind), key=lambda s: s["doc_id"])
-        values = [sample.get(name) for sample in own]
+        values = [sample.get(name) for sample in samples if sample.get("filter", "none") == kind]
         if values and all(value in (0, 1) for value in values):
             found[metric] = "".join("1" if value else "0" for value in values)
     return found
+
+
+def _chosen(samples: list[dict[str, Any]], metrics: dict[str, str]) -> dict[str, str]:
+    """Which answer was taken, a letter a sample, for accuracies of multiple-choice tasks."""
+    found: dict[str, str] = {}
+    for metric in METRICS:
+        if metric in metrics and samples and all(_is_choice(sample) for sample in samples):
+            taken = [chosen("", sample, metric, sample["delimiter"]) for sample in samples]
+            found[metric] = "".join(LETTERS[choice] for choice in taken)
+    return found
+
+
+def _is_choice(sample: dict[str, Any]) -> bool:
+    answers = sample.get("filtered_resps", ())
+    likelihoods = all(not isinstance(answer, str) and len(answer) == 2 for answer in answers)
+    return likelihoods and 2 <= len(answers) == len(sample.get("arguments", ())) <= len(LETTERS)
 
 
 def _no_data(task: str, error: Exception) -> AutoPruneError:

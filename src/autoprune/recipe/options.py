@@ -102,6 +102,10 @@ class EvaluationOptions:
         metavar="SOURCE[,SOURCE]",
         comma=True,
     )
+    compare: bool = option(
+        False,
+        "after pruning, say how far predictions are from the dense model's on these texts, and save it with them",
+    )
 
 
 @dataclass(frozen=True)

@@ -247,6 +247,11 @@ def validated(recipe: Recipe) -> Recipe:
         raise RecipeError(
             "--delete removes what --save_model wrote, but there is no --save_model; add it or drop --delete"
         )
+    if recipe.evaluation.compare and target is None and not recipe.chosen.pruned_model:
+        raise RecipeError(
+            "--compare sets a pruned model beside the dense one, but nothing is pruned at ratio 0; leave it out, or"
+            " compare two models that there are with `autoprune compare DENSE PRUNED`"
+        )
     check_places(
         {name: getattr(recipe.output, name) for name in ("save_model", "save_ppl", "save_zeroshot")},
         {

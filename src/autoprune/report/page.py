@@ -10,6 +10,7 @@ from typing import Any
 
 from autoprune.report import charts
 from autoprune.report.accuracy import accuracy_table, difference_table, metrics_of
+from autoprune.report.distance import distance_table, distributions, flips_table, places
 from autoprune.report.draw import DARK, LIGHT, PRINT, Drawing, css
 from autoprune.report.layers import exchange_table, exchange_totals, layer_table
 from autoprune.report.significance import findings
@@ -114,7 +115,7 @@ def _of_model(whole: Results, model: str) -> list[Section]:
     """The sections of one model; where there are several, its name stands before each title."""
     named = len(whole.models) > 1
     results = whole.of_model(model) if named else whole
-    makers = (_results, _curves, _costs, _zeroshot, _layers, _exchange, _warnings)
+    makers = (_results, _distance, _curves, _costs, _zeroshot, _layers, _exchange, _warnings)
     sections = [make(results) for make in makers]
     return [replace(section, title=f"{model}: {section.title}") for section in sections] if named else sections
 
@@ -142,6 +143,27 @@ def _results(results: Results) -> Section:
     return Section("Results", lead, table, tuple(figures), tuple(folds), tuple(findings(results)))
 
 
+def _distance(results: Results) -> Section:
+    figures = []
+    for text in results.texts:
+        if drawn := distributions(results, text):
+            caption = (
+                "How the divergence of single tokens is spread, further left is nearer to the dense model. The line is"
+                " the median; each outline has its own height; all below a millionth of a nat is in the first bar."
+            )
+            figures.append(Figure(tuple(drawn), caption))
+        if drawn := places(results, text):
+            caption = "Whether long context suffers more: a line that rises says so. Rings: the first step alone."
+            figures.append(Figure(tuple(drawn), caption))
+    lead = (
+        "KL divergence of the pruned model’s predictions from the dense model’s, mean over the second half of each"
+        " window; lower is better. Same top: share of tokens for which both put the same token first. Δp: how the"
+        " following token’s probability changed."
+    )
+    table = distance_table(results)
+    return Section("Distance from the dense model", lead if table.rows else "", table, tuple(figures))
+
+
 def _curves(results: Results) -> Section:
     pictures = tuple(picture for text in results.texts for picture in charts.curves(results, text))
     caption = "Perplexity against the actual share of zeros. Dotted lines and rings: the first step alone."
@@ -164,6 +186,8 @@ def _zeroshot(results: Results) -> Section:
     for metric in metrics:
         if (differences := difference_table(results, metric)).rows:
             folds.append(Fold(f"Paired differences in {metric}, in percentage points", differences))
+    if (flips := flips_table(results)).rows:
+        folds.append(Fold("Answers that are not the dense model’s (flips)", flips))
     lead = (
         "Accuracy in percent by lm-evaluation-harness, higher is better; ± is the standard error over a task’s"
         " samples, not over seeds. Differences are taken sample by sample, which leaves out what all methods find"

@@ -18,6 +18,8 @@ from autoprune.recipe.recipe import CACHES, Recipe
 from autoprune.report.accuracy import zeroshot_text
 from autoprune.report.tables import perplexity_log
 from autoprune.results.codec import dump_json, first_difference
+from autoprune.results.comparison import comparison_of
+from autoprune.results.comparison_tables import comparison_text
 from autoprune.results.types import EvaluationRow
 from autoprune.storage.files import write_text
 
@@ -112,7 +114,8 @@ def save_row(recipe: Recipe, row: EvaluationRow, stem: str) -> None:
     """
     for flag, directory, name in _places(recipe, stem):
         if flag == "save_ppl":
-            _save(flag, directory / name, perplexity_log([row]), row)
+            moved = f"\n{comparison_text(comparison_of(row), places=True)}\n" if row.shifts else ""
+            _save(flag, directory / name, perplexity_log([row]) + moved, row)
         elif row.zeroshot:
             _save(flag, directory / name, zeroshot_text(row), row)
 

@@ -31,7 +31,8 @@ def dump_json(value: Any) -> str:
 
 
 def from_jsonable(kind: Any, raw: Any) -> Any:
-    """The inverse of ``to_jsonable`` for a value declared as ``kind``: dataclasses, tuples of them, or None.
+    """The inverse of ``to_jsonable`` for a value declared as ``kind``: dataclasses, tuples and dictionaries of them,
+    or None.
 
     Fields that the record lacks keep their defaults; those that nobody knows are left out.
     Raises: TypeError if a field without a default is missing.
@@ -43,6 +44,8 @@ def from_jsonable(kind: Any, raw: Any) -> Any:
         return from_jsonable(next(one for one in inside if one is not type(None)), raw)
     if origin is tuple:
         return tuple(from_jsonable(inside[0], one) for one in raw)
+    if origin is dict:
+        return {key: from_jsonable(inside[1], one) for key, one in raw.items()}
     if dataclasses.is_dataclass(kind):
         hints = typing.get_type_hints(kind)
         known = [f.name for f in dataclasses.fields(kind) if f.name in raw]

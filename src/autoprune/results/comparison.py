@@ -7,7 +7,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from autoprune.core.shift import Bar, Estimate, PredictionShift, Spread, Stretch
+from autoprune.core.mcnemar import mcnemar
+from autoprune.core.shift import Estimate, PredictionShift
+from autoprune.results.codec import from_jsonable
+from autoprune.results.types import EvaluationRow
+from autoprune.results.variants import model_of
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -24,6 +28,15 @@ class Flips:
     correct_to_wrong: int
     wrong_to_correct: int
     p_value: float  # McNemar's, two-sided: of such a difference in accuracy if both models were equally good
+
+    @classmethod
+    def counted(cls, task: str, metric: str, answers: tuple[str, str], right: tuple[str, str]) -> Flips:
+        """Of the dense and the pruned model's words: ``answers`` a letter an item for the choice that was taken,
+        ``right`` a 1 or a 0. All are of one length.
+        """
+        down, up = (sum(pair == wanted for pair in zip(*right, strict=True)) for wanted in (("1", "0"), ("0", "1")))
+        changed = sum(was != now for was, now in zip(*answers, strict=True))
+        return cls(task, metric, len(answers[0]), changed, down, up, mcnemar(down, up))
 
     @property
     def share_changed(self) -> float:
@@ -90,14 +103,15 @@ def _flat(shift: PredictionShift) -> dict[str, Any]:
     return found
 
 
+def comparison_of(row: EvaluationRow) -> Comparison:
+    """What a row says of its distance from the dense model."""
+    return Comparison(model_of(row) or "the dense model", (ModelComparison(f"{row.method} {row.target}", row.shifts),))
+
+
 def shift_from_json(raw: Mapping[str, Any]) -> PredictionShift:
     """The inverse of ``to_jsonable``."""
-    estimates = {name: Estimate(**raw[name]) for name in ("kld", "delta_p", "same_top", "log_ratio")}
-    lists = {
-        "stretches": tuple(Stretch(**stretch) for stretch in raw["stretches"]),
-        "bars": tuple(Bar(**bar) for bar in raw["bars"]),
-    }
-    return PredictionShift(**{**raw, **estimates, **lists, "kld_spread": Spread(**raw["kld_spread"])})
+    shift: PredictionShift = from_jsonable(PredictionShift, raw)
+    return shift
 
 
 def comparison_from_json(raw: Mapping[str, Any]) -> Comparison:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 KEYS = ("model", "method", "settings", "target", "seed")
 PERPLEXITY, BITS, SPARSITY = "perplexity", "bits per byte", "sparsity"
+DIVERGENCE, DIVERGENCE_50, DIVERGENCE_99 = "KL divergence", "KL divergence median", "KL divergence 99 %"
+SAME_TOP, DELTA_P, LOG_RATIO = "same top", "Δp rms", "ln(ppl ratio)"
 PRUNE_SECONDS, SECONDS, PEAK, DEVICE = "prune_seconds", "seconds", "peak_bytes", "device_bytes"
 SAME_SPARSITY = 0.005  # shares of zeros that differ by less are called equal
 
@@ -144,6 +146,14 @@ def _measurements(row: EvaluationRow, labels: dict[tuple[str, int], str]) -> Ite
     for p in row.perplexity:
         if p.bits_per_byte is not None:
             yield BITS, labels[p.source, p.seqlen], p.bits_per_byte, None
+    for source, shift in row.shifts.items():
+        label = labels[source, shift.seqlen]
+        yield DIVERGENCE, label, shift.kld.mean, shift.kld.error
+        yield DIVERGENCE_50, label, shift.kld_spread.median, None
+        yield DIVERGENCE_99, label, shift.kld_spread.p99, None
+        yield SAME_TOP, label, shift.same_top.mean, shift.same_top.error
+        yield DELTA_P, label, shift.delta_p_rms, None
+        yield LOG_RATIO, label, shift.log_ratio.mean, shift.log_ratio.error
     for task in row.zeroshot.tasks if row.zeroshot else ():
         for metric, value in task.metrics.items():
             yield metric, task.task, value, task.errors.get(metric)

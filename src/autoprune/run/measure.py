@@ -39,22 +39,22 @@ def measured(
         plan.evaluation and not store.resident and plan.calibration is None
     ):  # else the replay check was made before pruning
         check_replay(subject, next(iter(plan.evaluation.values())).ids, emit)
-    identity = _identity(plan, subject) if plan.evaluation else {}
+    own = identity(plan, subject) if plan.evaluation else {}
     cached: dict[str, object] = {}
     if not plan.steps and plan.evaluation and cache_folder() and subject.checkpoint:
         cached = {
             "model": check_values(subject, emit),
-            **{key: value for key, value in identity.items() if key != "files"},
+            **{key: value for key, value in own.items() if key != "files"},
         }
     results = []
     for name, windows in plan.evaluation.items():
         measure = functools.partial(perplexity, store, windows, name, batch=plan.layout.batch, place=place, emit=emit)
         make = functools.partial(remembered, cached, windows, name, measure, emit) if cached else measure
-        results.append(notes.measured(identity, windows, name, make))
+        results.append(notes.measured(own, windows, name, make))
     return tuple(results)
 
 
-def _identity(plan: Plan, subject: Subject) -> dict[str, object]:
+def identity(plan: Plan, subject: Subject) -> dict[str, object]:
     """What a perplexity depends on besides the windows: the files of the model, and how it runs. Empty for a model in
     memory.
 

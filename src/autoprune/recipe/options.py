@@ -114,12 +114,19 @@ class ZeroShotOptions:
 
     tasks: tuple[str, ...] = option(
         (),
-        f"comma list of tasks to measure; with --save_zeroshot and without a list: {','.join(ZEROSHOT_TASKS)}",
+        "comma list of tasks, or of sets of them: classic (the seven of the papers, taken with --save_zeroshot and"
+        " without a list), knowledge (mmlu), reasoning (gsm8k, ifeval)",
         metavar="TASK[,TASK]",
         comma=True,
     )
     num_fewshot: int | None = option(
-        None, "examples shown before each question (default: as the task says, 0 for most)", metavar="N", at_least=0
+        None,
+        "examples shown before each question (default: as the task says, 0 for most; in sets as usually reported)",
+        metavar="N",
+        at_least=0,
+    )
+    apply_chat_template: bool = option(
+        False, "put questions into the tokenizer's chat template, examples as turns; reasoning does where there is one"
     )
     limit: int | None = option(
         None, "use only the first N samples of every task: for a trial, not for a paper", metavar="N", at_least=1

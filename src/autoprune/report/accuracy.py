@@ -23,6 +23,7 @@ SHARES = (
     "em",
     "acc_mutual_info",
     "acc_bytes",
+    *(f"{level}_level_{how}_acc" for level in ("prompt", "inst") for how in ("strict", "loose")),  # IFEval's
 )  # in percent; others are no shares
 CLEAR = 1.96  # standard errors from zero at which a difference is called clear
 
@@ -68,7 +69,14 @@ def zeroshot_table(result: ZeroShotResult) -> Table:
 def metrics_of(results: Results) -> list[str]:
     """The accuracies that any variant has."""
     known = {metric for row in results.rows if row.zeroshot for task in row.zeroshot.tasks for metric in task.metrics}
-    return [metric for metric in METRICS if metric in known]
+    return [metric for metric in METRICS if metric in known] + _others(results)
+
+
+def _others(results: Results) -> list[str]:
+    """The shares by which tasks are judged that have none of the usual accuracies, such as those of generated text."""
+    tasks = [task for row in results.rows if row.zeroshot for task in row.zeroshot.tasks]
+    odd = [metric for task in tasks if not set(METRICS) & set(task.metrics) for metric in task.metrics]
+    return [metric for metric in dict.fromkeys(odd) if metric.partition(",")[0] in SHARES]
 
 
 def accuracy_table(results: Results, metric: str) -> Table:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from autoprune.core.shift import PredictionShift
-from autoprune.report.accuracy import METRICS
 from autoprune.report.axes import WIDTH, colours_of, legend, legend_height, look_of, note, ticks
 from autoprune.report.draw import INK, LINES, MUTED, Drawing, canvas, finish
 from autoprune.report.tables import names_of, target_breaks
 from autoprune.results import numbers
-from autoprune.results.comparison import Flips
+from autoprune.results.comparison import Flips, flips_between
 from autoprune.results.table import Column, Table
 from autoprune.results.tidy import DELTA_P, DIVERGENCE, DIVERGENCE_50, DIVERGENCE_99, LOG_RATIO, SAME_TOP, Results
 from autoprune.results.types import TaskResult
@@ -88,7 +88,7 @@ def distributions(results: Results, text: Text) -> list[Drawing]:
             for line, variant in enumerate(group):
                 edges, shares = _outline(known[variant], low)
                 top = [line - PEAK * share / max(shares) for share in shares]
-                look = {"color": colours[variant.family], "alpha": 1.0 if variant.refined else 0.55}
+                look: dict[str, Any] = {"color": colours[variant.family], "alpha": 1.0 if variant.refined else 0.55}
                 axes.fill_between(edges, line, [*top, top[-1]], step="post", linewidth=0, **look)
                 middle = results.spread(variant, DIVERGENCE_50, text.label)
                 axes.vlines(max(middle.mean, low) if middle else low, line - PEAK, line, color=INK, linewidth=1.3)
@@ -149,12 +149,7 @@ def _flips(results: Results, variant: Variant) -> Iterator[Flips]:
         return
     ours, theirs = _answered(dense), _answered(variant)
     for task in (task for task in ours if task in theirs):
-        was, now = ours[task], theirs[task]
-        for metric in METRICS:
-            answers = (was.chosen.get(metric, ""), now.chosen.get(metric, ""))
-            right = (was.correct.get(metric, ""), now.correct.get(metric, ""))
-            if answers[0] and len({len(word) for word in (*answers, *right)}) == 1:
-                yield Flips.counted(task, metric, answers, right)
+        yield from flips_between(ours[task], theirs[task])
 
 
 def _answered(variant: Variant) -> dict[str, TaskResult]:

@@ -121,8 +121,9 @@ def save_row(recipe: Recipe, row: EvaluationRow, stem: str) -> None:
 
 
 def notes_of(recipe: Recipe, stem: str) -> Path | None:
-    """Where perplexities are noted until all is measured; None where none is saved."""
-    return Path(recipe.output.save_ppl) / f"log_{stem}.unfinished.json" if recipe.output.save_ppl else None
+    """Where measurements are noted until all is measured; None where none are saved."""
+    places = _places(recipe, stem)
+    return places[0][1] / f"{places[0][2]}.unfinished.json" if places else None
 
 
 def _places(recipe: Recipe, stem: str) -> list[tuple[str, Path, str]]:

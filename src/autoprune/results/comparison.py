@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from autoprune.core.mcnemar import mcnemar
 from autoprune.core.shift import Estimate, PredictionShift
 from autoprune.results.codec import from_jsonable
-from autoprune.results.types import EvaluationRow
+from autoprune.results.types import EvaluationRow, TaskResult
 from autoprune.results.variants import model_of
 
 if TYPE_CHECKING:
@@ -28,15 +28,6 @@ class Flips:
     correct_to_wrong: int
     wrong_to_correct: int
     p_value: float  # McNemar's, two-sided: of such a difference in accuracy if both models were equally good
-
-    @classmethod
-    def counted(cls, task: str, metric: str, answers: tuple[str, str], right: tuple[str, str]) -> Flips:
-        """Of the dense and the pruned model's words: ``answers`` a letter an item for the choice that was taken,
-        ``right`` a 1 or a 0. All are of one length.
-        """
-        down, up = (sum(pair == wanted for pair in zip(*right, strict=True)) for wanted in (("1", "0"), ("0", "1")))
-        changed = sum(was != now for was, now in zip(*answers, strict=True))
-        return cls(task, metric, len(answers[0]), changed, down, up, mcnemar(down, up))
 
     @property
     def share_changed(self) -> float:
@@ -101,6 +92,22 @@ def _flat(shift: PredictionShift) -> dict[str, Any]:
         elif not isinstance(value, tuple):
             found[name] = value
     return found
+
+
+def flips_between(dense: TaskResult, pruned: TaskResult) -> tuple[Flips, ...]:
+    """By every accuracy for which both models say which answers they took and whether these were right; none unless
+    both were asked the same items in the same words.
+    """
+    found = []
+    for metric, was in dense.chosen.items() if dense.items == pruned.items else ():
+        now = pruned.chosen.get(metric, "")
+        right = (dense.correct.get(metric, ""), pruned.correct.get(metric, ""))
+        if was and len({len(word) for word in (was, now, *right)}) == 1:
+            pairs = list(zip(*right, strict=True))
+            down, up = pairs.count(("1", "0")), pairs.count(("0", "1"))
+            changed = sum(a != b for a, b in zip(was, now, strict=True))
+            found.append(Flips(dense.task, metric, len(was), changed, down, up, mcnemar(down, up)))
+    return tuple(found)
 
 
 def comparison_of(row: EvaluationRow) -> Comparison:

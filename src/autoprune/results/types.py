@@ -86,6 +86,7 @@ class TaskResult:
     errors: dict[str, float]
     correct: dict[str, str] = field(default_factory=dict)
     chosen: dict[str, str] = field(default_factory=dict)
+    items: str = ""  # a digest of the samples and of the words in which they were put; empty where unknown
 
 
 @dataclass(frozen=True)

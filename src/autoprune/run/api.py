@@ -164,8 +164,7 @@ def _run(
         if subject.checkpoint:  # a pruned checkpoint is as large as the dense one
             check_room(recipe, subject, resident=subject.store.resident or fits(subject.checkpoint, recipe))
         plan = make_plan(recipe, subject, emit, measure=measure, ranks=ranks)
-        if recipe.evaluation.compare:
-            ranks.from_first(lambda: check_beside(recipe, plan))
+        ranks.from_first(lambda: _check_measurable(recipe, plan))
         directory = Path(output.save_model) if output.save_model and plan.steps else None
         if plan.steps:
             summary = prune_and_write(recipe, plan, directory, emit)
@@ -207,7 +206,7 @@ def _evaluated(recipe: Recipe, plan: Plan, row: EvaluationRow, directory: Path |
     if recipe.evaluation.compare:
         row = dataclasses.replace(row, shifts=moved(recipe, plan, after, notes, emit, folder))
     save_row(recipe, row, stem)  # before the tasks, which take longer and may fail
-    if found := accuracy(recipe, plan, after, emit):
+    if found := accuracy(recipe, plan, after, notes, emit):
         row = dataclasses.replace(row, zeroshot=found)
         save_row(recipe, row, stem)
     notes.forget()
@@ -227,6 +226,16 @@ def _check_outputs(recipe: Recipe, emit: Emit) -> None:
         from autoprune.evaluation.tasks import check_tasks
 
         check_tasks(recipe.zeroshot, emit)
+
+
+def _check_measurable(recipe: Recipe, plan: Plan) -> None:
+    """Everything about what is measured in the end that the model itself may speak against."""
+    if recipe.evaluation.compare:
+        check_beside(recipe, plan)
+    if recipe.zeroshot.apply_chat_template:
+        from autoprune.evaluation.tasks import check_template
+
+        check_template(recipe.zeroshot, plan.subject.load_tokenizer())
 
 
 def _reopened(recipe: Recipe, subject: Subject, directory: Path | None) -> Subject:

@@ -28,8 +28,9 @@ class SideBySide:
     """A dense model and others, opened, with the windows on which they are compared."""
 
     dense: Subject
+    dense_known: Mapping[str, object]  # all that its figures depend on besides texts and tasks; empty: unknown
     others: Mapping[str, Subject]  # by the name in the tables
-    identities: Mapping[str, Mapping[str, object]]  # by name: all that a pair's figures depend on; empty: unknown
+    known: Mapping[str, Mapping[str, object]]  # by name: the same of the others
     windows: Mapping[str, Windows]
     layout: Layout
     emit: Emit
@@ -41,7 +42,9 @@ class SideBySide:
         """
         windows = self.windows[text]
         keys = {
-            name: {**known, "compared on": windows.fingerprint} for name, known in self.identities.items() if known
+            name: {"dense": self.dense_known, "pruned": known, "windows": windows.fingerprint}
+            for name, known in self.known.items()
+            if known and self.dense_known
         }
         kept = {name: note for name, key in keys.items() if (note := notes.find(key))}
         for name in kept:
@@ -96,9 +99,7 @@ def moved(
     dense = open_model(recipe, resident=resident)
     both = [(subject, subject.store.resident) for subject in (dense, after)]
     layout = fitted(plan.layout, recipe, both, list(plan.evaluation.values()), emit)
-    known = identity(plan, after)
-    name = "the pruned model"
-    side = SideBySide(
-        dense, {name: after}, {name: known and {**known, "batch": layout.batch}}, plan.evaluation, layout, emit
-    )
+    known, name = identity(plan, after), "the pruned model"
+    ancestor = {"weights": "those that the pruned model's record names", "batch": layout.batch}
+    side = SideBySide(dense, ancestor, {name: after}, {name: known}, plan.evaluation, layout, emit)
     return {text: side.shifts(text, notes, folder)[name] for text in side.windows}

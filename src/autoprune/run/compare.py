@@ -84,7 +84,7 @@ def _measured(recipe: Recipe, run: SideBySide, said: Mapping[str, Any], director
     """All that was asked for, saved where it was asked for."""
     notes = Notes(directory / f"{STEM}.unfinished.json" if directory else None, resume=recipe.output.resume)
     shifts = {text: run.shifts(text, notes, directory) for text in run.windows}
-    flips = _flips(recipe, run) if recipe.zeroshot.tasks else {}
+    flips = _flips(recipe, run, notes) if recipe.zeroshot.tasks else {}
     found = tuple(
         ModelComparison(name, {text: by_model[name] for text, by_model in shifts.items()}, flips.get(name, ()))
         for name in run.others
@@ -131,46 +131,48 @@ def _opened(
     layout = fitted(
         plan.layout, recipe, [(s, s.store.resident) for s in subjects], list(plan.evaluation.values()), emit
     )
-    fingerprints = {subject.name: check_values(subject, emit) for subject in subjects}
+    fingerprints = [check_values(subject, emit) for subject in subjects]
     for other in others if not unrelated else ():
-        check_descent(dense, fingerprints[dense.name], other)
+        check_descent(dense, fingerprints[0], other)
     for subject in subjects:
         if plan.evaluation and not subject.store.resident:
             check_replay(subject, next(iter(plan.evaluation.values())).ids, emit)
+    first, *rest = (_identity(s, weights, layout.batch) for s, weights in zip(subjects, fingerprints, strict=True))
+    others_known = dict(zip(names, rest, strict=True))
     by_name = dict(zip(names, others, strict=True))
-    identities = {
-        name: _identity(dense, other, [fingerprints[dense.name], fingerprints[other.name]], layout.batch)
-        for name, other in by_name.items()
-    }
-    return SideBySide(dense, by_name, identities, plan.evaluation, layout, emit)
+    return SideBySide(dense, first, by_name, others_known, plan.evaluation, layout, emit)
 
 
-def _identity(dense: Subject, other: Subject, weights: Sequence[str], batch: int) -> dict[str, object]:
-    """What a pair's figures depend on besides the windows; empty for models in memory, which can't be told from
+def _identity(subject: Subject, weights: str, batch: int) -> dict[str, object]:
+    """What a model's figures depend on besides texts and tasks; empty for one in memory, which can't be told from
     others.
     """
-    both = (dense, other)
-    if any(model.checkpoint is None for model in both):
+    if subject.checkpoint is None:
         return {}
-    configs = [file_sha256(model.checkpoint.directory / "config.json") for model in both if model.checkpoint]
-    run_as = {"dtype": str(dense.store.model.dtype), "device": dense.store.device.type, "batch": batch}
-    return {"weights": list(weights), "configs": configs, **run_as, **versions()}
+    config = file_sha256(subject.checkpoint.directory / "config.json")
+    run_as = {"dtype": str(subject.store.model.dtype), "device": subject.store.device.type, "batch": batch}
+    return {"weights": weights, "config": config, **run_as, **versions()}
 
 
-def _flips(recipe: Recipe, run: SideBySide) -> dict[str, tuple[Flips, ...]]:
+def _flips(recipe: Recipe, run: SideBySide, notes: Notes) -> dict[str, tuple[Flips, ...]]:
     """Every model's answers against the dense model's, which are asked for once."""
-    from autoprune.evaluation.flips import flips_of_runs
-    from autoprune.evaluation.tasks import run_harness
+    from autoprune.evaluation.flips import flips
+    from autoprune.evaluation.tasks import zeroshot
 
-    logs = []
-    for subject in (run.dense, *run.others.values()):
+    found = []
+    for subject, known in (
+        (run.dense, run.dense_known),
+        *((run.others[name], run.known[name]) for name in run.others),
+    ):
         for _ in walk(subject.store):
             pass  # a resident store keeps what it has loaded
         tokenizer = run.dense.load_tokenizer()
         model: Any = subject.store.model
-        log, _ = run_harness(model, tokenizer, recipe.zeroshot, batch=run.layout.batch, emit=run.emit)
-        logs.append(log)
-    return {name: flips_of_runs(logs[0], log) for name, log in zip(run.others, logs[1:], strict=True)}
+        result = zeroshot(
+            model, tokenizer, recipe.zeroshot, batch=run.layout.batch, emit=run.emit, notes=notes, known=known
+        )
+        found.append(result.tasks)
+    return {name: flips(found[0], tasks) for name, tasks in zip(run.others, found[1:], strict=True)}
 
 
 def _names(models: Sequence[Model]) -> list[str]:

@@ -74,7 +74,7 @@ def identity(plan: Plan, subject: Subject) -> dict[str, object]:
     return {"files": files, **run_as, **versions()}
 
 
-def accuracy(recipe: Recipe, plan: Plan, subject: Subject, emit: Emit) -> ZeroShotResult | None:
+def accuracy(recipe: Recipe, plan: Plan, subject: Subject, notes: Notes, emit: Emit) -> ZeroShotResult | None:
     """Zero-shot accuracy, if the recipe names tasks. Raises: ModelError as ``check_room`` does."""
     if not recipe.zeroshot.tasks:
         return None
@@ -84,7 +84,15 @@ def accuracy(recipe: Recipe, plan: Plan, subject: Subject, emit: Emit) -> ZeroSh
     for _ in walk(subject.store):
         pass  # a resident store keeps what it has loaded
     model: Any = subject.store.model
-    return zeroshot(model, subject.load_tokenizer(), recipe.zeroshot, batch=plan.layout.batch, emit=emit)
+    return zeroshot(
+        model,
+        subject.load_tokenizer(),
+        recipe.zeroshot,
+        batch=plan.layout.batch,
+        emit=emit,
+        notes=notes,
+        known=identity(plan, subject),
+    )
 
 
 def check_room(recipe: Recipe, subject: Subject, *, resident: bool) -> None:

@@ -80,7 +80,7 @@ def test_answers_of_a_task_that_also_asks_without_the_question() -> None:
     doubled = sample(0, [-3, -2, -9], 0) | {"acc_mutual_info": 1.0}
     doubled["filtered_resps"] += [(-1, False)] * 3
     doubled["arguments"] *= 2
-    assert answers([doubled]) == {"acc": "1", "acc_norm": "1"}
+    assert answers([doubled]) == {"acc": "1", "acc_norm": "0"}
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,7 @@ def check_tasks_chosen(options: ZeroShotOptions, *, saved: bool) -> None:
 
 def _may_be_a_path(word: str) -> bool:
     fits = len(word.encode()) < LONGEST_PATH
-    return "\0" not in word and fits and all(len(part.encode()) <= LONGEST_NAME for part in word.split("/"))
+    return "\0" not in word and fits and all(len(part.encode()) <= LONGEST_NAME for part in re.split("[/,]", word))
 
 
 def _short(word: str | None) -> str:

@@ -72,8 +72,8 @@ class CalibrationOptions:
 
     calibration_data: str = option(
         "c4",
-        "c4, wikitext2, ptb, demo, a hub dataset, or a local .txt, .jsonl, .json.gz, .parquet; or .safetensors with"
-        " input_ids",
+        "c4, wikitext2, ptb, demo, a hub dataset, or a local .txt, .jsonl, .json.gz, .parquet, of texts or chats; or"
+        " .safetensors with input_ids; or a mix by shares of the windows: c4:0.5,chat.jsonl:0.5",
         metavar="SOURCE",
     )
     nsamples: int = option(128, "calibration windows", metavar="N", at_least=1)

@@ -207,7 +207,7 @@ def test_a_stopped_run_goes_on(
             raise KeyboardInterrupt
         return compare_predictions(dense, others, windows, source, **more)
 
-    monkeypatch.setattr("autoprune.run.compare.compare_predictions", stopping)
+    monkeypatch.setattr("autoprune.run.beside.compare_predictions", stopping)
     with pytest.raises(KeyboardInterrupt):
         autoprune.compare(tiny, [pruned, sparser], save=tmp_path, **asked)
     said: list[Event] = []

@@ -12,10 +12,12 @@ from autoprune.core.divergence import TokenShifts, summarise
 from autoprune.core.mcnemar import mcnemar
 from autoprune.core.shift import PredictionShift
 from autoprune.report.distance import distance_table, distributions, flips_table, places
+from autoprune.report.distance_page import render_comparison
 from autoprune.report.page import render_html
 from autoprune.report.publish import published
 from autoprune.report.tables import comparison
 from autoprune.results.codec import dump_json, row_from_json
+from autoprune.results.comparison import Comparison, Flips, ModelComparison
 from autoprune.results.numbers import number_text
 from autoprune.results.tidy import Results
 from autoprune.results.types import EvaluationRow, TaskResult, ZeroShotResult
@@ -122,3 +124,17 @@ def test_no_flips_of_other_items(chosen: str) -> None:
     dense = answered(row("dense", "dense", 10, seed=None), "0122", "1001")
     pruned = answered(row("wanda", "50 %", 20), chosen, chosen or "1001")
     assert flips_table(Results([dense, pruned])).rows == []
+
+
+def test_the_page_of_a_comparison() -> None:
+    """Distributions and all tables; one model may be called dense."""
+    models = tuple(ModelComparison(name, {"wikitext2": shift(size)}) for name, size in (("dense", 0.1), ("half", 0.5)))
+    flip = Flips("boolq", "acc", 10, 3, 2, 1, 1.0)
+    found = Comparison("the big one", (*models, ModelComparison("only asked", {}, (flip,))), {})
+    page = render_comparison(found)
+    assert page == render_comparison(found)
+    for words in ("Distance from the big one", "dense (compared)", "half", "Divergence of single tokens of wikitext2"):
+        assert words in page
+    assert "only asked" in page
+    assert "boolq" in page
+    assert "<svg" not in render_comparison(Comparison("d", (ModelComparison("only asked", {}, (flip,)),), {}))

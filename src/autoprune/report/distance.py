@@ -94,7 +94,7 @@ def distributions(results: Results, text: Text) -> list[Drawing]:
                 axes.vlines(max(middle.mean, low) if middle else low, line - PEAK, line, color=INK, linewidth=1.3)
                 note(axes, variant.name, (low, line - 0.66), (2, 0), in_layout=False)
             ticks(axes, True)
-            drawings.append(finish(figure, f"Divergence of single tokens of {text.label} at {target}"))
+            drawings.append(finish(figure, f"Divergence of single tokens of {text.label}{_at(target)}"))
     return drawings
 
 
@@ -118,8 +118,12 @@ def places(results: Results, text: Text) -> list[Drawing]:
             ticks(axes, False)
             ticks(axes, False, vertical=True)
             legend(figure, [v.name for v in group])
-            drawings.append(finish(figure, f"Loss by place in the window, {text.label} at {target}"))
+            drawings.append(finish(figure, f"Loss by place in the window, {text.label}{_at(target)}"))
     return drawings
+
+
+def _at(target: str) -> str:
+    return f" at {target}" if target else ""
 
 
 def _shifts(variant: Variant, text: Text) -> list[PredictionShift]:

@@ -17,6 +17,7 @@ from autoprune.evaluation.remember import Notes
 from autoprune.events import Emit, silent
 from autoprune.model.walk import walk
 from autoprune.recipe.recipe import Recipe, recipe_from_flat
+from autoprune.report.distance_page import render_comparison
 from autoprune.report.save import check_report_directory
 from autoprune.results.codec import dump_json, first_difference
 from autoprune.results.comparison import Comparison, Flips, ModelComparison
@@ -54,8 +55,8 @@ def compare(
     Models are hub ids, directories, ``"demo"``, or models in memory (which need their ``tokenizer`` unless texts are
     token ids). ``options`` are those of the recipe: ``eval_data``, ``seqlen``, ``tasks``, ``dtype``, ``memory``, …;
     without ``eval_data`` but with ``tasks`` only flips are counted. ``unrelated``: go on with models of which one was
-    not pruned from the other. ``save``: a directory for ``comparison.json`` and ``.txt``, where ``resume`` takes up
-    what a stopped run has measured.
+    not pruned from the other. ``save``: a directory for ``comparison.json``, ``.txt`` and ``.html``, where ``resume``
+    takes up what a stopped run has measured.
     Raises: AutoPruneError for everything that the user can mend.
     """
     models = [pruned] if isinstance(pruned, (str, Path, nn.Module)) else list(pruned)
@@ -213,7 +214,7 @@ def _save(directory: Path, result: Comparison) -> None:
     text = comparison_text(result, places=True) + "\n"
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        for ending, content in ((".json", dump_json(result)), (".txt", text)):
+        for ending, content in ((".json", dump_json(result)), (".txt", text), (".html", render_comparison(result))):
             draft = directory / f"{STEM}{ending}.writing"
             draft.write_text(content, encoding="utf-8")
             draft.replace(directory / f"{STEM}{ending}")

@@ -11,6 +11,7 @@ from test_report_samples import row
 from autoprune.core.divergence import TokenShifts, summarise
 from autoprune.core.mcnemar import mcnemar
 from autoprune.core.shift import PredictionShift
+from autoprune.report.accuracy import accuracy_table
 from autoprune.report.distance import distance_table, distributions, flips_table, places
 from autoprune.report.distance_page import render_comparison
 from autoprune.report.page import render_html
@@ -115,6 +116,11 @@ def test_flips_from_rows() -> None:
     assert line[8] == f"{mcnemar(1, 2):.3g}"
     for form in ("md", "latex", "html"):
         assert "boolq" in published([dense, pruned], form)
+        assert "answers changed" in published([dense, pruned], form)
+    table = accuracy_table(Results([dense, pruned]), "acc")
+    assert [line[table.header.index("answers changed")] for line in table.rows] == ["-", "50.0"]
+    frame = Results([dense, pruned]).wide()
+    assert frame["boolq acc changed"].tolist()[1] == 0.5
     assert "correct → wrong" in published([dense, pruned], "html")
 
 

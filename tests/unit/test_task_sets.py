@@ -21,6 +21,7 @@ from autoprune.recipe import task_sets
 from autoprune.recipe.options import ZEROSHOT_TASKS, ZeroShotOptions
 from autoprune.recipe.task_sets import Asked, asked_of
 from autoprune.report.accuracy import metrics_of
+from autoprune.results.codec import read_rows
 from autoprune.results.tidy import Results
 
 lm_eval = pytest.importorskip("lm_eval")
@@ -205,6 +206,9 @@ def test_finished_tasks_are_not_asked_again(
         with pytest.raises(KeyboardInterrupt):
             prune(place / "dense", **places, **options)
     monkeypatch.undo()
+    assert list((tmp_path / "results").glob("zeroshot_*.unfinished.json"))
+    with pytest.raises(DataError, match="no log_"):  # what is unfinished is no result
+        read_rows([tmp_path / "results"])
     stopped("plain_words")
     said: list[Event] = []
     result = prune(place / "dense", resume=True, emit=said.append, **places, **options)

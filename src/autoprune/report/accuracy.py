@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from autoprune.report.tables import names_of, target_breaks
 from autoprune.results import numbers
 from autoprune.results.table import Column, Table, from_rows, to_text
-from autoprune.results.tidy import Results
+from autoprune.results.tidy import Results, changed
 from autoprune.results.types import EvaluationRow, TaskResult, ZeroShotResult
 from autoprune.results.variants import Variant
 
@@ -88,6 +88,10 @@ def accuracy_table(results: Results, metric: str) -> Table:
         f"{100 * statistics.fmean(s.mean for s in line if s):.1f}" if None not in line else "-" for line in found
     )
     columns = [*names_of(shown, models=len(results.models) > 1), Column(f"mean {metric} of {len(tasks)}", means)]
+    moved = [[s for task in tasks if (s := results.spread(v, changed(metric), task))] for v in shown]
+    if any(moved):
+        cells = tuple(f"{100 * statistics.fmean(s.mean for s in line):.1f}" if line else "-" for line in moved)
+        columns.append(Column("answers changed", cells, spare=len(tasks) + 3))
     for task in tasks:
         columns.append(Column(task, tuple(_averaged(v, task, metric) for v in shown), spare=len(columns)))
     return Table(tuple(columns), target_breaks(shown), f"{metric} in percent, higher is better")

@@ -17,7 +17,7 @@ from autoprune.errors import OutputError
 from autoprune.recipe.recipe import CACHES, Recipe
 from autoprune.report.accuracy import zeroshot_text
 from autoprune.report.tables import perplexity_log
-from autoprune.results.codec import dump_json, first_difference
+from autoprune.results.codec import UNFINISHED, dump_json, first_difference
 from autoprune.results.comparison import comparison_of
 from autoprune.results.comparison_tables import comparison_text
 from autoprune.results.types import EvaluationRow
@@ -123,7 +123,7 @@ def save_row(recipe: Recipe, row: EvaluationRow, stem: str) -> None:
 def notes_of(recipe: Recipe, stem: str) -> Path | None:
     """Where measurements are noted until all is measured; None where none are saved."""
     places = _places(recipe, stem)
-    return places[0][1] / f"{places[0][2]}.unfinished.json" if places else None
+    return places[0][1] / f"{places[0][2]}{UNFINISHED}.json" if places else None
 
 
 def _places(recipe: Recipe, stem: str) -> list[tuple[str, Path, str]]:

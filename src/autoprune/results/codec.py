@@ -13,6 +13,8 @@ from typing import Any
 from autoprune.errors import DataError
 from autoprune.results.types import EvaluationRow
 
+UNFINISHED = ".unfinished"  # the end of the stem of what a run that was stopped has noted
+
 
 def to_jsonable(value: Any) -> Any:
     """Dataclasses, tuples and paths as plain JSON values."""
@@ -70,7 +72,8 @@ def read_rows(paths: Iterable[Path]) -> list[EvaluationRow]:
         found = [path]
         if path.is_dir():
             grid = path / "results.json"
-            found = [grid] if grid.is_file() else sorted({*path.glob("log_*.json"), *path.glob("zeroshot_*.json")})
+            tables = sorted({*path.glob("log_*.json"), *path.glob("zeroshot_*.json")})
+            found = [grid] if grid.is_file() else [file for file in tables if not file.stem.endswith(UNFINISHED)]
         if not found:
             raise DataError(f"{path}: no results.json and no log_*.json or zeroshot_*.json lie in this directory")
         for file in found:

@@ -248,6 +248,27 @@ def test_a_package_that_a_task_needs(tmp_path: Path) -> None:
     assert isinstance(no_data("x", OSError("no network")), DataError)
 
 
+def test_a_group_of_groups_is_one_line(place: Path, tmp_path: Path) -> None:
+    """As MMLU is: its mean, and the answers to all of its items one behind the other."""
+    for name in ("plain_words", "long_words"):
+        write_task(tmp_path, name, ("acc",), 1.0)
+    for name, members in (("outer", ["inner", "long_words"]), ("inner", ["plain_words"])):
+        listed = "".join(f"  - {member}\n" for member in members)
+        means = "aggregate_metric_list: [{metric: acc, weight_by_size: true}]\n"
+        (tmp_path / f"{name}.yaml").write_text(f"group: {name}\ntask:\n{listed}{means}metadata: {{version: 1}}\n")
+    options: dict[str, Any] = {"sparsity_ratio": 0, "tasks_path": tmp_path}
+    whole, single = (
+        prune(place / "dense", tasks=tasks, **options).row.zeroshot for tasks in ("outer", "plain_words,long_words")
+    )
+    assert whole is not None
+    assert single is not None
+    (group,) = whole.tasks
+    assert group.task == "outer"
+    assert group.metrics["acc"] == pytest.approx(sum(task.metrics["acc"] for task in single.tasks) / 2)
+    assert group.correct["acc"] == "".join(task.correct["acc"] for task in single.tasks)
+    assert group.chosen["acc"] == "".join(task.chosen["acc"] for task in single.tasks)
+
+
 def test_generated_answers_do_not_flip(place: Path) -> None:
     with pytest.raises(DataError, match="told_words is no multiple-choice task"):
         compare(place / "dense", place / "dense", tasks="told_words", tasks_path=place / "tasks")

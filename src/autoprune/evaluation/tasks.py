@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -156,22 +156,18 @@ def _key(asked: Asked, options: ZeroShotOptions) -> dict[str, object]:
 
 def _results(raw: dict[str, Any], asked: str, emit: Emit) -> tuple[TaskResult, ...]:
     """The figures of a task that was asked for, or of its members."""
-    shown = _shown(raw, [asked])
+    shown = _shown(raw, asked)
     members = {member for names in raw.get("group_subtasks", {}).values() for member in names}
     if silent_tasks := [name for name in raw["configs"] if name not in shown and name not in members]:
         emit(Notice(f"--tasks {', '.join(silent_tasks)}: lm-evaluation-harness gave no figure for it"))
     return tuple(_task(raw, name) for name in shown)
 
 
-def _shown(raw: dict[str, Any], tasks: Iterable[str]) -> list[str]:
-    """The tasks in the order they were asked for; one that stands for several without a mean of its own gives way to
-    them.
-    """
-    asked = list(dict.fromkeys(tasks))
-    members = raw.get("group_subtasks", {})
-    covered = {member for name in asked if _metrics(raw, name) for member in members.get(name, ())}
-    rest = [name for name in raw["configs"] if name not in asked and name not in covered]
-    return [name for name in [*asked, *rest] if _metrics(raw, name)]
+def _shown(raw: dict[str, Any], asked: str) -> list[str]:
+    """The task itself, or where it stands for several without a mean of its own these."""
+    if _metrics(raw, asked):
+        return [asked]
+    return [name for name in raw["configs"] if name != asked and _metrics(raw, name)]
 
 
 def _task(raw: dict[str, Any], name: str) -> TaskResult:

@@ -79,30 +79,35 @@ def calibration_windows(
             )
         return _from_rows(source, rows, rows[:nsamples], "calibration", vocab_size)
     corpus = read_corpus(source, "calibration", datasets_cache_dir)
-    tokenizer, rng = load_tokenizer(), random.Random(seed)
-    corpus, tokens = corpus.rendered(tokenizer), None
-    if corpus.talks:
-        talks = [_conversations(corpus, tokenizer, seqlen, rng) for _ in range(nsamples)]
-        starts, drawn, bos = [(first, 0) for first, _ in talks], [ids for _, ids in talks], False
-    elif source.kind in ONE_TEXT:
-        text = tokenise(tokenizer, corpus.text)
-        tokens, bos = len(text.ids), text.bos_token_added
-        starts = [(0, start) for start in _starts(source, tokens, nsamples, seqlen, rng)]
-        drawn = [text.ids[start : start + seqlen] for _, start in starts]
-    else:
-        pool = _Documents(source, corpus.documents, tokenizer, seqlen)
-        starts = [pool.draw(rng) for _ in range(nsamples)]
-        drawn = [pool.ids(document)[start : start + seqlen] for document, start in starts]
-        bos = pool.bos_token_added
+    tokenizer = load_tokenizer()
+    corpus = corpus.rendered(tokenizer)
+    drawn, starts, known = _draw(corpus, tokenizer, nsamples, seqlen, random.Random(seed))
     facts = {
         **corpus.provenance,
-        "tokens": tokens,
+        **known,
         "seed": seed,
-        "bos_token_added": bos,
         "distinct_windows": len(set(starts)),
         "utf8_bytes": None,
     }
     return _windows(source, torch.stack(drawn), facts, vocab_size)
+
+
+def _draw(
+    corpus: Corpus, tokenizer: PreTrainedTokenizerBase, nsamples: int, seqlen: int, rng: random.Random
+) -> tuple[list[Tensor], list[tuple[int, int]], dict[str, Any]]:
+    """Windows, the document and the place where each begins, and what the record says of the tokens."""
+    if corpus.talks:
+        talks = [_conversations(corpus, tokenizer, seqlen, rng) for _ in range(nsamples)]
+        return [ids for _, ids in talks], [(i, 0) for i, _ in talks], {"tokens": None, "bos_token_added": False}
+    if corpus.source.kind in ONE_TEXT:
+        text = tokenise(tokenizer, corpus.text)
+        starts = [(0, start) for start in _starts(corpus.source, len(text.ids), nsamples, seqlen, rng)]
+        drawn = [text.ids[start : start + seqlen] for _, start in starts]
+        return drawn, starts, {"tokens": len(text.ids), "bos_token_added": text.bos_token_added}
+    pool = _Documents(corpus.source, corpus.documents, tokenizer, seqlen)
+    starts = [pool.draw(rng) for _ in range(nsamples)]
+    drawn = [pool.ids(document)[start : start + seqlen] for document, start in starts]
+    return drawn, starts, {"tokens": None, "bos_token_added": pool.bos_token_added}
 
 
 def evaluation_windows(

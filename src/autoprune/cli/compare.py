@@ -24,6 +24,7 @@ WITHOUT = (
     "save_zeroshot",
     "delete",
     "no_dense",
+    "compare",
 )
 
 

@@ -53,6 +53,8 @@ def show_result(result: PruneResult) -> None:
         print_table(comparison(Results(with_references([result.row]))), console)
     elif result.summary and not result.row.zeroshot:
         console.print(f"sparsity {result.row.sparsity:.2%}", highlight=False)
+    for table in comparison_tables(result.comparison) if result.comparison else ():
+        print_table(table, console)
     if result.row.zeroshot:
         console.print("Zero-shot accuracy in percent, higher is better", style="bold")
         print_table(zeroshot_table(result.row.zeroshot), console)

@@ -1,4 +1,4 @@
-"""Perplexities that need not be measured again: of earlier runs, and of a run that was stopped."""
+"""Measurements that need not be made again: those of earlier runs, and of a run that was stopped."""
 
 from __future__ import annotations
 

@@ -17,15 +17,17 @@ from autoprune.machine.meter import Clock, forget_peaks
 from autoprune.recipe.options import EvaluationOptions
 from autoprune.recipe.recipe import Recipe, recipe_from_flat
 from autoprune.report.save import check_earlier, check_report_directory, tables_claimed
+from autoprune.results.comparison import Comparison, comparison_of
 from autoprune.results.types import Evaluation, EvaluationRow, PruningSummary
 from autoprune.results.variants import DENSE
 from autoprune.run.before import Before
+from autoprune.run.beside import check_beside
 from autoprune.run.check import check_values
 from autoprune.run.closing import delete_or_keep, evaluated
 from autoprune.run.labels import labels_of, method_label, report_stem, target_label
 from autoprune.run.measure import about, check_room, count_zeros
 from autoprune.run.open import Subject, fits, held_model, open_model
-from autoprune.run.plan import check_apart, make_plan
+from autoprune.run.plan import Plan, check_apart, make_plan
 from autoprune.run.prune import prune_and_write
 from autoprune.run.shortage import shortage_told
 from autoprune.storage.result import check_target
@@ -55,6 +57,11 @@ class PruneResult:
         """Perplexity by evaluation text."""
         return {result.source: result.perplexity for result in self.row.perplexity}
 
+    @property
+    def comparison(self) -> Comparison | None:
+        """How far predictions are from the dense model's; None unless ``compare`` asked for it."""
+        return comparison_of(self.row) if self.row.shifts else None
+
     def to_pandas(self) -> DataFrame:
         """What became of every layer, one line each; no line where nothing was pruned."""
         return (self.summary or PruningSummary(())).to_pandas()
@@ -70,7 +77,8 @@ def prune(
     """Prunes a model: a hub id, a directory, ``"demo"``, or a model in memory, which is changed in place.
 
     ``options`` are the fields of the recipe, named as the flags are: ``prune_method="wanda", sparsity_ratio=0.5, …``;
-    ``eval_data`` given means: measure perplexity, ``tasks``: zero-shot accuracy. A model in memory needs its
+    ``eval_data`` given means: measure perplexity, ``compare=True``: the distance from the dense model as well,
+    ``tasks``: zero-shot accuracy. A model in memory needs its
     ``tokenizer`` unless calibration and evaluation data are token ids. Raises: AutoPruneError for everything that the
     user can mend.
     """
@@ -82,7 +90,7 @@ def prune(
             emit,
             held=held,
             tokenizer=tokenizer,
-            measure="eval_data" in options or recipe.output.save_ppl is not None,
+            measure="eval_data" in options or recipe.evaluation.compare or recipe.output.save_ppl is not None,
         )
 
 
@@ -162,6 +170,7 @@ def _run(
         if subject.checkpoint:  # a pruned checkpoint is as large as the dense one
             check_room(recipe, subject, resident=subject.store.resident or fits(subject.checkpoint, recipe))
         plan = make_plan(recipe, subject, emit, measure=measure, ranks=ranks)
+        ranks.from_first(lambda: _check_measurable(recipe, plan))
         directory = Path(output.save_model) if output.save_model and plan.steps else None
         before = Before(recipe, plan, emit, wanted=dense)
         if plan.steps:
@@ -196,6 +205,16 @@ def _check_outputs(recipe: Recipe, emit: Emit) -> None:
         from autoprune.evaluation.tasks import check_tasks
 
         check_tasks(recipe.zeroshot, emit)
+
+
+def _check_measurable(recipe: Recipe, plan: Plan) -> None:
+    """Everything about what is measured in the end that the model itself may speak against."""
+    if recipe.evaluation.compare:
+        check_beside(recipe, plan)
+    if recipe.zeroshot.apply_chat_template:
+        from autoprune.evaluation.tasks import check_template
+
+        check_template(recipe.zeroshot, plan.subject.load_tokenizer())
 
 
 @contextlib.contextmanager

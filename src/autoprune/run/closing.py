@@ -12,6 +12,7 @@ from autoprune.recipe.recipe import Recipe
 from autoprune.report.save import notes_of, save_row
 from autoprune.results.types import Cost, EvaluationRow
 from autoprune.run.before import Before
+from autoprune.run.beside import moved
 from autoprune.run.labels import report_stem
 from autoprune.run.measure import accuracy, measured
 from autoprune.run.open import Subject, open_model
@@ -33,9 +34,11 @@ def evaluated(
     stem = report_stem(recipe, (row.method, row.target))
     notes = Notes(notes_of(recipe, stem), resume=recipe.output.resume, emit=clock)
     row = dataclasses.replace(row, perplexity=measured(plan, after, notes, before.memory, clock, folder))
+    if recipe.evaluation.compare:
+        row = dataclasses.replace(row, shifts=moved(recipe, plan, after, notes, clock, folder))
     row = dataclasses.replace(row, beside=before.of(row), cost=_cost(clock))
     save_row(recipe, row, stem)  # before the tasks, which take longer and may fail
-    if found := accuracy(recipe, plan, after, clock):
+    if found := accuracy(recipe, plan, after, notes, clock):
         row = dataclasses.replace(row, zeroshot=found, cost=_cost(clock))
         save_row(recipe, row, stem)
     notes.forget()

@@ -38,12 +38,12 @@ def measured(
     Raises: ModelError if the model would have to be run block by block and gave other numbers then.
     """
     check_in_parts(plan, subject, emit)
-    identity = _identity(plan, subject) if plan.evaluation else {}
+    own = identity(plan, subject) if plan.evaluation else {}
     results = []
     for name, windows in plan.evaluation.items():
         make = functools.partial(measure_text, plan, subject, windows, name, name, emit, folder)
         known = memory.recall(windows, name) if cache_folder() and not plan.steps else None
-        results.append(known or notes.measured(identity, windows, name, make))
+        results.append(known or notes.measured(own, windows, name, make))
         if not known:
             memory.keep(windows, results[-1])
     return tuple(results)
@@ -64,7 +64,7 @@ def measure_text(
     return dataclasses.replace(found, source=name)
 
 
-def _identity(plan: Plan, subject: Subject) -> dict[str, object]:
+def identity(plan: Plan, subject: Subject) -> dict[str, object]:
     """What a perplexity depends on besides the windows: the files of the model, and how it runs. Empty for a model in
     memory.
 
@@ -90,7 +90,7 @@ def run_as(plan: Plan, subject: Subject) -> dict[str, object]:
     }
 
 
-def accuracy(recipe: Recipe, plan: Plan, subject: Subject, emit: Emit) -> ZeroShotResult | None:
+def accuracy(recipe: Recipe, plan: Plan, subject: Subject, notes: Notes, emit: Emit) -> ZeroShotResult | None:
     """Zero-shot accuracy, if the recipe names tasks. Raises: ModelError as ``check_room`` does."""
     if not recipe.zeroshot.tasks:
         return None
@@ -100,7 +100,15 @@ def accuracy(recipe: Recipe, plan: Plan, subject: Subject, emit: Emit) -> ZeroSh
     for _ in walk(subject.store):
         pass  # a resident store keeps what it has loaded
     model: Any = subject.store.model
-    return zeroshot(model, subject.load_tokenizer(), recipe.zeroshot, batch=plan.layout.batch, emit=emit)
+    return zeroshot(
+        model,
+        subject.load_tokenizer(),
+        recipe.zeroshot,
+        batch=plan.layout.batch,
+        emit=emit,
+        notes=notes,
+        known=identity(plan, subject),
+    )
 
 
 def check_room(recipe: Recipe, subject: Subject, *, resident: bool) -> None:

@@ -36,8 +36,10 @@ def figures_folder() -> Path | None:
     """
     if folder := cache_folder():
         return folder
-    if named := os.environ.get("XDG_CACHE_HOME"):
-        return Path(named) / "autoprune"
+    if (
+        named := Path(os.environ.get("XDG_CACHE_HOME", ""))
+    ).is_absolute():  # others are to be ignored, its authors say
+        return named / "autoprune"
     try:
         return Path.home() / ".cache" / "autoprune"
     except RuntimeError:  # nobody knows where the user's home is

@@ -28,7 +28,7 @@ from autoprune.steps.base import Step
 from autoprune.steps.table import make_steps
 from autoprune.storage.complete import check_complete
 from autoprune.storage.locate import DEMO, locate
-from autoprune.storage.pruned import GivenPattern, check_ancestry, check_pattern
+from autoprune.storage.pruned import GivenPattern, check_ancestry, check_pattern, trained_in
 from autoprune.storage.skeleton import build_skeleton
 from autoprune.storage.source import open_checkpoint
 from autoprune.storage.store import CheckpointStore
@@ -84,7 +84,7 @@ def make_plan(recipe: Recipe, subject: Subject, emit: Emit, *, measure: bool, ra
         check_coverage(subject.store.anatomy, recipe.pruning.allow_partial)
         chosen = select_layers(subject.store.anatomy, recipe.pruning.ignore, target)
         if isinstance(steps[0], GivenPattern):
-            check_pattern(steps[0].pruned, chosen, target, recipe.pruning.sparsity_ratio, emit)
+            check_pattern(steps[0], chosen, target, recipe.pruning.sparsity_ratio, emit)
     for step in steps:
         step.check(target)
         step.check_machine(subject.store.device.type, ranks.count)
@@ -194,5 +194,6 @@ def _steps(recipe: Recipe, subject: Subject) -> tuple[Step, ...]:
     )
     check_complete(skeleton)
     pruned = CheckpointStore(skeleton, resident=False)
-    check_ancestry(subject.store, pruned)
-    return (GivenPattern(pruned), *steps)
+    trained = trained_in(pruned, recipe.steps)
+    check_ancestry(subject.store, pruned, trained)
+    return (GivenPattern(pruned, trained), *steps)

@@ -98,7 +98,7 @@ class Auto(AutoOptions, Step):
             check_order(names, given=False)
             for name in names:
                 if name in (self.name, "reconstruct"):
-                    raise RecipeError(f"auto can't try {name}: put it before or behind auto in --steps")
+                    raise RecipeError(f"auto can't try {name}: put it behind auto in --steps")
             for step in steps_of(words):
                 step.check(target)
 

@@ -41,6 +41,7 @@ class Entry:
     title: str  # as tables and pages call it
     prunes: bool = True  # whether it chooses a pattern by itself
     refines: bool = False  # whether it goes on with the pattern of an earlier step
+    trains: bool = False  # whether it changes norms and biases too
 
     def load(self) -> type[Step]:
         """The step's class; imports torch."""
@@ -62,7 +63,12 @@ BUILT_IN: dict[str, Entry] = {
     "swaps": Entry(SwapsOptions, "autoprune.steps.swaps:Swaps", "Swaps", prunes=False, refines=True),
     "refit": Entry(RefitOptions, "autoprune.steps.refit:Refit", "Refit", prunes=False, refines=True),
     "reconstruct": Entry(
-        ReconstructOptions, "autoprune.steps.reconstruct:Reconstruct", "Reconstruct", prunes=False, refines=True
+        ReconstructOptions,
+        "autoprune.steps.reconstruct:Reconstruct",
+        "Reconstruct",
+        prunes=False,
+        refines=True,
+        trains=True,
     ),
     "barber": Entry(BarberOptions, "autoprune.steps.barber:Barber", "LLM-Barber", prunes=False, refines=True),
 }
@@ -80,7 +86,8 @@ def table() -> Mapping[str, Entry]:
     for entry in entry_points(group=ENTRY_POINT_GROUP):
         if entry.name not in found:
             options = entry.load()
-            facts = {"prunes": getattr(options, "prunes", True), "refines": getattr(options, "refines", False)}
+            facts = {"prunes": True, "refines": False, "trains": False}
+            facts = {fact: getattr(options, fact, usual) for fact, usual in facts.items()}
             found[entry.name] = Entry(options, entry.value, getattr(options, "title", entry.name), **facts)
     return found
 
@@ -95,10 +102,16 @@ def entry(name: str, flag: str = "--steps") -> Entry:
 def check_order(names: Sequence[str], *, given: bool) -> None:
     """``given``: a pattern is there already.
 
-    Raises: RecipeError if a step has no pattern to go on with, or if none of them makes one.
+    Raises: RecipeError if a step has no pattern to go on with, or if none of them makes one; or if a step would undo
+    half of what an earlier one trained.
     """
     there = given
-    for name in names:
+    for i, name in enumerate(names):
+        if not entry(name).trains and (training := next((n for n in names[:i] if entry(n).trains), None)):
+            raise RecipeError(
+                f"{training} trains norms and biases beside the weights, and {name} behind it would measure or restore"
+                f" the dense weights behind trained norms; put {training} last"
+            )
         if entry(name).refines and not there:
             first = next(n for n, step in BUILT_IN.items() if step.prunes)
             raise RecipeError(f"{name} goes on with a pattern, and no step before it makes one; put {first} before it")

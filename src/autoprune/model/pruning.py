@@ -191,16 +191,17 @@ def replay_finished(
                         block.advance(dtype)
 
 
-def send_at_once(store: Store, streams: Streams, ids: Int[Tensor, "samples tokens"], place: Place) -> None:
-    """The first pass goes through each block once, with all samples together.
-
-    Raises: RecipeError naming a step that does not treat layers by what enters them.
-    """
-    first = streams.passes[0]
-    for step in first.steps:
-        if not isinstance(step, LayerStep):
+def check_in_sequence(steps: Sequence[Step]) -> None:
+    """Raises: RecipeError naming a step of the first pass that does not treat layers by what enters them."""
+    for step in split_passes(steps)[0]:
+        if not isinstance(step, LayerStep) and not step.needs.survey:
             raise RecipeError(
                 f"--true_sequential prunes a block input group by input group, which {step.name} can't do; leave out"
                 " one of the two"
             )
+
+
+def send_at_once(store: Store, streams: Streams, ids: Int[Tensor, "samples tokens"], place: Place) -> None:
+    """The first pass goes through each block once, with all samples together."""
+    first = streams.passes[0]
     first.at_once, first.stream = prepare_inputs(store, ids, len(ids), place)

@@ -147,9 +147,7 @@ class Block(Protocol):
     def training(self, compute_dtype: str, *, by_token: bool) -> AbstractContextManager[Training]:
         """The layers to prune, norms and biases, ready to be trained in ``auto``, ``float32`` or ``bfloat16``.
 
-        ``by_token``: the mean of every token's relative error, not that of all tokens together.
-
-        Nothing of the block has changed when it ends.
+        ``by_token``: the mean of every token's relative error, not that of all together. It changes nothing itself.
         """
         ...
 
@@ -256,6 +254,13 @@ class Step:
                 f"the step {self.name} has to see all samples in one process; start it without torchrun, or leave the"
                 " step out"
             )
+
+    def check_layers(self, layers: Mapping[str, Sequence[str]]) -> None:
+        """Raises: RecipeError if the options do not fit the model: by its blocks, the names of the layers to prune."""
+
+    def beside(self, options: Mapping[str, Any]) -> Step:
+        """Itself, told the options of all steps by their names; for those that take other steps along."""
+        return self
 
     def price(self, shape: Shape) -> Price:
         """Memory and arithmetic, for ``--memory`` and ``inspect``."""

@@ -17,7 +17,8 @@ class Mixed(MixedOptions, Step):
     """``W + share * W (C - G) (G + lambda I)^-1`` takes the dense weight's place for all later steps.
 
     ``G`` is the Gram of the pruned stream, ``C = X_dense X_pruned^T``: with share 1 the least-squares weight for
-    ``W X_dense`` from the pruned inputs, which overfits.
+    ``W X_dense`` from the pruned inputs, which overfits. Experts keep their dense weights as target, for no expert
+    sees the same tokens in both streams.
     """
 
     name: ClassVar[str] = "mixed"
@@ -25,8 +26,10 @@ class Mixed(MixedOptions, Step):
     needs: ClassVar[Needs] = Needs(statistic=InputGram, also=(CrossGram,), dense_stream=True)
 
     def apply(self, block: Block) -> None:
-        """Every layer of the block, before anything in it is pruned."""
+        """Every layer of the block that sees the same tokens in both streams, before anything in it is pruned."""
         for group in block.observe(InputGram):
+            if CrossGram not in group.statistics:
+                continue  # experts
             gram, cross = group.statistics[InputGram], group.statistics[CrossGram]
             assert isinstance(gram, InputGram) and isinstance(cross, CrossGram)
             for layer in group.layers:

@@ -146,7 +146,7 @@ def make_steps(names: Iterable[str], options: Mapping[str, Any]) -> tuple[Step, 
     for name in names:
         chosen = options.get(name)
         values = {f.name: getattr(chosen, f.name) for f in dataclasses.fields(chosen)} if chosen is not None else {}
-        made.append(entry(name).load()(**values))
+        made.append(entry(name).load()(**values).beside(options))
     return tuple(made)
 
 

@@ -40,7 +40,9 @@ class GivenPattern(LayerStep):
         for given in walk(self.pruned, start=block.index, stop=block.index + 1):
             weights = {given.full_name(layer): layer.matrix.float() for layer in given.layers}
             block.solve(block.observe(None), partial(self._taken, weights), None)
-            block.assign_values({name: given.module.get_parameter(name).data for name in _of_block(self.trained, given)})
+            block.assign_values(
+                {name: given.module.get_parameter(name).data for name in _of_block(self.trained, given)}
+            )
 
     def _taken(self, weights: Mapping[str, Tensor], problems: Sequence[LayerProblem]) -> list[LayerSolution]:
         if lost := [p.name for p in problems if p.name not in weights]:

@@ -15,7 +15,7 @@ from autoprune.core.shift import PredictionShift
 from autoprune.data.windows import Windows
 from autoprune.errors import NumericsError
 from autoprune.evaluation.perplexity import EvaluationStore
-from autoprune.events import Emit, Phase, Step
+from autoprune.events import Emit, Phase, Progress, Work
 from autoprune.model.calls import Mirror, hidden_of, probe_mirror, replaced_forward
 from autoprune.model.stream import Place
 from autoprune.model.walk import prepare_inputs, walk
@@ -76,7 +76,7 @@ def compare_predictions(
         shifts = _score(ends, i, part.to(dense.device), scored)
         _check_finite(shifts, list(pruned), f"of {count} of {source}", i * batch)
         found.append(shifts)
-        emit(Step(0, 1, f"comparison {source}", i + 1, len(parts)))
+        emit(Work(f"comparison {source}", i + 1, len(parts)))
     return {
         name: summarise(TokenShifts.joined(of), seqlen)
         for name, of in zip(pruned, zip(*found, strict=True), strict=True)
@@ -153,5 +153,5 @@ def _streamed(
                 kept[i] = output[:, scored]
             else:
                 stream[i] = output
-            emit(Step(block.index, len(blocks), f"forward {name}", i + 1, len(stream)))
+            emit(Progress(block.index, len(blocks), f"forward {name}", i + 1, len(stream)))
     return _Ends(store, inputs.mirror, kept.__getitem__)

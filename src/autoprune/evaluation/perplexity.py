@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from autoprune.data.windows import Windows
 from autoprune.errors import NumericsError
-from autoprune.events import Emit, Phase, Step
+from autoprune.events import Emit, Phase, Progress, Work
 from autoprune.model.calls import replaced_forward
 from autoprune.model.stream import Place
 from autoprune.model.walk import Store, prepare_inputs, walk
@@ -47,7 +47,7 @@ def perplexity(
     run = _resident_logits if store.resident else streamed_logits
     for part, logits in run(store, windows.ids, batch, place, emit):
         losses.append(window_losses(logits, part.to(logits.device)).cpu())
-        emit(Step(0, 1, f"perplexity {source}", len(losses), -(-count // batch)))
+        emit(Work(f"perplexity {source}", len(losses), -(-count // batch)))
     mean = float(torch.cat(losses).double().mean())
     if not math.isfinite(mean):
         raise NumericsError(
@@ -98,7 +98,7 @@ def streamed_logits(
     for block in walk(store):
         for i in range(len(stream)):
             stream[i] = inputs.calls.of(i, block.index)(block.module, stream[i])
-            emit(Step(block.index, len(blocks), "forward", i + 1, len(stream)))
+            emit(Progress(block.index, len(blocks), "forward", i + 1, len(stream)))
     modules = [block.module for block in blocks]
     for i, part in enumerate(ids.split(batch)):
         final = stream[i]

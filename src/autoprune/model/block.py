@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,8 +16,7 @@ from autoprune.core.problem import LayerProblem, LayerSolution
 from autoprune.core.sparsity import Target
 from autoprune.core.statistics import Statistic
 from autoprune.errors import NumericsError
-from autoprune.events import Emit, Notice
-from autoprune.events import Step as Progress
+from autoprune.events import Emit, Notice, Progress
 from autoprune.model.anatomy import BlockAnatomy
 from autoprune.model.gradients import PartWork, work_by_parts
 from autoprune.model.layers import Layer, hold_originals
@@ -143,6 +142,12 @@ class Block:
         here = {layer.name for layer in self.layers}
         groups = [replace(g, layers=[la for la in g.layers if la.name in here]) for g in self._groups]
         return [group for group in groups if group.layers]
+
+    def forget(self, wanted: Collection[Kind]) -> None:
+        """Lets go of the statistics that no later step of the pass wants; samples for layer errors stay."""
+        for group in self._groups or ():
+            for kind in group.statistics.keys() - set(wanted):
+                del group.statistics[kind]
 
     def solve(self, groups: Sequence[Group], solve: Solve, statistic: Kind | None) -> None:
         """Group by group: problems, solutions, weights; of several ranks each solves a part of the groups."""

@@ -29,6 +29,11 @@ Chosen = Mapping[int, tuple[Layer, ...]]  # by block: the layers to prune
 Targets = Mapping[str, Target]  # by the layers' full names
 
 
+def kinds_of(steps: Sequence[Step]) -> tuple[Kind, ...]:
+    """The statistics that steps want, each once."""
+    return tuple(dict.fromkeys(kind for step in steps for kind in step.needs.statistics))
+
+
 @dataclass
 class Pass:
     """Consecutive steps that share one stream of hidden states; None if they look at no data.
@@ -46,8 +51,7 @@ class Pass:
     @property
     def kinds(self) -> tuple[Kind, ...]:
         """The statistics that its steps want, each observed once."""
-        wanted = [kind for step in self.steps for kind in (step.needs.statistic, *step.needs.also)]
-        return tuple(dict.fromkeys(kind for kind in wanted if kind is not None))
+        return kinds_of(self.steps)
 
     def inputs(self, common: Inputs) -> Inputs:
         """How its blocks are called, micro-batch by micro-batch, and what share of the samples is held out."""
@@ -151,9 +155,10 @@ def _apply(block: Block, current: Pass, *, last: bool) -> None:
         block.inputs = replace(current.at_once, held_out=0.0)
         prune_in_sequence(block, [step for step in current.steps if isinstance(step, LayerStep)])
         return
-    for step in current.steps:
-        block.advances = step is current.steps[-1]
+    for number, step in enumerate(current.steps, start=1):
+        block.advances = number == len(current.steps)
         step.apply(block)
+        block.forget(kinds_of(current.steps[number:]))
     if current.stream is not None and not block.advanced and not last:
         block.advance()
 

@@ -19,6 +19,7 @@ from autoprune.errors import OutputError, RecipeError
 from autoprune.evaluation.compare import compare_predictions
 from autoprune.evaluation.remember import Notes
 from autoprune.events import Emit, Notice, silent
+from autoprune.machine.allocator import restored
 from autoprune.model.stream import Place
 from autoprune.model.walk import walk
 from autoprune.recipe.recipe import Recipe, recipe_from_flat
@@ -62,6 +63,7 @@ class _Run:
         return [self.dense, *self.others.values()]
 
 
+@restored()
 def compare(
     dense: Model,
     pruned: Model | Sequence[Model],

@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 
+from autoprune.core.statistics import CrossGram, InputGram
 from autoprune.errors import RecipeError
 from autoprune.model.anatomy import Anatomy, BlockAnatomy
 from autoprune.model.layers import Expert
-from autoprune.model.pruning import split_passes
+from autoprune.model.pruning import kinds_of, split_passes
 from autoprune.steps.base import Step
 from autoprune.steps.price import FLOAT, Shape
 
@@ -192,13 +193,24 @@ def _pruning(shape: Shape, steps: Sequence[Step], layout: Layout, load: Load) ->
     # As stored, as they run, pruned, the pattern, and new ones, which wait to be written.
     kept = shape.stored * (load.models + any(price.new_weights for price in prices))
     weights = shape.block * (kept + (shape.copies - 1) * shape.running + shape.running + 1)
-    work = max(
-        _at_once(shape, load) if layout.at_once else forward_bytes(shape, layout.batch, load.tokens),
-        shape.block * (shape.copies + shape.stored),  # the pattern and the result, laid out as they are stored
-        *(price.work for price in prices),
-    )
+    weights += max(price.stays for price in prices)
+    forward = forward_bytes(shape, layout.batch, load.tokens)
+    phases = [shape.block * (shape.copies + shape.stored)]  # the pattern and the result, laid out as they are stored
+    for number, group in enumerate(split_passes(steps)):
+        if number == 0 and layout.at_once:  # input groups one after the other, while the block is running
+            one = dataclasses.replace(shape, grams=shape.gram)
+            phases.append(_at_once(shape, load) + _statistics(one, group) + max(s.price(shape).work for s in group))
+            continue
+        phases.append(forward + _statistics(shape, group))
+        phases += [step.price(shape).work + _statistics(shape, group[i:]) for i, step in enumerate(group)]
+    work = max(phases)
     outside = shape.outside * shape.running * load.models
     return Need("pruning", PROGRAM, outside, weights, 0 if layout.activations == "disk" else hidden, work)
+
+
+def _statistics(shape: Shape, steps: Sequence[Step]) -> int:
+    """What is observed for steps of one pass, as long as one of them is to come; norms weigh nothing."""
+    return FLOAT * shape.grams * len({InputGram, CrossGram}.intersection(kinds_of(steps)))
 
 
 def _streams(config: Any) -> int:

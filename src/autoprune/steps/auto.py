@@ -33,7 +33,7 @@ class Auto(AutoOptions, Step):
     def __post_init__(self) -> None:
         """What is tried says what is to be observed."""
         needs = [step.needs for words in self._wanted for step in self.steps_of(words)]
-        kinds = dict.fromkeys(kind for need in needs for kind in (need.statistic, *need.also) if kind is not None)
+        kinds = dict.fromkeys(kind for need in needs for kind in need.statistics)
         gradients = any(need.gradients for need in needs)
         object.__setattr__(self, "needs", replace(type(self).needs, also=tuple(kinds), gradients=gradients))
 
@@ -135,12 +135,14 @@ class Auto(AutoOptions, Step):
     def price(self, shape: Shape) -> Price:
         """All that is tried, one after the other, and what was decided by each."""
         prices = [step.price(shape) for words in self._wanted for step in self.steps_of(words)]
-        kept = len(self.auto_tries) * shape.block * (shape.stored + 1)
+        tries = len(self._wanted)
+        judged = tries + 1 + (shape.sub_blocks * (tries - 1) if shape.sub_blocks > 1 and not self._choices else 0)
         return Price(
-            work=max(price.work for price in prices) + kept,
+            work=max(price.work for price in prices) + tries * shape.block * (shape.stored + 1),
+            stays=max(price.stays for price in prices),
             new_weights=True,
             outputs=max(price.outputs for price in prices),
-            forwards=4.0 + 0.5 * len(self.auto_tries),
+            forwards=HELD_OUT * judged + sum(price.forwards for price in prices),
             flops=sum(price.flops for price in prices),
         )
 

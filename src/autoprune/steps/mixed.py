@@ -39,7 +39,7 @@ class Mixed(MixedOptions, Step):
                 block.retarget(layer, weight)
 
     def price(self, shape: Shape) -> Price:
-        """Grams and cross Grams of a block; factorising is in double precision."""
-        price = layer_price(shape, gram=True, looks=True)
-        work = price.work + FLOAT * (shape.grams + 2 * shape.gram)
-        return Price(work=work, new_weights=True, forwards=4.0, flops=2 * price.flops)
+        """Factorising is in double precision, and the targets stay beside the dense weights."""
+        price = layer_price(shape, gram=True)
+        work, stays = price.work + FLOAT * 2 * shape.gram, shape.block * shape.running
+        return Price(work=work, stays=stays, new_weights=True, flops=2 * price.flops)

@@ -63,10 +63,17 @@ class Reconstruct(ReconstructOptions, Step):
         return best
 
     def price(self, shape: Shape) -> Price:
-        """Masters, their two moments, gradients and the best values, in float32, and a block's activations."""
-        activations = 2 * shape.forward(FLOAT)
-        work = shape.block * FLOAT * 6 + activations
-        return Price(work=work, new_weights=True, forwards=3.0 * self.epochs + 2.0)
+        """In float32 masters, their two moments, the pattern and the best values; the pattern as it was; values and
+        gradients in the precision of the passes, where float32 values are the masters; a block's activations.
+        """
+        passes = 2 if self.reconstruct_dtype == "bfloat16" else FLOAT
+        work = shape.block * (5 * FLOAT + 1 + FLOAT) + shape.layer * FLOAT + 2 * shape.forward(passes)
+        fitted = 3.0 * (1 - HELD_OUT) * self.epochs  # forward, and twice as much back
+        training, looks = (
+            fitted + (fitted * 3 / 4 if self.rate_trials else 0.0),
+            9 * (4 if self.rate_trials else 1) + 2,
+        )
+        return Price(work=work, new_weights=True, forwards=training + HELD_OUT * looks)
 
 
 def _shuffled(batches: range, steps: int) -> Iterator[int]:

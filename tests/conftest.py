@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import os
 from pathlib import Path
 
@@ -38,6 +39,23 @@ torch.set_num_threads(1)
 
 hypothesis.settings.register_profile("autoprune", derandomize=True, deadline=None, max_examples=40, database=None)
 hypothesis.settings.load_profile("autoprune")
+
+
+# A developer's loop, `pytest -m "not slow"`: the mathematics, the recorded outputs of the papers' programs, the steps
+# and the walk on tiny models, and the rules. All other tests are marked `slow`.
+QUICK = (
+    *("rules/*", "parity/*", "unit/test_core_*", "unit/test_methods_*", "unit/test_recipe.py", "unit/test_budget.py"),
+    *("unit/test_cli_*", "unit/test_run_estimate.py", "models/test_protocol.py", "models/test_steps_more.py"),
+    *("models/test_loop.py", "models/test_sequence.py", "models/test_example.py"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks what is not in the developer's loop."""
+    for item in items:
+        place = item.path.relative_to(ROOT / "tests").as_posix()
+        if not any(fnmatch.fnmatch(place, quick) for quick in QUICK):
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session")

@@ -37,4 +37,5 @@ def test_the_blocks_run_as_often_as_reckoned(words: str) -> None:
         assert 5 <= reckoned - forwards(shape, tuple(step for step in steps if step.name != "barber")) <= 7
         return
     probes = SAMPLES + 2  # blocks that are called and do not run, to see how they are called; and a few tokens
-    assert len(ran) - probes == pytest.approx(reckoned * SAMPLES, abs=1e-6)
+    # A sub-block for which something better was found may be tried with what it had before, on two held-out samples.
+    assert len(ran) - probes == pytest.approx(reckoned * SAMPLES, abs=4 if words == "auto" else 1e-6)

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -22,18 +22,8 @@ from autoprune.model.walk import Store, prepare_inputs, walk
 from autoprune.results.types import PerplexityResult
 
 
-class EvaluationStore(Store, Protocol):
-    """A store that can also run the whole model."""
-
-    resident: bool
-
-    def logits(self, ids: Int[Tensor, "samples tokens"]) -> Float[Tensor, "samples tokens vocab"]:
-        """Logits of every token, with the blocks as they are."""
-        ...
-
-
 def perplexity(
-    store: EvaluationStore, windows: Windows, source: str, *, batch: int, place: Place, emit: Emit
+    store: Store, windows: Windows, source: str, *, batch: int, place: Place, emit: Emit
 ) -> PerplexityResult:
     """Perplexity of the model on token windows ``[samples, seqlen]``.
 
@@ -81,7 +71,7 @@ def _with_bits_per_byte(windows: Windows, mean: float) -> dict[str, Any]:
 
 @torch.no_grad()
 def _resident_logits(
-    store: EvaluationStore, ids: Tensor, batch: int, place: Place, emit: Emit
+    store: Store, ids: Tensor, batch: int, place: Place, emit: Emit
 ) -> Iterator[tuple[Tensor, Tensor]]:
     for _ in walk(store):
         pass  # a resident store keeps what it has loaded
@@ -91,7 +81,7 @@ def _resident_logits(
 
 @torch.no_grad()
 def streamed_logits(
-    store: EvaluationStore, ids: Tensor, batch: int, place: Place, emit: Emit
+    store: Store, ids: Tensor, batch: int, place: Place, emit: Emit
 ) -> Iterator[tuple[Tensor, Tensor]]:
     inputs, stream = prepare_inputs(store, ids, batch, place)
     blocks = store.anatomy.blocks

@@ -22,7 +22,7 @@ from autoprune.model.gradients import PartWork, work_by_parts
 from autoprune.model.layers import Layer, hold_originals
 from autoprune.model.observe import InputGroup, Kind
 from autoprune.model.observing import observe_block
-from autoprune.model.sharing import solve_all, solved
+from autoprune.model.sharing import solved
 from autoprune.model.stream import Stream
 from autoprune.model.training import BlockTraining
 from autoprune.model.trial import Trial
@@ -153,12 +153,12 @@ class Block:
         """Group by group: problems, solutions, weights; of several ranks each solves a part of the groups."""
         observed = [group for group in groups if isinstance(group, InputGroup)]
 
-        def solution(i: int) -> list[LayerSolution]:
+        def problems(i: int) -> list[LayerProblem]:
             seen = observed[i].statistics.get(statistic) if statistic else None
-            return solve_all(solve, [self.problem(layer, seen) for layer in observed[i].layers])
+            return [self.problem(layer, seen) for layer in observed[i].layers]
 
         units = [group.layers for group in observed]
-        for group, solutions in zip(observed, solved(self.inputs.ranks, units, solution), strict=True):
+        for group, solutions in zip(observed, solved(self.inputs.ranks, units, problems, solve), strict=True):
             self.assign_group(group, solutions)
 
     def problem(self, layer: Layer, statistic: Statistic | None = None) -> LayerProblem:

@@ -138,8 +138,16 @@ def prune_blocks(
                 anatomy, layers, targets, called, emit, count, store.stored_as(anatomy), in_place, None, streams.dense
             )
             for number, current in enumerate(passes):
-                block.begin_pass(current.inputs(inputs), current.stream, current.kinds)
-                _apply(block, current, last=index == count - 1)
+                block.begin_pass(current.at_once or current.inputs(inputs), current.stream, current.kinds)
+                if current.at_once is not None:
+                    prune_in_sequence(block, [step for step in current.steps if isinstance(step, LayerStep)])
+                else:
+                    for after, step in enumerate(current.steps, start=1):
+                        block.advances = after == len(current.steps)
+                        step.apply(block)
+                        block.forget(kinds_of(current.steps[after:]))
+                if current.stream is not None and not block.advanced and index < count - 1:
+                    block.advance()
                 if current.stream is not None and current is not passes[-1]:
                     store.passed(number, anatomy, block.solutions, block.others)
             store.finish(anatomy, block.solutions, block.others)
@@ -148,19 +156,6 @@ def prune_blocks(
             trained = tuple(f"{anatomy.name}.{name}" for name in block.others)
             del block  # with it go the dense weights and the patterns, before the next block is loaded
             yield BlockResult(index, count, anatomy.name, outcomes, sub_blocks, trained)
-
-
-def _apply(block: Block, current: Pass, *, last: bool) -> None:
-    if current.at_once is not None:
-        block.inputs = replace(current.at_once, held_out=0.0)
-        prune_in_sequence(block, [step for step in current.steps if isinstance(step, LayerStep)])
-        return
-    for number, step in enumerate(current.steps, start=1):
-        block.advances = number == len(current.steps)
-        step.apply(block)
-        block.forget(kinds_of(current.steps[number:]))
-    if current.stream is not None and not block.advanced and not last:
-        block.advance()
 
 
 def replay_finished(

@@ -72,8 +72,8 @@ def _own_outputs(store: Store, ids: Tensor, emit: Emit) -> dict[int, Tensor]:
     outputs: dict[int, Tensor] = {}
     walking = walk(store)
 
-    def loading(index: int, own: Callable[..., Any]) -> Callable[..., Any]:
-        def forward(*args: Any, **kwargs: Any) -> Any:
+    def loading(index: int, own: Callable[..., object]) -> Callable[..., object]:
+        def forward(*args: object, **kwargs: object) -> Any:
             reached = next(walking, None)
             if reached is None or reached.index != index:
                 raise ModelError(

@@ -34,7 +34,7 @@ class Shape:
     sweeps: int = 0  # weights times inputs, summed over all layers
 
     def forward(self, dtype_bytes: int) -> int:
-        """Bytes of the activations that are kept for a backward pass through a sub-block."""
+        """Bytes of the activations that are kept for a backward pass through a sub-block, or both."""
         inside = (12 * self.width + 6 * self.widest) * dtype_bytes + 3 * self.heads * self.tokens * FLOAT
         return self.batch * self.tokens * inside
 

@@ -67,7 +67,7 @@ class Reconstruct(ReconstructOptions, Step):
         gradients in the precision of the passes, where float32 values are the masters; a block's activations.
         """
         passes = 2 if self.reconstruct_dtype == "bfloat16" else FLOAT
-        work = shape.block * (5 * FLOAT + 1 + FLOAT) + shape.layer * FLOAT + 2 * shape.forward(passes)
+        work = shape.block * (5 * FLOAT + 1 + FLOAT) + shape.layer * FLOAT + shape.forward(passes)
         fitted = 3.0 * (1 - HELD_OUT) * self.epochs  # forward, and twice as much back
         training, looks = (
             fitted + (fitted * 3 / 4 if self.rate_trials else 0.0),

@@ -197,9 +197,10 @@ def _pruning(shape: Shape, steps: Sequence[Step], layout: Layout, load: Load) ->
     forward = forward_bytes(shape, layout.batch, load.tokens)
     phases = [shape.block * (shape.copies + shape.stored)]  # the pattern and the result, laid out as they are stored
     for number, group in enumerate(split_passes(steps)):
-        if number == 0 and layout.at_once:  # input groups one after the other, while the block is running
-            one = dataclasses.replace(shape, grams=shape.gram)
-            phases.append(_at_once(shape, load) + _statistics(one, group) + max(s.price(shape).work for s in group))
+        if number == 0 and layout.at_once:  # input groups one by one, each solved with half of the activations there
+            one, all_windows = dataclasses.replace(shape, grams=shape.gram), _at_once(shape, load)
+            solving = _statistics(one, group) + max(step.price(shape).work for step in group)
+            phases.append(max(all_windows, all_windows // 2 + solving))
             continue
         phases.append(forward + _statistics(shape, group))
         phases += [step.price(shape).work + _statistics(shape, group[i:]) for i, step in enumerate(group)]

@@ -20,9 +20,10 @@ from autoprune.errors import RecipeError
 from autoprune.events import Event, Notice
 from autoprune.model.anatomy import examine
 from autoprune.recipe.recipe import recipe_from_flat
-from autoprune.run.memory import PROGRAM, Layout, Load, Need, choose_layout, human, need_of, parse_memory, shape_of
+from autoprune.run.memory import PROGRAM, Layout, Load, Need, choose_layout, need_of, shape_of
 from autoprune.run.open import open_model
 from autoprune.run.plan import make_plan
+from autoprune.run.sizes import human, parse_memory
 from autoprune.steps.barber import Barber
 from autoprune.steps.base import Step
 from autoprune.steps.options import AutoOptions

@@ -108,11 +108,11 @@ def test_the_best_values_are_kept_and_never_worse_than_the_first() -> None:
     for loss, value in ((1.0, 1.0), (math.nan, 2.0), (math.inf, 3.0)):
         masters["weight"].fill_(value)
         assert not best.offer(loss, masters)
-    assert best.loss == 1.0
+    assert not best.improved
     assert torch.equal(best.values["weight"], torch.zeros(2, 2))
     masters["weight"].fill_(4.0)
     assert best.offer(0.5, masters)
     masters["weight"].fill_(5.0)
     assert not best.offer(0.6, masters)
-    assert best.loss == 0.5
+    assert best.improved and (best.first, best.loss) == (1.0, 0.5)
     assert torch.equal(best.values["weight"], torch.full((2, 2), 4.0))

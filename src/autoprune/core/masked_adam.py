@@ -90,8 +90,13 @@ class Best:
     """
 
     def __init__(self, loss: float, masters: Values) -> None:
-        self.loss = loss
+        self.first = self.loss = loss
         self.values = {name: master.detach().clone() for name, master in masters.items()}
+
+    @property
+    def improved(self) -> bool:
+        """Whether any values were better than the first."""
+        return self.loss < self.first
 
     def offer(self, loss: float, masters: Values) -> bool:
         """Keeps a copy of ``masters`` if ``loss`` is lower than all before; a loss that is not a number is not."""

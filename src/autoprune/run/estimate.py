@@ -27,8 +27,7 @@ def forwards(shape: Shape, steps: Sequence[Step]) -> float:
         count += (bool(kinds) + 2.0 * (CrossGram in kinds)) * (1 - held_out)
         # Behind the pass its blocks' outputs are taken, unless the last step leaves them.
         count += any(step.needs.samples for step in group) and not group[-1].needs.own_stream
-        count += sum(step.price(shape).forwards for step in group)
-    return count
+    return count + sum(step.price(shape).forwards for step in steps)
 
 
 def flops_per_second(device: torch.device) -> float:

@@ -9,8 +9,9 @@ from autoprune.errors import RecipeError
 from autoprune.events import Emit, Notice
 from autoprune.model.pruning import split_passes
 from autoprune.recipe.recipe import Recipe
-from autoprune.run.memory import Layout, Load, choose_layout, human, parse_memory, shape_of
+from autoprune.run.memory import Layout, Load, choose_layout, shape_of
 from autoprune.run.open import Subject, fits, held_bytes
+from autoprune.run.sizes import human, parse_memory
 from autoprune.steps.base import Step
 from autoprune.storage.store import CheckpointStore
 

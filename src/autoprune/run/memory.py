@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import psutil
 import torch
 
 from autoprune.core.statistics import CrossGram, InputGram
@@ -16,22 +16,11 @@ from autoprune.errors import RecipeError
 from autoprune.model.anatomy import Anatomy, BlockAnatomy
 from autoprune.model.layers import Expert
 from autoprune.model.pruning import kinds_of, split_passes
+from autoprune.run.sizes import human
 from autoprune.steps.base import Step
 from autoprune.steps.price import FLOAT, Shape
 
 PROGRAM = 512 * 2**20  # the interpreter with its libraries (about 480 MiB), and holes in memory
-UNITS = {
-    "": 1,
-    "B": 1,
-    "KB": 10**3,
-    "MB": 10**6,
-    "GB": 10**9,
-    "TB": 10**12,
-    "KIB": 2**10,
-    "MIB": 2**20,
-    "GIB": 2**30,
-    "TIB": 2**40,
-}
 
 
 def shape_of(model: Any, anatomy: Anatomy, stored: torch.dtype, *, moved: bool) -> Shape:
@@ -117,7 +106,21 @@ def need_of(shape: Shape, steps: Sequence[Step], layout: Layout, load: Load) -> 
         phases.append(_evaluation(shape, layout, load))
     if steps:
         phases.append(_pruning(shape, steps, layout, load))
+        phases.append(_whole(shape, steps, layout, load))
     return max(phases, key=lambda need: need.total)
+
+
+def check_whole(shape: Shape, steps: Sequence[Step], device: torch.device) -> None:
+    """Raises: RecipeError if a step trains the whole model and there is no memory for it."""
+    for step in steps:
+        whole = step.price(shape).whole
+        free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+        if whole > free:
+            raise RecipeError(
+                f"the step {step.name} trains the whole model at once, which takes about {human(whole)}, and"
+                f" {human(free)} of memory are free; leave it out, or give a"
+                " smaller --batch_size"
+            )
 
 
 def choose_layout(
@@ -146,23 +149,6 @@ def choose_layout(
         f" {human(need.weights)} weights, {human(need.hidden)} hidden states, {human(need.work)} work); give more"
         " memory, shorter windows (--seqlen), or a method that needs less"
     )
-
-
-def parse_memory(text: str) -> int:
-    """Bytes of a size such as ``8GiB``, ``500 MB`` or ``2e9``. Raises: RecipeError if it is none."""
-    match = re.fullmatch(r"\s*([0-9.]+(?:e[0-9]+)?)\s*([KMGT]?i?B?)\s*", text, re.IGNORECASE)
-    unit = match[2].upper() if match else ""
-    try:
-        if not match or (unit not in UNITS and unit + "B" not in UNITS):
-            raise ValueError(text)
-        return int(float(match[1]) * UNITS.get(unit, UNITS.get(unit + "B", 1)))
-    except ValueError as error:
-        raise RecipeError(f"--memory {text!r} is no size; write for example 8GiB or 500MB") from error
-
-
-def human(size: float) -> str:
-    """A size for people."""
-    return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
 
 
 def _opening(shape: Shape) -> Need:
@@ -212,6 +198,14 @@ def _pruning(shape: Shape, steps: Sequence[Step], layout: Layout, load: Load) ->
 def _statistics(shape: Shape, steps: Sequence[Step]) -> int:
     """What is observed for steps of one pass, as long as one of them is to come; norms weigh nothing."""
     return FLOAT * shape.grams * len({InputGram, CrossGram}.intersection(kinds_of(steps)))
+
+
+def _whole(shape: Shape, steps: Sequence[Step], layout: Layout, load: Load) -> Need:
+    """Work on the whole model, after the walk; nothing where no step does any."""
+    shape = dataclasses.replace(shape, batch=layout.batch, samples=load.samples, tokens=load.tokens)
+    work = max(step.price(shape).whole for step in steps)
+    outside = (shape.outside + shape.head) * shape.running if work else 0
+    return Need("training the whole model", PROGRAM, outside, 0, 0, work)
 
 
 def _streams(config: Any) -> int:

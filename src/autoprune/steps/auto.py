@@ -127,7 +127,7 @@ class Auto(AutoOptions, Step):
                 entry(name, "--auto_tries")
             check_order(names, given=False)
             for name in names:
-                if name in (self.name, "reconstruct"):
+                if name == self.name or entry(name).trains:
                     raise RecipeError(f"auto can't try {name}: put it behind auto in --steps")
             for step in self.steps_of(words):
                 step.check(target)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
@@ -17,6 +18,7 @@ from autoprune.steps.options import (
     ALPSOptions,
     AutoOptions,
     BarberOptions,
+    DistillOptions,
     MixedOptions,
     NoOptions,
     ReconstructOptions,
@@ -42,6 +44,7 @@ class Entry:
     prunes: bool = True  # whether it chooses a pattern by itself
     refines: bool = False  # whether it goes on with the pattern of an earlier step
     trains: bool = False  # whether it changes norms and biases too
+    whole: bool = False  # whether it works on the whole model, after the walk
 
     def load(self) -> type[Step]:
         """The step's class; imports torch."""
@@ -70,6 +73,15 @@ BUILT_IN: dict[str, Entry] = {
         refines=True,
         trains=True,
     ),
+    "distill": Entry(
+        DistillOptions,
+        "autoprune.steps.distill:Distill",
+        "Distillation",
+        prunes=False,
+        refines=True,
+        trains=True,
+        whole=True,
+    ),
     "barber": Entry(BarberOptions, "autoprune.steps.barber:Barber", "LLM-Barber", prunes=False, refines=True),
 }
 PRICED = tuple((first, *rest) for rest in ((), ("barber",)) for first in ("magnitude", "wanda", "sparsegpt"))
@@ -86,8 +98,8 @@ def table() -> Mapping[str, Entry]:
     for entry in entry_points(group=ENTRY_POINT_GROUP):
         if entry.name not in found:
             options = entry.load()
-            facts = {"prunes": True, "refines": False, "trains": False}
-            facts = {fact: getattr(options, fact, usual) for fact, usual in facts.items()}
+            known = {"prunes": True, "refines": False, "trains": False, "whole": False}
+            facts = {key: getattr(options, key, usual) for key, usual in known.items()}
             found[entry.name] = Entry(options, entry.value, getattr(options, "title", entry.name), **facts)
     return found
 
@@ -106,12 +118,14 @@ def check_order(names: Sequence[str], *, given: bool) -> None:
     half of what an earlier one trained.
     """
     there = given
-    for i, name in enumerate(names):
+    for i, (name, following) in enumerate(itertools.zip_longest(names, names[1:])):
         if not entry(name).trains and (training := next((n for n in names[:i] if entry(n).trains), None)):
             raise RecipeError(
                 f"{training} trains norms and biases beside the weights, and {name} behind it would measure or restore"
                 f" the dense weights behind trained norms; put {training} last"
             )
+        if entry(name).whole and following and not entry(following).whole:
+            raise RecipeError(f"{name} sees the whole pruned model, so it must come behind {following}")
         if entry(name).refines and not there:
             first = next(n for n, step in BUILT_IN.items() if step.prunes)
             raise RecipeError(f"{name} goes on with a pattern, and no step before it makes one; put {first} before it")

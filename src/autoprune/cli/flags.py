@@ -39,12 +39,12 @@ def add_flags(
     optional_model: bool = False,
 ) -> None:
     """Adds a flag for every field of the recipe's option groups (all, or the ``chosen`` ones), but for those
-    ``without``.
+    ``without``. With the choice of steps come the steps' own.
 
     ``positional`` names a field that is given without a flag.
     """
     for group in groups():
-        if chosen is not None and (group.step or group.name not in chosen):
+        if chosen is not None and ("chosen" if group.step else group.name) not in chosen:
             continue
         add_options(parser, group.type, without, positional=positional, optional_model=optional_model)
 

@@ -66,13 +66,15 @@ class Stopwatch:
 
 
 def in_turn(runs: Sequence[Callable[[], object]], rounds: int, done: Callable[[int], None]) -> list[list[Any]]:
-    """Calls each of ``runs`` once a round, and gives what they return, by run. Each round begins with another one."""
+    """Calls each of ``runs`` once a round, and gives what they return, by run. Every other round goes backwards, so
+    that of any two each is as often the earlier one.
+    """
     found: list[list[Any]] = [[] for _ in runs]
     for number in range(rounds):
-        for place in range(len(runs)):
-            index = (number + place) % len(runs)
+        order = range(len(runs)) if number % 2 == 0 else reversed(range(len(runs)))
+        for place, index in enumerate(order, start=1):
             found[index].append(runs[index]())
-            done(number * len(runs) + place + 1)
+            done(number * len(runs) + place)
     return found
 
 

@@ -18,7 +18,7 @@ from autoprune.results.codec import from_jsonable
 from autoprune.results.speed import ModelSpeed
 from end_to_end.tiny import CONTEXT, save_tiny, tensors, tiny_model
 
-FEW: dict[str, Any] = {"rounds": 5, "prompt_tokens": 4, "new_tokens": 3, "batch_size": 2}
+FEW: dict[str, Any] = {"rounds": 6, "prompt_tokens": 4, "new_tokens": 3, "batch_size": 2}
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def test_models_beside_each_other(tiny: Path, pruned: Path, tmp_path: Path) -> N
     phases = [event.name for event in seen if isinstance(event, Phase)]
     assert phases == ["loading", "warming up", "measuring"]
     done = [(event.done, event.total) for event in seen if isinstance(event, Step) and event.phase == "measuring"]
-    assert done == [(i, 10) for i in range(1, 11)]
+    assert done == [(i, 12) for i in range(1, 13)]
     with pytest.raises(OutputError, match=r"there is a speed\.json already.*--overwrite"):
         autoprune.speed(tiny, save=tmp_path / "results", **FEW)
 
@@ -119,8 +119,8 @@ def test_bad_models(name: str, tiny: Path, tmp_path: Path) -> None:
 def test_bad_choices(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(RecipeError, match="give at least one model"):
         autoprune.speed([], **FEW)
-    with pytest.raises(RecipeError, match=r"--rounds 4 is too small; it must be at least 5"):
-        autoprune.speed(tiny, rounds=4)
+    with pytest.raises(RecipeError, match=r"--rounds 5 is too small; it must be at least 6"):
+        autoprune.speed(tiny, rounds=5)
     with pytest.raises(RecipeError, match=r"'seqlen' means nothing to speed"):
         autoprune.speed(tiny, seqlen=4)
 

@@ -174,7 +174,7 @@ class SpeedOptions:
     """What the stop-watch measures."""
 
     rounds: int = option(
-        8, "how often every model is measured; ratios are taken round by round", metavar="N", at_least=5
+        10, "how often every model is measured; ratios are taken round by round", metavar="N", at_least=6
     )
     prompt_tokens: int = option(128, "tokens of every prompt", metavar="N", at_least=1)
     new_tokens: int = option(32, "tokens generated behind every prompt", metavar="N", at_least=2)

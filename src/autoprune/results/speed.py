@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 CLEAR = 0.05  # a ratio of times nearer to 1 than this is no gain, whatever its spread: memory layouts differ that much
+CHANCE = 0.05
 CLEAR_SIZE = 0.01  # the same for sizes, which do not vary
 EAGER, COMPILED = "eager", "compiled"
 
@@ -59,8 +61,8 @@ class ModelSpeed:
 class Ratio:
     """A model's value over another's in the same round: median and range over the rounds.
 
-    ``steady``: whether the rounds lie on one side of 1, but for one in eight (of eight rounds one or none does so by
-    chance with a probability of 0.07, of five none with 0.06).
+    ``steady``: whether so many rounds lie on one side of 1 that chance would bring it about with a probability of
+    ``CHANCE`` at most (the sign test, two-sided): all of 6 to 8 rounds, all but one of 9 to 11, 23 of 32.
     """
 
     median: float
@@ -158,7 +160,8 @@ def paired(ours: Sequence[float], base: Sequence[float]) -> Ratio:
     """The ratios round by round, which the machine's own ups and downs leave alone."""
     ratios = [a / b for a, b in zip(ours, base, strict=True)]
     odd = min(sum(ratio <= 1 for ratio in ratios), sum(ratio >= 1 for ratio in ratios))
-    return Ratio(statistics.median(ratios), min(ratios), max(ratios), odd <= len(ratios) // 8)
+    chance = 2 * sum(math.comb(len(ratios), i) for i in range(odd + 1)) / 2 ** len(ratios)
+    return Ratio(statistics.median(ratios), min(ratios), max(ratios), chance <= CHANCE)
 
 
 def verdict(model: ModelSpeed, base: ModelSpeed, mode: str, batch: int) -> str:
@@ -181,7 +184,10 @@ def _judged(ours: Sequence[Figure], base: Sequence[Figure]) -> tuple[str, bool]:
     by_name = {figure.name: figure for figure in base}
     for mine in ours:
         ratio = paired(mine.values, by_name[mine.name].values)
-        if mine.words and ratio.steady and abs(ratio.median - 1) >= (CLEAR_SIZE if mine.is_size else CLEAR):
+        clear = (
+            abs(ratio.median - 1) >= CLEAR_SIZE if mine.is_size else abs(ratio.median - 1) >= CLEAR and ratio.steady
+        )
+        if mine.words and clear:
             gain = (ratio.median > 1) == mine.more_is_better
             (better if gain else worse).append(f"{mine.words} × {ratio}")
     said = f"gained: {', '.join(better)}" if better else "nothing was gained"

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import CompileConfig
 
 import autoprune
 from autoprune.cli.main import main
@@ -16,6 +17,7 @@ from autoprune.errors import AutoPruneError, ModelError, OutputError, RecipeErro
 from autoprune.events import Event, Phase, Step
 from autoprune.results.codec import from_jsonable
 from autoprune.results.speed import ModelSpeed
+from autoprune.storage.internals import compiled_everywhere
 from end_to_end.tiny import CONTEXT, save_tiny, tensors, tiny_model
 
 FEW: dict[str, Any] = {"rounds": 6, "prompt_tokens": 4, "new_tokens": 3, "batch_size": 2}
@@ -76,7 +78,15 @@ def test_the_command(tiny: Path, pruned: Path, tmp_path: Path, capsys: pytest.Ca
 
 
 @pytest.mark.filterwarnings("ignore")  # of torch, about what its own compiler uses
-def test_compiled_beside_eager(tiny: Path) -> None:
+def test_compiled_beside_eager(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Traced, but not turned into C++, which takes a minute."""
+
+    def traced() -> CompileConfig:
+        plan = compiled_everywhere()
+        plan.backend, plan.mode = "eager", "default"
+        return plan
+
+    monkeypatch.setattr("autoprune.evaluation.speed.compiled_everywhere", traced)
     found = autoprune.speed(tiny, compiled=True, **FEW)
     assert found.modes == ("eager", "compiled")
     (sentence,) = found.sentences

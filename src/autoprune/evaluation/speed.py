@@ -5,10 +5,11 @@ What is timed is the plain library's own ``generate``, greedy and with a cache; 
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Int
@@ -20,6 +21,7 @@ from autoprune.machine.peak import peak_growth
 from autoprune.results.speed import COMPILED, EAGER, Timing
 from autoprune.storage.internals import compiled_everywhere
 
+T = TypeVar("T")
 Clock = Callable[[], float]
 CACHES = ("past_key_values", "cache_params", "state", "mems")  # what models call what they keep of the text before
 DENSER = 0.25  # share of zeros from which a matrix is looked at for 2:4
@@ -65,11 +67,11 @@ class Stopwatch:
         return Times(found[0] - self._start, found[-1] - found[0])
 
 
-def in_turn(runs: Sequence[Callable[[], object]], rounds: int, done: Callable[[int], None]) -> list[list[Any]]:
+def in_turn(runs: Sequence[Callable[[], T]], rounds: int, done: Callable[[int], None]) -> list[list[T]]:
     """Calls each of ``runs`` once a round, and gives what they return, by run. Every other round goes backwards, so
     that of any two each is as often the earlier one.
     """
-    found: list[list[Any]] = [[] for _ in runs]
+    found: list[list[T]] = [[] for _ in runs]
     for number in range(rounds):
         order = range(len(runs)) if number % 2 == 0 else reversed(range(len(runs)))
         for place, index in enumerate(order, start=1):
@@ -152,7 +154,7 @@ def measure(
         one, many = (generate(models[name], ids, work.new_tokens, mode, clock) for ids in (work.one, work.many))
         return one, many
 
-    taken = in_turn([lambda key=key: run(*key) for key in keys], rounds, done)  # type: ignore[misc]
+    taken = in_turn([functools.partial(run, *key) for key in keys], rounds, done)
     timings = {key: _timing(key[1], work, times, peaks[key]) for key, times in zip(keys, taken, strict=True)}
     return {name: tuple(timing for (owner, _), timing in timings.items() if owner == name) for name in models}
 

@@ -25,7 +25,7 @@ def peak_growth(work: Callable[[], object], device: torch.device) -> int | None:
     try:
         CLEAR.write_text("5")
         first = _resident()
-    except OSError:  # another system, or a container that forbids it
+    except (OSError, StopIteration):  # another system, or a container that forbids it or keeps nothing
         first = None
     work()
     return None if first is None or device.type != "cpu" else _resident() - first

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import gc
 import time
 from collections.abc import Callable, Sequence
@@ -141,12 +142,9 @@ def _measured(
     """Loads in turn, then generates in turn; all models see the same prompts."""
     held: dict[str, Any] = {}
     rounds = how.rounds + 1  # the first fills the system's cache of files, and is not counted
-
-    def loading(candidate: _Candidate) -> Callable[[], float]:
-        return lambda: _load(candidate, held, device)
-
     emit(Phase("loading", total=rounds * len(candidates)))
-    taken = in_turn([loading(c) for c in candidates], rounds, _teller("loading", rounds * len(candidates), emit))
+    loads = [functools.partial(_load, candidate, held, device) for candidate in candidates]
+    taken = in_turn(loads, rounds, _teller("loading", rounds * len(candidates), emit))
     generator = torch.Generator().manual_seed(0)
     words = min(candidate.vocabulary for candidate in candidates)
     ids = torch.randint(words, (how.batch_size, how.prompt_tokens), generator=generator).to(device)
@@ -160,10 +158,10 @@ def _measured(
             c.checkpoint.bytes,
             held_bytes_of(held[c.name]),
             *count_zeros(held[c.name]),
-            tuple(loads[1:]),
+            tuple(seconds[1:]),
             timings[c.name],
         )
-        for c, loads in zip(candidates, taken, strict=True)
+        for c, seconds in zip(candidates, taken, strict=True)
     )
 
 

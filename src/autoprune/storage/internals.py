@@ -53,5 +53,5 @@ def gguf_conversion(model: Any, architecture: str, config: dict[str, Any]) -> tu
 def compiled_everywhere() -> CompileConfig:
     """Lets ``generate`` compile on every device; by itself it does so on accelerators alone."""
     config = CompileConfig()
-    config._compile_all_devices = True  # type: ignore[assignment]
+    config._compile_all_devices = True  # type: ignore[assignment]  # declared as None there
     return config

@@ -132,7 +132,7 @@ def warm_up(name: str, model: Any, work: Work, mode: str) -> int | None:
     if not hasattr(model, "_compiled_call"):  # transformers would go on without compiling, and only warn
         raise ModelError(
             f"{name}: --compiled does not work with {type(model).__name__}: transformers has no cache of fixed size"
-            " for it, which compiling needs; leave it out, or leave out the model"
+            " for it, or does not compile such models; leave it out, or leave out the model"
         )
     return peak_growth(run, model.device)
 

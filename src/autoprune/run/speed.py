@@ -48,7 +48,6 @@ class _Candidate:
     checkpoint: Checkpoint
     kind: Any  # its class
     dtype: torch.dtype
-    context: int | None
     vocabulary: int
 
 
@@ -121,7 +120,7 @@ def _look(name: str, word: str, recipe: Recipe, how: SpeedOptions, device: torch
             f"{name} has a context of {context} tokens, and --prompt_tokens {how.prompt_tokens} with --new_tokens"
             f" {how.new_tokens} needs {needed}; give smaller ones"
         )
-    return _Candidate(name, checkpoint, type(model), model.dtype, context, text.vocab_size)
+    return _Candidate(name, checkpoint, type(model), model.dtype, text.vocab_size)
 
 
 def _check_room(candidates: Sequence[_Candidate], recipe: Recipe, device: torch.device) -> None:

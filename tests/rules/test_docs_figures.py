@@ -77,3 +77,8 @@ def test_speed_of_models() -> None:
     assert shown("what-it-buys.md", "speed") == to_markdown(speed_table(result)).rstrip()
     page = " ".join((ROOT / "docs" / "what-it-buys.md").read_text(encoding="utf-8").split())
     assert all(sentence in page for sentence in result.sentences)
+
+
+def test_cost_of_a_comparison(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = program("benchmarks/comparison.py", monkeypatch)
+    assert shown("comparison.md", "comparison") == bench.table(json.loads((RESULTS / "comparison.json").read_text()))

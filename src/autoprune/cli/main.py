@@ -15,6 +15,8 @@ from autoprune.cli.commands import add_commands
 from autoprune.cli.compare import run_compare
 from autoprune.cli.flags import Parser, add_flags, given
 from autoprune.cli.rotate import run_rotate
+from autoprune.cli.speed import run_speed
+from autoprune.cli.tasks import asks_for_tasks, list_tasks
 from autoprune.errors import AutoPruneError, OutputError, RecipeError
 from autoprune.machine.launch import launched, require_alone
 from autoprune.recipe.recipe import recipe_from_flat
@@ -23,9 +25,8 @@ INTRODUCTION = (
     "Prunes Hugging Face causal language models in one shot. For example:"
     " `autoprune prune MODEL OUT --sparsity 2:4`, then `autoprune compare MODEL OUT`."
 )
-LIST = "list"  # --tasks list: says which there are
 NUMBERS = ("torch", "transformers", "safetensors")  # packages that can change a number
-ELSEWHERE = {"compare": run_compare, "rotate": run_rotate}  # commands with a file of their own
+ELSEWHERE = {"compare": run_compare, "rotate": run_rotate, "speed": run_speed}  # commands with a file of their own
 
 
 def _versions() -> str:
@@ -35,42 +36,24 @@ def _versions() -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The console script. Returns the exit status: 0, or 2 after an error that the user can mend."""
-    return _guarded(_console, list(sys.argv[1:] if arguments is None else arguments))
+    return _guarded(lambda: _console(list(sys.argv[1:] if arguments is None else arguments)))
 
 
 def classic(arguments: Sequence[str] | None = None) -> int:
     """``main.py``: the flags of `autoprune prune`, with the model as ``--model``."""
-    return _guarded(_classic, list(sys.argv[1:] if arguments is None else arguments))
-
-
-def _listed(arguments: list[str]) -> int | None:
-    """Lists the tasks if that is what the words ask for, whatever else they say; else None."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    parser.add_argument("--tasks", nargs="?")
-    parser.add_argument("--tasks_path", nargs="?")
-    try:
-        chosen, _ = parser.parse_known_args(arguments)
-    except (argparse.ArgumentError, SystemExit):
-        return None  # the real parser will say what is wrong
-    if chosen.tasks != LIST:
-        return None
-    from autoprune.evaluation.tasks import known_tasks
-
-    print("\n".join(known_tasks(chosen.tasks_path)))
-    return 0
-
-
-def _classic(arguments: list[str]) -> int:
-    if (status := _listed(arguments)) is not None:
-        return status
     parser = Parser(prog="main.py", description=INTRODUCTION, allow_abbrev=False)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    return _guarded(lambda: list_tasks(words) if asks_for_tasks(words) else _prune(_flags_of(parser, words)))
+
+
+def _flags_of(parser: Parser, arguments: Sequence[str]) -> dict[str, object]:
     add_flags(parser)
-    return _prune(given(parser.parse_args(arguments)))
+    return given(parser.parse_args(arguments))
 
 
 def _console(arguments: list[str]) -> int:
-    if (status := _listed(arguments)) is not None:
-        return status
+    if asks_for_tasks(arguments):
+        return list_tasks(arguments)
     parser = Parser(prog="autoprune", description=INTRODUCTION, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=_versions())
     add_commands(parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser))
@@ -208,9 +191,9 @@ def _reproduce(chosen: argparse.Namespace, overrides: dict[str, object]) -> int:
     return 0 if result.passed else 1
 
 
-def _guarded(command: Callable[[list[str]], int], arguments: list[str]) -> int:
+def _guarded(command: Callable[[], int]) -> int:
     try:
-        status = command(arguments)
+        status = command()
         sys.stdout.flush()
         return status
     except OSError as error:

@@ -12,6 +12,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from autoprune.events import Emit, Notice, silent
+from autoprune.machine.allocator import restored
 from autoprune.machine.launch import joined
 from autoprune.machine.meter import Clock, forget_peaks
 from autoprune.recipe.options import EvaluationOptions
@@ -113,6 +114,7 @@ def evaluate(
     return Evaluation(row.perplexity, row.zeroshot)
 
 
+@restored()
 def run(
     recipe: Recipe,
     emit: Emit = silent,

@@ -14,7 +14,7 @@ from transformers import CompileConfig
 import autoprune
 from autoprune.cli.main import main
 from autoprune.errors import AutoPruneError, ModelError, OutputError, RecipeError, ShortageError
-from autoprune.events import Event, Phase, Step
+from autoprune.events import Event, Phase, Work
 from autoprune.results.codec import from_jsonable
 from autoprune.results.speed import ModelSpeed
 from autoprune.storage.internals import compiled_everywhere
@@ -58,7 +58,7 @@ def test_models_beside_each_other(tiny: Path, pruned: Path, tmp_path: Path) -> N
     assert sentence in (tmp_path / "results" / "speed.txt").read_text()
     phases = [event.name for event in seen if isinstance(event, Phase)]
     assert phases == ["loading", "warming up", "measuring"]
-    done = [(event.done, event.total) for event in seen if isinstance(event, Step) and event.phase == "measuring"]
+    done = [(event.done, event.total) for event in seen if isinstance(event, Work) and event.phase == "measuring"]
     assert done == [(i, 12) for i in range(1, 13)]
     with pytest.raises(OutputError, match=r"there is a speed\.json already.*--overwrite"):
         autoprune.speed(tiny, save=tmp_path / "results", **FEW)

@@ -35,8 +35,19 @@ FLAGS: dict[
         ("calibration_data", "nsamples", "save_model", "delete", "compare"),
     ),
     "inspect": (
-        ("model", "calibration", "run"),
-        ("calibration_data", "seed", "datasets_cache_dir", "protocol", "memory", "activations", "quiet"),
+        ("model", "chosen", "calibration", "run"),
+        (
+            "prune_method",
+            "prune_barber",
+            "pruned_model",
+            "calibration_data",
+            "seed",
+            "datasets_cache_dir",
+            "protocol",
+            "memory",
+            "activations",
+            "quiet",
+        ),
     ),
 }
 

@@ -35,18 +35,18 @@ def _versions() -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The console script. Returns the exit status: 0, or 2 after an error that the user can mend."""
-    return _guarded(_console, list(sys.argv[1:] if arguments is None else arguments))
+    return _guarded(lambda: _console(list(sys.argv[1:] if arguments is None else arguments)))
 
 
 def classic(arguments: Sequence[str] | None = None) -> int:
     """``main.py``: the flags of `autoprune prune`, with the model as ``--model``."""
-    return _guarded(_classic, list(sys.argv[1:] if arguments is None else arguments))
-
-
-def _classic(arguments: list[str]) -> int:
     parser = Parser(prog="main.py", description=INTRODUCTION, allow_abbrev=False)
+    return _guarded(lambda: _prune(_flags_of(parser, arguments)))
+
+
+def _flags_of(parser: Parser, arguments: Sequence[str] | None) -> dict[str, object]:
     add_flags(parser)
-    return _prune(given(parser.parse_args(arguments)))
+    return given(parser.parse_args(arguments))
 
 
 def _console(arguments: list[str]) -> int:
@@ -183,9 +183,9 @@ def _reproduce(chosen: argparse.Namespace, overrides: dict[str, object]) -> int:
     return 0 if result.passed else 1
 
 
-def _guarded(command: Callable[[list[str]], int], arguments: list[str]) -> int:
+def _guarded(command: Callable[[], int]) -> int:
     try:
-        status = command(arguments)
+        status = command()
         sys.stdout.flush()
         return status
     except OSError as error:

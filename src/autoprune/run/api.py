@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from autoprune.evaluation.remember import Notes
 from autoprune.events import Emit, Notice, silent
+from autoprune.machine.allocator import restored
 from autoprune.machine.launch import joined
 from autoprune.recipe.options import EvaluationOptions
 from autoprune.recipe.recipe import Recipe, recipe_from_flat
@@ -113,6 +114,7 @@ def evaluate(
     return Evaluation(row.perplexity, row.zeroshot)
 
 
+@restored()
 def run(
     recipe: Recipe,
     emit: Emit = silent,

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from autoprune.errors import OutputError, RecipeError
 from autoprune.evaluation.remember import Notes
 from autoprune.events import Emit, silent
+from autoprune.machine.allocator import restored
 from autoprune.model.walk import walk
 from autoprune.recipe.recipe import Recipe, recipe_from_flat
 from autoprune.report.distance_page import render_comparison
@@ -40,6 +41,7 @@ Model = str | Path | nn.Module
 STEM = "comparison"
 
 
+@restored()
 def compare(
     dense: Model,
     pruned: Model | Sequence[Model],

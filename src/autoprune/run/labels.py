@@ -31,11 +31,14 @@ def method_label(recipe: Recipe) -> str:
     """
     words = ["given"] if recipe.chosen.pruned_model else []
     for name in recipe.steps:
-        options, shown, named = recipe.options_of(name), list[str](), list[str]()
-        for field in dataclasses.fields(options):
-            value, spelled = getattr(options, field.name), field.name.replace("_", " ")
+        own, *others = recipe.with_others(name)
+        shown, named = list[str](), list[str]()
+        for field, value in [
+            (f, getattr(group, f.name)) for group in (own, *others) for f in dataclasses.fields(group)
+        ]:
+            spelled = field.name.replace("_", " ")
             word = f"{value:g}" if isinstance(value, float) else str(value)
-            if field.metadata.get("shown"):
+            if field.metadata.get("shown") and hasattr(own, field.name):
                 shown.append(word)
             elif value != field.default:
                 named.append(spelled if value is True else f"{spelled} {word}")

@@ -16,7 +16,8 @@ import torch
 
 from autoprune.errors import ModelError, OutputError, RecipeError
 from autoprune.evaluation.speed import Work, check_cache, count_zeros, held_bytes_of, in_turn, measure, warm_up
-from autoprune.events import Emit, Phase, Step, silent
+from autoprune.events import Emit, Phase, silent
+from autoprune.events import Work as Progress
 from autoprune.machine.devices import choose_device
 from autoprune.recipe.checks import check_bounds
 from autoprune.recipe.options import ModelOptions, SpeedOptions
@@ -172,7 +173,7 @@ def _timings(held: dict[str, Any], work: Work, how: SpeedOptions, emit: Emit) ->
     peaks = dict[tuple[str, str], int | None]()
     for number, key in enumerate(keys, start=1):
         peaks[key] = warm_up(key[0], held[key[0]], work, key[1])
-        emit(Step(0, 1, name, number, len(keys)))
+        emit(Progress(name, number, len(keys)))
     total = how.rounds * len(keys)
     emit(Phase("measuring", total=total))
     return measure(held, work, peaks, how.rounds, _teller("measuring", total, emit))
@@ -194,7 +195,7 @@ def _load(candidate: _Candidate, held: dict[str, Any], device: torch.device) -> 
 
 def _teller(name: str, total: int, emit: Emit) -> Callable[[int], None]:
     """Tells how far it is."""
-    return lambda done: emit(Step(0, 1, name, done, total))
+    return lambda done: emit(Progress(name, done, total))
 
 
 def _device_name(device: torch.device) -> str:

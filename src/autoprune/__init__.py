@@ -3,7 +3,8 @@
 ``autoprune.prune(model, …)`` prunes, ``autoprune.evaluate(model, …)`` measures perplexity,
 ``autoprune.compare(dense, pruned)`` says how far predictions moved, ``autoprune.benchmark(grid)`` compares ways of
 pruning, ``autoprune.inspect(model)`` describes, ``autoprune.rotate(model, out)`` writes the same function in a basis
-that is easier to prune; names are loaded when they are first used, so that importing the package is quick.
+that is easier to prune, ``autoprune.speed(models)`` measures how quick and large models are; names are loaded when
+they are first used, so that importing the package is quick.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from autoprune.run.compare import compare
     from autoprune.run.inspect import inspect
     from autoprune.run.rotate import rotate
+    from autoprune.run.speed import speed
 
 __all__ = [
     "AutoPruneError",
@@ -36,6 +38,7 @@ __all__ = [
     "inspect",
     "prune",
     "rotate",
+    "speed",
 ]
 __version__ = "0.1.0"
 
@@ -47,6 +50,7 @@ _LAZY = {
     "inspect": "autoprune.run.inspect",
     "benchmark": "autoprune.bench.bench",
     "rotate": "autoprune.run.rotate",
+    "speed": "autoprune.run.speed",
 }
 
 

@@ -25,7 +25,8 @@ class Parser(argparse.ArgumentParser):
         wrong = [word.partition("=")[0] for word in message.split() if word.startswith("--")]
         if message.startswith("unrecognized arguments") and wrong:
             close = difflib.get_close_matches(wrong[0].replace("-", "_").replace("__", "--", 1), known, 1)
-            message += f" (did you mean {close[0]}?)" if close else ""
+            hint = "a flag of other commands" if wrong[0] in known else f"did you mean {close[0]}?" if close else ""
+            message += f" ({hint})" if hint else ""
         raise RecipeError(f"{message}; `{self.prog} --help` lists the flags")
 
 

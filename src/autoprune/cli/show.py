@@ -13,6 +13,7 @@ from autoprune.report.layers import exchange_table, layer_table
 from autoprune.report.significance import findings
 from autoprune.report.tables import comparison
 from autoprune.results.comparison_tables import comparison_tables
+from autoprune.results.speed_tables import speed_tables
 from autoprune.results.table import print_table
 from autoprune.results.tidy import Results
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from autoprune.bench.reproduce import Reproduction
     from autoprune.evaluation.audit import AuditReport
     from autoprune.results.comparison import Comparison
+    from autoprune.results.speed import SpeedResult
     from autoprune.results.types import EvaluationRow
     from autoprune.run.api import PruneResult
     from autoprune.run.inspect import Inspection
@@ -161,6 +163,17 @@ def show_reproduction(result: Reproduction) -> None:
     for reason in dict.fromkeys(c.reason for c in result.comparisons if c.reason):
         rows = ", ".join(c.row for c in result.comparisons if c.reason == reason)
         console.print(f"{rows} could not run: {reason}", style="red", highlight=False, soft_wrap=True)
+
+
+def show_speed(result: SpeedResult, directory: str | None) -> None:
+    """What was measured, and what was gained."""
+    console = terminal()
+    for table in speed_tables(result):
+        print_table(table, console)
+    for sentence in result.sentences:
+        console.print(sentence, highlight=False)
+    if directory:
+        console.print(f"speed: {directory}", highlight=False, soft_wrap=True)
 
 
 def show_rotation(result: RotateResult) -> None:

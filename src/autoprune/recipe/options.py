@@ -178,3 +178,16 @@ class RotationOptions:
     rotate_steps: int = option(100, "steps of the optimiser", metavar="N", at_least=1)
     rotate_rate: float = option(0.01, "its learning rate", metavar="RATE", positive=True)
     rotate_blocks: int = option(3, "random blocks that each step looks at", metavar="N", at_least=1)
+
+
+@dataclass(frozen=True)
+class SpeedOptions:
+    """What the stop-watch measures."""
+
+    rounds: int = option(
+        10, "how often every model is measured; ratios are taken round by round", metavar="N", at_least=6
+    )
+    prompt_tokens: int = option(128, "tokens of every prompt", metavar="N", at_least=1)
+    new_tokens: int = option(32, "tokens generated behind every prompt", metavar="N", at_least=2)
+    batch_size: int = option(8, "sequences at a time in the larger batch", metavar="N", at_least=2)
+    compiled: bool = option(False, "measure every model compiled (torch.compile) as well")

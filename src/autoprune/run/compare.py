@@ -28,10 +28,10 @@ from autoprune.run.beside import SideBySide
 from autoprune.run.check import check_replay, check_values
 from autoprune.run.compare_memory import fitted
 from autoprune.run.kinship import check_alike, check_descent, shortest_context
+from autoprune.run.labels import names_apart
 from autoprune.run.measure import check_room
 from autoprune.run.open import Subject, fits, held_model, open_model
 from autoprune.run.plan import choose_seqlen, make_plan
-from autoprune.run.texts import source_name
 from autoprune.storage.checkpoint import Checkpoint
 from autoprune.storage.files import file_sha256
 from autoprune.storage.locate import locate
@@ -180,10 +180,7 @@ def _flips(recipe: Recipe, run: SideBySide, notes: Notes) -> dict[str, tuple[Fli
 
 def _names(models: Sequence[Model]) -> list[str]:
     """What the models are called in tables: the last part of a path where that tells them apart."""
-    words = ["model in memory" if isinstance(model, nn.Module) else str(model) for model in models]
-    short = ["demo" if word == "demo" else source_name(word) for word in words]
-    names = [brief if short.count(brief) == 1 else word for brief, word in zip(short, words, strict=True)]
-    return [name if names.count(name) == 1 else f"{name} {i + 1}" for i, name in enumerate(names)]
+    return names_apart(["model in memory" if isinstance(model, nn.Module) else str(model) for model in models])
 
 
 def _settings(recipe: Recipe, dense: str, names: Sequence[str]) -> dict[str, Any]:

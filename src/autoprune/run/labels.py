@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from autoprune.core.sparsity import SemiStructured, Target, Unstructured
@@ -12,6 +13,15 @@ from autoprune.recipe.recipe import Recipe
 from autoprune.storage.manifest import Manifest
 
 DENSE = ("dense", "dense")
+
+
+def names_apart(words: Sequence[str]) -> list[str]:
+    """Names for models given by these words: the last part of a path where that tells them apart, else the word,
+    with a number where one stands twice.
+    """
+    short = [Path(word).name if word != "demo" and Path(word).exists() else word for word in words]
+    names = [brief if short.count(brief) == 1 else word for brief, word in zip(short, words, strict=True)]
+    return [name if names.count(name) == 1 else f"{name} {i + 1}" for i, name in enumerate(names)]
 
 
 def method_label(recipe: Recipe) -> str:

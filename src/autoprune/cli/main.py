@@ -15,6 +15,7 @@ from autoprune.cli.commands import add_commands
 from autoprune.cli.compare import run_compare
 from autoprune.cli.flags import Parser, add_flags, given
 from autoprune.cli.rotate import run_rotate
+from autoprune.cli.shrink import run_shrink
 from autoprune.errors import AutoPruneError, OutputError, RecipeError
 from autoprune.machine.launch import launched, require_alone
 from autoprune.recipe.recipe import recipe_from_flat
@@ -24,7 +25,7 @@ INTRODUCTION = (
     " `autoprune prune MODEL OUT --sparsity 2:4`, then `autoprune compare MODEL OUT`."
 )
 NUMBERS = ("torch", "transformers", "safetensors")  # packages that can change a number
-ELSEWHERE = {"compare": run_compare, "rotate": run_rotate}  # commands with a file of their own
+ELSEWHERE = {"compare": run_compare, "rotate": run_rotate, "shrink": run_shrink}  # commands with a file of their own
 
 
 def _versions() -> str:

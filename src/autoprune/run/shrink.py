@@ -1,0 +1,279 @@
+"""A smaller dense model: fewer blocks, written as an ordinary checkpoint that every engine runs faster."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from autoprune.core.shrinking import lowest, run_distances
+from autoprune.data.windows import Windows
+from autoprune.errors import AutoPruneError, OutputError, RecipeError
+from autoprune.evaluation.without import least_missed
+from autoprune.events import Emit, Notice, Phase, silent
+from autoprune.model.influence import observe_turns
+from autoprune.model.likeness import check_kinds, check_same_function
+from autoprune.model.stream import Place
+from autoprune.model.walk import Inputs, prepare_inputs
+from autoprune.recipe.checks import check_bounds
+from autoprune.recipe.options import CalibrationOptions, ModelOptions, RunOptions, ShrinkOptions
+from autoprune.recipe.recipe import Recipe, recipe_from_flat
+from autoprune.run.check import check_model
+from autoprune.run.layout import batch_size, choose_for
+from autoprune.run.memory import Layout
+from autoprune.run.open import Subject, open_model
+from autoprune.run.plan import check_apart, choose_seqlen
+from autoprune.run.shrink_walk import Note, ShrinkWalk
+from autoprune.run.texts import calibration_of
+from autoprune.run.write import begin
+from autoprune.steps.options import HEALINGS
+from autoprune.steps.table import make_steps, table
+from autoprune.storage.card import shrink_card
+from autoprune.storage.complete import check_complete
+from autoprune.storage.identity import described_by
+from autoprune.storage.journal import Notebook
+from autoprune.storage.manifest import MANIFEST, Manifest, rotation_manifest, versions
+from autoprune.storage.result import JOURNAL, Workplace, check_target
+from autoprune.storage.shards import CheckpointWriter
+from autoprune.storage.skeleton import build_skeleton
+from autoprune.storage.smaller import Descriptions, check_shrinkable, open_smaller
+from autoprune.storage.source import open_checkpoint
+from autoprune.storage.store import CheckpointStore
+
+FEW_WINDOWS = 8  # on which divergence without a block is measured
+_GROUPS = (ShrinkOptions, ModelOptions, CalibrationOptions, RunOptions, table()[HEALINGS[-1]].options)
+
+
+@dataclass(frozen=True)
+class ShrinkResult:
+    """A smaller model, and what went."""
+
+    directory: Path
+    kept: tuple[int, ...]  # the blocks that stay, by their old numbers
+    dropped: tuple[int, ...]
+    parameters_before: int
+    parameters_after: int
+    scores: tuple[float, ...]  # by which blocks were chosen: of every block, run of blocks, or blocks gone so far
+    healed: Mapping[int, tuple[float, float]]  # by old number: error on held-out samples, before and after
+
+    @property
+    def parameters_gone(self) -> float:
+        """Share of all parameters."""
+        return 1 - self.parameters_after / self.parameters_before
+
+
+def shrink(model: str | Path, out: str | Path, *, emit: Emit = silent, **options: Any) -> ShrinkResult:
+    """Writes ``model`` (hub id, directory or ``"demo"``) to ``out`` with fewer blocks, as an ordinary checkpoint.
+
+    ``options``: those of ``ShrinkOptions`` (``blocks``, ``by``, ``heal``, …), of model, calibration and run, of the
+    healing (``epochs``, ``learning_rate``, …), ``overwrite`` and ``resume``. What stays and is not healed keeps its
+    bits.
+    Raises: AutoPruneError for everything that the user can mend; ModelError for a model that can't be made smaller.
+    """
+    recipe, how = _choices(model, out, options)
+    target = Path(out).expanduser()
+    goes_on = recipe.output.resume and not recipe.output.overwrite and (target / MANIFEST).is_file()
+    if not goes_on:
+        check_target(target, recipe.output.overwrite)
+    check_apart(target, recipe)
+    subject = open_model(recipe, resident=False)
+    assert isinstance(subject.store, CheckpointStore)
+    count = _count("blocks", how.blocks, len(subject.store.anatomy.blocks), least=1)
+    check_shrinkable(subject.store)
+    windows = calibration_of(recipe, subject, choose_seqlen(recipe, subject.context), emit)
+    layout = _layout(recipe, subject, windows, emit)
+    about = _about(recipe, how, subject, windows, check_model(subject, windows.ids, emit))
+    if goes_on:
+        return _complete(target, about, subject)
+    workplace = Workplace(target, overwrite=recipe.output.overwrite, resume=recipe.output.resume)
+    workplace.tidy()
+    begin(workplace, subject, 1, emit)
+    try:
+        if workplace.whole:
+            found = _complete(workplace.path, about, subject)
+            workplace.publish()
+            return dataclasses.replace(found, directory=target)
+        return _Shrinking(recipe, how, subject, windows, layout, count, workplace, about, emit).run()
+    except BaseException as error:
+        # What was chosen was not cheap, but a model that is refused will be refused again.
+        noted = "block-*" if isinstance(error, AutoPruneError) else "*"
+        if workplace.unfinished and any(workplace.path.glob(f"{JOURNAL}{noted}")):
+            workplace.leave()
+            emit(Notice(f"what is finished stays in {workplace.path}; the same command with --resume goes on"))
+        else:
+            workplace.abandon()
+        raise
+
+
+def _choices(model: str | Path, out: str | Path, options: dict[str, Any]) -> tuple[Recipe, ShrinkOptions]:
+    """Raises: RecipeError for options that mean nothing here, and for values that can't be used."""
+    ours = {f.name for f in dataclasses.fields(ShrinkOptions)}
+    known = {f.name for group in _GROUPS for f in dataclasses.fields(group)} | {"overwrite", "resume"}
+    if unknown := sorted(set(options) - known | ({"model", "protocol"} & set(options))):
+        usable = ", ".join(sorted(known - {"model", "protocol"}))
+        raise RecipeError(f"option {unknown[0]!r} means nothing to shrink; known: {usable}")
+    how = ShrinkOptions(**{name: value for name, value in options.items() if name in ours})
+    check_bounds(how)
+    if not how.blocks:
+        raise RecipeError("nothing is to go: give --blocks, how many or a share, such as --blocks 0.2")
+    others = {"batch_size": 1} if how.heal == HEALINGS[-1] else {}
+    others |= {name: value for name, value in options.items() if name not in ours}
+    if how.by == "divergence" and others.get("memory"):
+        raise RecipeError("--by divergence holds the hidden states of many models; leave out --memory, or it")
+    return recipe_from_flat({"model": str(model), "sparsity_ratio": 0, "save_model": str(out), **others}), how
+
+
+def _count(flag: str, asked: float | None, there: int, *, least: int) -> int:
+    """How many of ``there`` go. Raises: RecipeError if that is none, or leaves fewer than ``least``."""
+    if not asked:
+        return 0
+    if asked >= 1 and asked != int(asked):
+        raise RecipeError(f"--{flag} {asked:g} is neither a whole number nor a share below 1")
+    count = int(asked) if asked >= 1 else max(1, round(asked * there))
+    if there - count < least:
+        raise RecipeError(
+            f"--{flag} {asked:g} is {count} of {there}, which leaves {max(0, there - count)}; at least {least} must"
+            f" stay: give {there - least} or less"
+        )
+    return count
+
+
+def _layout(recipe: Recipe, subject: Subject, windows: Windows, emit: Emit) -> Layout:
+    """Windows per pass and the place of hidden states, as for the healing, which needs most."""
+    steps = make_steps(HEALINGS[-1:], recipe.step_options)
+    return choose_for(recipe, subject, steps, [windows], emit, batch_size(recipe, windows.ids.shape[1]), 1)
+
+
+def _about(recipe: Recipe, how: ShrinkOptions, subject: Subject, windows: Windows, fingerprint: str) -> dict[str, Any]:
+    """What the result depends on."""
+    assert subject.checkpoint is not None
+    model = {
+        "name": subject.name,
+        "local": Path(subject.name).exists() or subject.name == "demo",
+        "fingerprint": fingerprint,
+        **described_by(subject.checkpoint.directory, subject.store.model),
+    }
+    healing = dataclasses.asdict(recipe.options_of(HEALINGS[-1])) if how.heal == HEALINGS[-1] else {}
+    return {
+        "versions": versions(),
+        "seed": recipe.calibration.seed,
+        "model": model,
+        "calibration": {"nsamples": recipe.calibration.nsamples, **windows.provenance},
+        "asked": {**dataclasses.asdict(how), **healing, "dtype": recipe.model.dtype},
+    }
+
+
+def _complete(directory: Path, about: dict[str, Any], subject: Subject) -> ShrinkResult:
+    """What an earlier run of the same command has made. Raises: OutputError if it was another one."""
+    found = Manifest.read(directory)
+    if difference := found.difference(about):
+        raise OutputError(
+            f"--resume: {directory} holds the result of another run: {difference}; choose another directory, or"
+            " --overwrite it"
+        )
+    return _result(directory, found.raw["shrink"])
+
+
+def _result(directory: Path, found: Mapping[str, Any]) -> ShrinkResult:
+    """What a manifest says of a smaller model."""
+    kept = tuple(note["block"] for note in found["blocks"])
+    return ShrinkResult(
+        directory,
+        kept,
+        tuple(found["dropped"]),
+        found["parameters_before"],
+        found["parameters_after"],
+        tuple(found["scores"]),
+        {note["block"]: tuple(note["held_out"]) for note in found["blocks"] if "held_out" in note},
+    )
+
+
+@dataclass
+class _Shrinking:
+    """One run while it is under way."""
+
+    recipe: Recipe
+    how: ShrinkOptions
+    subject: Subject
+    windows: Windows
+    layout: Layout
+    count: int
+    workplace: Workplace
+    about: dict[str, Any]
+    emit: Emit
+
+    def run(self) -> ShrinkResult:
+        """Choose, check, write, heal, put in place."""
+        store, checkpoint = self.subject.store, self.subject.checkpoint
+        assert isinstance(store, CheckpointStore) and checkpoint is not None
+        self.store, total = store, len(store.anatomy.blocks)
+        here = {"batch": self.layout.batch, "device": str(store.device), "threads": torch.get_num_threads()}
+        notes = Notebook(self.workplace, self.about | {"here": here})
+        chosen = notes.noted("chosen") if notes.goes_on() else None
+        if chosen is None:
+            chosen = self._chosen(total)
+            notes.note("chosen", chosen)
+        kept = [block for block in range(total) if block not in chosen["dropped"]]
+        small = self._smaller(kept)
+        view = small.skeleton.checkpoint
+        writer = CheckpointWriter(self.workplace, view, small.outside, len(kept))
+        blocks = self._walk(small, kept, notes, writer)
+        writer.finish()
+        sizes = [sum(p.numel() for p in model.parameters()) for model in (store.model, small.model)]
+        found = {**chosen, "parameters_before": sizes[0], "parameters_after": sizes[1], "blocks": blocks}
+        self._check_written()
+        self.workplace.write("README.md", shrink_card(self.about, found))
+        about = self.about | {"shrink": found}
+        self.workplace.write(MANIFEST, rotation_manifest(about, self.workplace.made()))
+        self.workplace.publish()
+        return _result(self.workplace.target, found)
+
+    def _chosen(self, total: int) -> dict[str, Any]:
+        """The blocks that go, and the scores by which they were chosen."""
+        place, ids = self._place(), self.windows.ids
+        if self.how.by == "divergence":
+            gone, scores = least_missed(self.store, ids[:FEW_WINDOWS], self.count, place, self.emit)
+            return {"dropped": sorted(gone), "scores": scores}
+        self.emit(Phase("scores of blocks", total=total))
+        turns = observe_turns(self.store, *prepare_inputs(self.store, ids, self.layout.batch, place), self.emit)
+        if self.how.by == "angular":
+            scores = run_distances(turns.last, self.count)
+            (first,) = lowest(scores, 1)
+            return {"dropped": [*range(first, first + self.count)], "scores": scores}
+        return {"dropped": lowest(turns.influence, self.count), "scores": list(turns.influence)}
+
+    def _smaller(self, kept: Sequence[int]) -> CheckpointStore:
+        """The smaller model's store, its blocks found to be what they were."""
+        place = Descriptions(self.store.skeleton, trust_remote_code=self.recipe.model.trust_remote_code)
+        small = open_smaller(self.store, place, kept, {})
+        check_kinds(self.store.anatomy, small.anatomy, kept)
+        check_same_function(self.store, small, kept, self.windows.ids)
+        return small
+
+    def _walk(
+        self, small: CheckpointStore, kept: Sequence[int], notes: Notebook, writer: CheckpointWriter
+    ) -> list[Note]:
+        steps = make_steps(HEALINGS[-1:], self.recipe.step_options) if self.how.heal == HEALINGS[-1] else (None,)
+        inputs, stream = Inputs.none(), None
+        if steps[0] is not None:
+            inputs, stream = prepare_inputs(self.store, self.windows.ids, self.layout.batch, self._place())
+        return ShrinkWalk(self.store, small, kept, notes, writer, inputs, stream, steps[0], self.emit).write()
+
+    def _place(self) -> Place:
+        return Place(self.layout.activations, self.store.device, self.workplace.path)
+
+    def _check_written(self) -> None:
+        """Raises: ModelError if what was written is not all that its config.json describes."""
+        options = self.recipe.model
+        check_complete(
+            build_skeleton(
+                open_checkpoint(self.workplace.path),
+                options.dtype,
+                self.store.device,
+                trust_remote_code=options.trust_remote_code,
+            )
+        )

@@ -32,10 +32,6 @@ FAMILIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # by name: its c
     "qwen3_moe": ({**MOE, "head_dim": 8, "mlp_only_layers": [0, 1, 3]}, {}),
     "qwen3_next": ({**MOE, **DELTA_NET, "head_dim": 8}, {"layer_types": 3}),
     "deepseek_v3": ({**MLA, **MOE, **GROUPED, "first_k_dense_replace": 2}, {}),
-    "gpt_neo": (
-        {"hidden_size": 32, "num_heads": 4, "num_hidden_layers": 6, "attention_types": [[["global", "local"], 3]]},
-        {"attention_layers": 4},
-    ),
     "lfm2": ({"layer_types": ["conv", "full_attention", "conv", "full_attention", "conv"]}, {"layer_types": 3}),
 }
 

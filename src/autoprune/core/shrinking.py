@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
+
+from autoprune.core.refit import refit
 
 
 def turned_share(
@@ -46,3 +48,29 @@ def channel_scores(weight: Float[Tensor, "out in"], gram: Float[Tensor, "in in"]
 def expert_score(gates: Float[Tensor, " tokens"], outputs: Float[Tensor, "tokens width"]) -> float:
     """The sum over an expert's tokens of ``gate(x) ||f(x)||``; over their number, REAP's score (arXiv 2510.13999)."""
     return float((gates.double() * outputs.double().norm(dim=-1)).sum())
+
+
+def compensated(
+    weight: Float[Tensor, "out in"], kept: Int[Tensor, " kept"], gram: Float[Tensor, "in in"], damping: float = 0.01
+) -> Float[Tensor, "out in"]:
+    """The minimum of ``(w - w0)^T (G + lambda I) (w - w0)`` of every row, with zeros in all columns but ``kept``.
+
+    ``lambda`` is ``damping`` times the mean of G's diagonal. A weight that is zero stays zero: such rows are solved by
+    conjugate gradients. Returns ``[out, in]``.
+    Raises: NumericsError if the Gram or what comes out is not finite.
+    """
+    weight = weight.float()
+    there = torch.zeros(weight.shape[1], dtype=torch.bool, device=weight.device)
+    there[kept] = True
+    if bool((weight == 0).any()):
+        return refit(weight, there & (weight != 0), gram, damping=damping)
+    gone = (~there).nonzero()[:, 0]
+    inner = gram[kept][:, kept].double()
+    inner.diagonal().add_(damping * gram.diagonal().double().mean())
+    factor, failed = torch.linalg.cholesky_ex(inner)
+    if int(failed):
+        return refit(weight, there.expand_as(weight), gram, damping=damping)
+    moved = torch.cholesky_solve(gram[kept][:, gone].double() @ weight[:, gone].T.double(), factor)
+    made = torch.zeros_like(weight)
+    made[:, kept] = weight[:, kept] + moved.T.float()
+    return made

@@ -25,8 +25,10 @@ from autoprune.recipe.recipe import Recipe, recipe_from_flat
 from autoprune.run.check import check_model
 from autoprune.run.layout import batch_size, choose_for
 from autoprune.run.memory import Layout
+from autoprune.run.numbers import count_of
 from autoprune.run.open import Subject, open_model
 from autoprune.run.plan import check_apart, choose_seqlen
+from autoprune.run.shrink_cuts import Cuts, plan_cuts
 from autoprune.run.shrink_walk import Note, ShrinkWalk
 from autoprune.run.texts import calibration_of
 from autoprune.run.write import begin
@@ -34,6 +36,7 @@ from autoprune.steps.options import HEALINGS
 from autoprune.steps.table import make_steps, table
 from autoprune.storage.card import shrink_card
 from autoprune.storage.complete import check_complete
+from autoprune.storage.cuts import expert_number
 from autoprune.storage.identity import described_by
 from autoprune.storage.journal import Notebook
 from autoprune.storage.manifest import MANIFEST, Manifest, rotation_manifest, versions
@@ -82,8 +85,11 @@ def shrink(model: str | Path, out: str | Path, *, emit: Emit = silent, **options
     check_apart(target, recipe)
     subject = open_model(recipe, resident=False)
     assert isinstance(subject.store, CheckpointStore)
-    count = _count("blocks", how.blocks, len(subject.store.anatomy.blocks), least=1)
-    check_shrinkable(subject.store)
+    count = count_of("blocks", how.blocks, len(subject.store.anatomy.blocks), least=1)
+    if count:
+        check_shrinkable(subject.store)
+    place = Descriptions(subject.store.skeleton, trust_remote_code=recipe.model.trust_remote_code)
+    cuts = plan_cuts(subject.store, place, how)
     windows = calibration_of(recipe, subject, choose_seqlen(recipe, subject.context), emit)
     layout = _layout(recipe, subject, windows, emit)
     about = _about(recipe, how, subject, windows, check_model(subject, windows.ids, emit))
@@ -97,7 +103,7 @@ def shrink(model: str | Path, out: str | Path, *, emit: Emit = silent, **options
             found = _complete(workplace.path, about, subject)
             workplace.publish()
             return dataclasses.replace(found, directory=target)
-        return _Shrinking(recipe, how, subject, windows, layout, count, workplace, about, emit).run()
+        return _Shrinking(recipe, how, subject, windows, layout, count, place, cuts, workplace, about, emit).run()
     except BaseException as error:
         # What was chosen was not cheap, but a model that is refused will be refused again.
         noted = "block-*" if isinstance(error, AutoPruneError) else "*"
@@ -118,28 +124,13 @@ def _choices(model: str | Path, out: str | Path, options: dict[str, Any]) -> tup
         raise RecipeError(f"option {unknown[0]!r} means nothing to shrink; known: {usable}")
     how = ShrinkOptions(**{name: value for name, value in options.items() if name in ours})
     check_bounds(how)
-    if not how.blocks:
-        raise RecipeError("nothing is to go: give --blocks, how many or a share, such as --blocks 0.2")
+    if not (how.blocks or how.mlp or how.experts):
+        raise RecipeError("nothing is to go: give --blocks, --mlp or --experts, such as --blocks 0.2")
     others = {"batch_size": 1} if how.heal == HEALINGS[-1] else {}
     others |= {name: value for name, value in options.items() if name not in ours}
     if how.by == "divergence" and others.get("memory"):
         raise RecipeError("--by divergence holds the hidden states of many models; leave out --memory, or it")
     return recipe_from_flat({"model": str(model), "sparsity_ratio": 0, "save_model": str(out), **others}), how
-
-
-def _count(flag: str, asked: float | None, there: int, *, least: int) -> int:
-    """How many of ``there`` go. Raises: RecipeError if that is none, or leaves fewer than ``least``."""
-    if not asked:
-        return 0
-    if asked >= 1 and asked != int(asked):
-        raise RecipeError(f"--{flag} {asked:g} is neither a whole number nor a share below 1")
-    count = int(asked) if asked >= 1 else max(1, round(asked * there))
-    if there - count < least:
-        raise RecipeError(
-            f"--{flag} {asked:g} is {count} of {there}, which leaves {max(0, there - count)}; at least {least} must"
-            f" stay: give {there - least} or less"
-        )
-    return count
 
 
 def _layout(recipe: Recipe, subject: Subject, windows: Windows, emit: Emit) -> Layout:
@@ -202,6 +193,8 @@ class _Shrinking:
     windows: Windows
     layout: Layout
     count: int
+    place: Descriptions
+    cuts: Cuts
     workplace: Workplace
     about: dict[str, Any]
     emit: Emit
@@ -224,7 +217,13 @@ class _Shrinking:
         blocks = self._walk(small, kept, notes, writer)
         writer.finish()
         sizes = [sum(p.numel() for p in model.parameters()) for model in (store.model, small.model)]
-        found = {**chosen, "parameters_before": sizes[0], "parameters_after": sizes[1], "blocks": blocks}
+        found = {
+            **chosen,
+            "parameters_before": sizes[0],
+            "parameters_after": sizes[1],
+            "blocks": blocks,
+            **self._said(),
+        }
         self._check_written()
         self.workplace.write("README.md", shrink_card(self.about, found))
         about = self.about | {"shrink": found}
@@ -232,9 +231,16 @@ class _Shrinking:
         self.workplace.publish()
         return _result(self.workplace.target, found)
 
+    def _said(self) -> dict[str, Any]:
+        """What the record says of what got narrower."""
+        parts = {"mlp": self.cuts.width, "experts": self.cuts.experts}
+        return {name: {"entry": c.entry, "before": c.old, "after": c.new} for name, c in parts.items() if c}
+
     def _chosen(self, total: int) -> dict[str, Any]:
         """The blocks that go, and the scores by which they were chosen."""
-        place, ids = self._place(), self.windows.ids
+        if not self.count:
+            return {"dropped": [], "scores": []}
+        place, ids = self._streams(), self.windows.ids
         if self.how.by == "divergence":
             gone, scores = least_missed(self.store, ids[:FEW_WINDOWS], self.count, place, self.emit)
             return {"dropped": sorted(gone), "scores": scores}
@@ -248,22 +254,36 @@ class _Shrinking:
 
     def _smaller(self, kept: Sequence[int]) -> CheckpointStore:
         """The smaller model's store, its blocks found to be what they were."""
-        place = Descriptions(self.store.skeleton, trust_remote_code=self.recipe.model.trust_remote_code)
-        small = open_smaller(self.store, place, kept, {})
-        check_kinds(self.store.anatomy, small.anatomy, kept)
-        check_same_function(self.store, small, kept, self.windows.ids)
-        return small
+        small = open_smaller(self.store, self.place, kept, {})
+        if self.count:
+            check_kinds(self.store.anatomy, small.anatomy, kept)
+            check_same_function(self.store, small, kept, self.windows.ids)
+        if not self.cuts.entries:
+            return small
+        return open_smaller(self.store, self.place, kept, self.cuts.entries, self._left_out)
+
+    def _left_out(self, name: str) -> bool:
+        """Whether a stored tensor is that of an expert, stored by itself, for which there is no more room."""
+        skeleton, cut = self.store.skeleton, self.cuts.experts
+        if cut is None or name not in skeleton.converted:
+            return False
+        owner = skeleton.owners[name].removeprefix(f"{self.store.anatomy.name}.")
+        block, _, part = owner.partition(".")
+        number = expert_number(name)
+        return part in cut.blocks[int(block)] and number is not None and number >= cut.new
 
     def _walk(
         self, small: CheckpointStore, kept: Sequence[int], notes: Notebook, writer: CheckpointWriter
     ) -> list[Note]:
         steps = make_steps(HEALINGS[-1:], self.recipe.step_options) if self.how.heal == HEALINGS[-1] else (None,)
         inputs, stream = Inputs.none(), None
-        if steps[0] is not None:
-            inputs, stream = prepare_inputs(self.store, self.windows.ids, self.layout.batch, self._place())
-        return ShrinkWalk(self.store, small, kept, notes, writer, inputs, stream, steps[0], self.emit).write()
+        if steps[0] is not None or self.cuts.entries:
+            inputs, stream = prepare_inputs(self.store, self.windows.ids, self.layout.batch, self._streams())
+        return ShrinkWalk(
+            self.store, small, kept, notes, writer, inputs, stream, steps[0], self.cuts, self.emit
+        ).write()
 
-    def _place(self) -> Place:
+    def _streams(self) -> Place:
         return Place(self.layout.activations, self.store.device, self.workplace.path)
 
     def _check_written(self) -> None:

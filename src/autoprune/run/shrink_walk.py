@@ -4,24 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from autoprune.core.problem import LayerSolution
+from autoprune.errors import ModelError
 from autoprune.events import Emit, Phase
 from autoprune.events import Step as Progress
 from autoprune.model.block import Block
 from autoprune.model.experts import eager_experts
 from autoprune.model.stream import Stream
 from autoprune.model.walk import Inputs, walk
+from autoprune.run.shrink_cuts import Cuts, down_of, experts_left, narrowed
 from autoprune.steps.base import Step
 from autoprune.storage.applied import apply_solutions
 from autoprune.storage.journal import Notebook
 from autoprune.storage.shards import CheckpointWriter
+from autoprune.storage.smaller import renumbered
 from autoprune.storage.store import CheckpointStore
 
+ROUNDING = {torch.bfloat16: 5e-2, torch.float16: 2e-2}  # between two orders of adding up
 Note = dict[str, Any]  # what the record says of one block that stays
 
 
@@ -41,6 +46,7 @@ class ShrinkWalk:
     inputs: Inputs
     stream: Stream | None
     step: Step | None
+    cuts: Cuts
     emit: Emit
     dense: Stream | None = field(init=False)
 
@@ -67,26 +73,76 @@ class ShrinkWalk:
             if self.stream is not None:
                 self._run(new, writer.read_block(new), None)
             return note
-        names = self.small.skeleton.stored_under(self.small.anatomy.blocks[new].name)
-        before = self.small.skeleton.checkpoint.read(names)
+        skeleton = self.store.skeleton
+        stored = skeleton.checkpoint.read(skeleton.stored_under(self.store.anatomy.blocks[old].name))
+        before = _renamed(stored, old, new)
         note = {"block": old}
-        tensors = self._run(new, before, note) if self.stream is not None else before
-        note["changed"] = sorted(name for name in tensors if tensors[name] is not before[name])
+        tensors = self._cut(new, stored, note) if self.cuts.touches(old) else before
+        if self.stream is not None:
+            tensors = self._run(new, tensors, note)
+        note["changed"] = sorted(name for name in tensors if tensors[name] is not before.get(name))
         writer.write_block(new, tensors)
         self.notes.note(f"block-{new:05d}", note)
         return note
 
+    def _cut(self, new: int, stored: Mapping[str, Tensor], note: Note) -> dict[str, Tensor]:
+        """A block's tensors without the experts and channels that go, by their names in the smaller model."""
+        old, skeleton, made = self.kept[new], self.store.skeleton, dict(stored)
+        prefix = f"{self.store.anatomy.blocks[old].name}."
+        owners = {name: skeleton.owners[name].removeprefix(prefix) for name in stored}
+        experts, width, alone = self.cuts.experts, self.cuts.width, skeleton.converted
+        for anatomy in walk(self.store, start=old, stop=old + 1):
+            down = down_of(anatomy, width) if width is not None else None
+            layers = (down,) if down is not None else ()
+            block = Block(anatomy, layers, {}, self.inputs, self.emit, self.total, stream=self.stream)
+            if experts is not None and experts.blocks[old]:
+                made = experts.cut(old, made, owners, alone, experts_left(block, self.cuts, note))
+            if width is not None and down is not None:
+                kept, weight = narrowed(block, down, width.new)
+                name = next(name for name, owner in owners.items() if owner == down.parameter_name)
+                made[name] = down.of(weight).to("cpu", made[name].dtype).contiguous()
+                tries = [width.cut(old, made, owners, alone, kept, paired=paired) for paired in (False, True)]
+                expected = self._first(block)
+        if width is None or not layers:
+            return _renamed(made, old, new)
+        if experts is not None and experts.blocks[old]:  # there is no wide block of fewer experts to compare with
+            return _renamed(tries[0], old, new)
+        return self._right_one(new, [_renamed(cut, old, new) for cut in tries], expected)
+
+    def _right_one(self, new: int, tries: Sequence[dict[str, Tensor]], expected: Tensor) -> dict[str, Tensor]:
+        """The first of several ways to cut a block with which it gives what the wide one gives without those channels.
+
+        Raises: ModelError if none does.
+        """
+        for tensors in tries:
+            for anatomy in walk(self.small, start=new, stop=new + 1, stored=partial(_given, tensors)):
+                placed = replace(anatomy, index=self.kept[new])
+                found = self._first(Block(placed, (), {}, self.inputs, self.emit, self.total, stream=self.stream))
+            if float((found - expected).norm() / expected.norm()) < ROUNDING.get(self.store.model.dtype, 1e-3):
+                return tensors
+        raise ModelError(
+            f"{self.store.anatomy.blocks[self.kept[new]].name}: a narrower MLP does not compute what the wide one"
+            " computes without those channels; they are laid out in a way that autoprune does not know, so --mlp can't"
+            " be used on this model"
+        )
+
+    @torch.no_grad()
+    def _first(self, block: Block) -> Tensor:
+        """What a block makes of the first micro-batch."""
+        assert self.stream is not None
+        return block.run(0, self.stream[0]).float()
+
     def _run(self, new: int, tensors: Mapping[str, Tensor], note: Note | None) -> dict[str, Tensor]:
         """Sends the stream through a block with these tensors, healed first if there is a ``note`` to take."""
         assert self.stream is not None
-        found = dict(tensors)
+        found, old = dict(tensors), self.kept[new]
+        damaged = self._beside_a_gap(new) or self.cuts.touches(old)
         for anatomy in walk(self.small, start=new, stop=new + 1, stored=lambda _: tensors):
-            placed = replace(anatomy, index=self.kept[new])  # it is called as the dense model calls it
-            block = Block(
-                placed, anatomy.layers, {}, self.inputs, self.emit, self.total, self.small.stored_as(anatomy)
-            )
+            placed, stored_as = replace(anatomy, index=old), self.small.stored_as(anatomy)
+            # by its old number it is called as the dense model calls it
+            block = Block(placed, anatomy.layers, {}, self.inputs, self.emit, self.total, stored_as)
             block.begin_pass(self.inputs, self.stream, ())
-            if note is not None and self.step is not None and self._beside_a_gap(new):
+            if note is not None and self.step is not None and damaged:
                 found = self._healed(block, self.step, found, note)
             if new + 1 < len(self.kept):
                 block.advance()
@@ -124,3 +180,13 @@ class ShrinkWalk:
             for i in self.inputs.batches:
                 self.dense[i] = self.inputs.calls.of(i, block.index)(block.module, self.dense[i])
                 self.emit(Progress(block.index, self.total, "dense", i + 1, len(self.inputs.batches)))
+
+
+def _renamed(tensors: Mapping[str, Tensor], old: int, new: int) -> dict[str, Tensor]:
+    """A block's tensors by their names under another number."""
+    return {renumbered(name, old, new): tensor for name, tensor in tensors.items()}
+
+
+def _given(tensors: Mapping[str, Tensor], _: int) -> Mapping[str, Tensor]:
+    """These tensors, for whichever block."""
+    return tensors

@@ -7,7 +7,7 @@ import json
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -118,9 +118,16 @@ def check_shrinkable(store: CheckpointStore) -> None:
 
 
 def open_smaller(
-    store: CheckpointStore, place: Descriptions, kept: Sequence[int], entries: Mapping[str, Any]
+    store: CheckpointStore,
+    place: Descriptions,
+    kept: Sequence[int],
+    entries: Mapping[str, Any],
+    left_out: Callable[[str], bool] = lambda _: False,
 ) -> CheckpointStore:
     """The model that has only the blocks ``kept``; its blocks' tensors are the store's own, under new numbers.
+
+    ``entries`` of config.json change too; what that cuts off its blocks is for the caller to cut. ``left_out``: stored
+    tensors for which the smaller model has no place.
 
     Raises: ModelError naming what depends on how many blocks there are: a configuration that can't say it, tensors
     outside the blocks, heads that name a block.
@@ -140,7 +147,8 @@ def open_smaller(
     _check_outside(skeleton.model, model, f"{anatomy.name}.")
     names = {name: name for name in store.outside}
     for new, old in enumerate(kept):
-        names |= {renumbered(name, old, new): name for name in skeleton.stored_under(f"{anatomy.name}.{old}")}
+        stored = (name for name in skeleton.stored_under(f"{anatomy.name}.{old}") if not left_out(name))
+        names |= {renumbered(name, old, new): name for name in stored}
     made = place.open(names, store.device)
     for name, owner in made.skeleton.owners.items():
         _check_owner(name, owner, names[name], skeleton.owners[names[name]], anatomy.name, kept)

@@ -197,6 +197,6 @@ class ShrinkOptions:
     )
     heal: str = option(
         HEALINGS[-1],
-        "how the blocks beside what went make up for it: not at all, scaled so that sizes fit, or trained",
+        "how the blocks beside what went make up for it: not at all, or trained towards the dense hidden states",
         choices=HEALINGS,
     )

@@ -22,6 +22,7 @@ class PruningSummary:
     warnings: tuple[str, ...] = ()
     surveys: dict[str, Any] = field(default_factory=dict)  # by step: what it found before anything was pruned
     trained: tuple[str, ...] = ()  # parameters that are no layer's weight and were changed, such as norms
+    whole: dict[str, Any] = field(default_factory=dict)  # by step on the whole model: its loss before and after
 
     @property
     def sparsity(self) -> float:

@@ -20,13 +20,14 @@ class Turns:
 
     influence: tuple[float, ...]  # by block: the mean over all tokens of 1 - cos
     last: tuple[Float[Tensor, "samples width"], ...]  # of the last token, in front of every block and behind the last
+    sizes: tuple[float, ...]  # the mean 2-norm over all tokens, in the same places
 
 
 @torch.no_grad()
 def observe_turns(store: Store, inputs: Inputs, stream: Stream, emit: Emit) -> Turns:
     """Runs the samples through all blocks; ``stream`` is block 0's input, and the last block's output in the end."""
     influence: list[float] = []
-    last = [_last(stream)]
+    last, sizes = [_last(stream)], [_size(stream)]
     count = len(store.anatomy.blocks)
     for block in walk(store):
         total, tokens = 0.0, 0
@@ -39,7 +40,8 @@ def observe_turns(store: Store, inputs: Inputs, stream: Stream, emit: Emit) -> T
             emit(Step(block.index, count, "influence", i + 1, len(inputs.batches)))
         influence.append(total / tokens)
         last.append(_last(stream))
-    return Turns(tuple(influence), tuple(last))
+        sizes.append(_size(stream))
+    return Turns(tuple(influence), tuple(last), tuple(sizes))
 
 
 def _rows(hidden: Float[Tensor, "samples tokens ..."]) -> Float[Tensor, "rows width"]:
@@ -48,3 +50,9 @@ def _rows(hidden: Float[Tensor, "samples tokens ..."]) -> Float[Tensor, "rows wi
 
 def _last(stream: Stream) -> Float[Tensor, "samples width"]:
     return torch.cat([stream[i][:, -1].flatten(1).double().cpu() for i in range(len(stream))])
+
+
+def _size(stream: Stream) -> float:
+    """The first token of a window is left out: in many models it is a hundred times as large as the others."""
+    norms = [stream[i][:, 1:].double().norm(dim=-1).flatten().cpu() for i in range(len(stream))]
+    return float(torch.cat(norms).mean())

@@ -197,6 +197,6 @@ class ShrinkOptions:
     )
     heal: str = option(
         HEALINGS[-1],
-        "how the blocks beside what went make up for it: not at all, or trained towards the dense hidden states",
+        "what makes up for what went: nothing, blocks behind it scaled so that sizes fit, or blocks beside it trained",
         choices=HEALINGS,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,12 @@ import torch
 
 from autoprune.core.shrinking import lowest, run_distances
 from autoprune.data.windows import Windows
-from autoprune.errors import AutoPruneError, OutputError, RecipeError
+from autoprune.errors import AutoPruneError, RecipeError
 from autoprune.evaluation.without import least_missed
 from autoprune.events import Emit, Notice, Phase, silent
 from autoprune.model.influence import observe_turns
 from autoprune.model.likeness import check_kinds, check_same_function
+from autoprune.model.rescale import factors
 from autoprune.model.stream import Place
 from autoprune.model.walk import Inputs, prepare_inputs
 from autoprune.recipe.checks import check_bounds
@@ -29,6 +30,7 @@ from autoprune.run.numbers import count_of
 from autoprune.run.open import Subject, open_model
 from autoprune.run.plan import check_apart, choose_seqlen
 from autoprune.run.shrink_cuts import Cuts, plan_cuts
+from autoprune.run.shrink_result import ShrinkResult, completed, result_of
 from autoprune.run.shrink_walk import Note, ShrinkWalk
 from autoprune.run.texts import calibration_of
 from autoprune.run.write import begin
@@ -39,7 +41,7 @@ from autoprune.storage.complete import check_complete
 from autoprune.storage.cuts import expert_number
 from autoprune.storage.identity import described_by
 from autoprune.storage.journal import Notebook
-from autoprune.storage.manifest import MANIFEST, Manifest, rotation_manifest, versions
+from autoprune.storage.manifest import MANIFEST, rotation_manifest, versions
 from autoprune.storage.result import JOURNAL, Workplace, check_target
 from autoprune.storage.shards import CheckpointWriter
 from autoprune.storage.skeleton import build_skeleton
@@ -49,24 +51,6 @@ from autoprune.storage.store import CheckpointStore
 
 FEW_WINDOWS = 8  # on which divergence without a block is measured
 _GROUPS = (ShrinkOptions, ModelOptions, CalibrationOptions, RunOptions, table()[HEALINGS[-1]].options)
-
-
-@dataclass(frozen=True)
-class ShrinkResult:
-    """A smaller model, and what went."""
-
-    directory: Path
-    kept: tuple[int, ...]  # the blocks that stay, by their old numbers
-    dropped: tuple[int, ...]
-    parameters_before: int
-    parameters_after: int
-    scores: tuple[float, ...]  # by which blocks were chosen: of every block, run of blocks, or blocks gone so far
-    healed: Mapping[int, tuple[float, float]]  # by old number: error on held-out samples, before and after
-
-    @property
-    def parameters_gone(self) -> float:
-        """Share of all parameters."""
-        return 1 - self.parameters_after / self.parameters_before
 
 
 def shrink(model: str | Path, out: str | Path, *, emit: Emit = silent, **options: Any) -> ShrinkResult:
@@ -94,13 +78,13 @@ def shrink(model: str | Path, out: str | Path, *, emit: Emit = silent, **options
     layout = _layout(recipe, subject, windows, emit)
     about = _about(recipe, how, subject, windows, check_model(subject, windows.ids, emit))
     if goes_on:
-        return _complete(target, about, subject)
+        return completed(target, about)
     workplace = Workplace(target, overwrite=recipe.output.overwrite, resume=recipe.output.resume)
     workplace.tidy()
     begin(workplace, subject, 1, emit)
     try:
         if workplace.whole:
-            found = _complete(workplace.path, about, subject)
+            found = completed(workplace.path, about)
             workplace.publish()
             return dataclasses.replace(found, directory=target)
         return _Shrinking(recipe, how, subject, windows, layout, count, place, cuts, workplace, about, emit).run()
@@ -128,6 +112,8 @@ def _choices(model: str | Path, out: str | Path, options: dict[str, Any]) -> tup
         raise RecipeError("nothing is to go: give --blocks, --mlp or --experts, such as --blocks 0.2")
     others = {"batch_size": 1} if how.heal == HEALINGS[-1] else {}
     others |= {name: value for name, value in options.items() if name not in ours}
+    if how.heal == "rescale" and (how.by == "divergence" or not how.blocks):
+        raise RecipeError("--heal rescale goes by sizes that --by influence and angular see where --blocks go")
     if how.by == "divergence" and others.get("memory"):
         raise RecipeError("--by divergence holds the hidden states of many models; leave out --memory, or it")
     return recipe_from_flat({"model": str(model), "sparsity_ratio": 0, "save_model": str(out), **others}), how
@@ -156,31 +142,6 @@ def _about(recipe: Recipe, how: ShrinkOptions, subject: Subject, windows: Window
         "calibration": {"nsamples": recipe.calibration.nsamples, **windows.provenance},
         "asked": {**dataclasses.asdict(how), **healing, "dtype": recipe.model.dtype},
     }
-
-
-def _complete(directory: Path, about: dict[str, Any], subject: Subject) -> ShrinkResult:
-    """What an earlier run of the same command has made. Raises: OutputError if it was another one."""
-    found = Manifest.read(directory)
-    if difference := found.difference(about):
-        raise OutputError(
-            f"--resume: {directory} holds the result of another run: {difference}; choose another directory, or"
-            " --overwrite it"
-        )
-    return _result(directory, found.raw["shrink"])
-
-
-def _result(directory: Path, found: Mapping[str, Any]) -> ShrinkResult:
-    """What a manifest says of a smaller model."""
-    kept = tuple(note["block"] for note in found["blocks"])
-    return ShrinkResult(
-        directory,
-        kept,
-        tuple(found["dropped"]),
-        found["parameters_before"],
-        found["parameters_after"],
-        tuple(found["scores"]),
-        {note["block"]: tuple(note["held_out"]) for note in found["blocks"] if "held_out" in note},
-    )
 
 
 @dataclass
@@ -214,7 +175,7 @@ class _Shrinking:
         small = self._smaller(kept)
         view = small.skeleton.checkpoint
         writer = CheckpointWriter(self.workplace, view, small.outside, len(kept))
-        blocks = self._walk(small, kept, notes, writer)
+        blocks = self._walk(small, kept, chosen.get("sizes", []), notes, writer)
         writer.finish()
         sizes = [sum(p.numel() for p in model.parameters()) for model in (store.model, small.model)]
         found = {
@@ -229,7 +190,7 @@ class _Shrinking:
         about = self.about | {"shrink": found}
         self.workplace.write(MANIFEST, rotation_manifest(about, self.workplace.made()))
         self.workplace.publish()
-        return _result(self.workplace.target, found)
+        return result_of(self.workplace.target, found)
 
     def _said(self) -> dict[str, Any]:
         """What the record says of what got narrower."""
@@ -246,11 +207,12 @@ class _Shrinking:
             return {"dropped": sorted(gone), "scores": scores}
         self.emit(Phase("scores of blocks", total=total))
         turns = observe_turns(self.store, *prepare_inputs(self.store, ids, self.layout.batch, place), self.emit)
+        sizes = {"sizes": list(turns.sizes)}
         if self.how.by == "angular":
             scores = run_distances(turns.last, self.count)
             (first,) = lowest(scores, 1)
-            return {"dropped": [*range(first, first + self.count)], "scores": scores}
-        return {"dropped": lowest(turns.influence, self.count), "scores": list(turns.influence)}
+            return {"dropped": [*range(first, first + self.count)], "scores": scores, **sizes}
+        return {"dropped": lowest(turns.influence, self.count), "scores": list(turns.influence), **sizes}
 
     def _smaller(self, kept: Sequence[int]) -> CheckpointStore:
         """The smaller model's store, its blocks found to be what they were."""
@@ -273,14 +235,20 @@ class _Shrinking:
         return part in cut.blocks[int(block)] and number is not None and number >= cut.new
 
     def _walk(
-        self, small: CheckpointStore, kept: Sequence[int], notes: Notebook, writer: CheckpointWriter
+        self,
+        small: CheckpointStore,
+        kept: list[int],
+        sizes: list[float],
+        notes: Notebook,
+        writer: CheckpointWriter,
     ) -> list[Note]:
+        scales = [*factors(sizes, kept)] if self.how.heal == "rescale" else [1.0] * len(kept)
         steps = make_steps(HEALINGS[-1:], self.recipe.step_options) if self.how.heal == HEALINGS[-1] else (None,)
         inputs, stream = Inputs.none(), None
-        if steps[0] is not None or self.cuts.entries:
+        if self.how.heal != "none" or self.cuts.entries:
             inputs, stream = prepare_inputs(self.store, self.windows.ids, self.layout.batch, self._streams())
         return ShrinkWalk(
-            self.store, small, kept, notes, writer, inputs, stream, steps[0], self.cuts, self.emit
+            self.store, small, kept, notes, writer, inputs, stream, steps[0], self.cuts, scales, self.emit
         ).write()
 
     def _streams(self) -> Place:

@@ -16,6 +16,7 @@ from autoprune.events import Emit, Phase
 from autoprune.events import Step as Progress
 from autoprune.model.block import Block
 from autoprune.model.experts import eager_experts
+from autoprune.model.rescale import rescaled
 from autoprune.model.stream import Stream
 from autoprune.model.walk import Inputs, walk
 from autoprune.run.shrink_cuts import Cuts, down_of, experts_left, narrowed
@@ -47,6 +48,7 @@ class ShrinkWalk:
     stream: Stream | None
     step: Step | None
     cuts: Cuts
+    factors: Sequence[float]  # by block: what it adds is taken so many times
     emit: Emit
     dense: Stream | None = field(init=False)
 
@@ -78,6 +80,9 @@ class ShrinkWalk:
         before = _renamed(stored, old, new)
         note = {"block": old}
         tensors = self._cut(new, stored, note) if self.cuts.touches(old) else before
+        if self.factors[new] != 1.0:
+            tensors = self._rescaled(new, tensors)
+            note["scaled"] = self.factors[new]
         if self.stream is not None:
             tensors = self._run(new, tensors, note)
         note["changed"] = sorted(name for name in tensors if tensors[name] is not before.get(name))
@@ -147,6 +152,26 @@ class ShrinkWalk:
             if new + 1 < len(self.kept):
                 block.advance()
         return found
+
+    def _rescaled(self, new: int, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The block's tensors with which it adds more or less.
+
+        Raises: ModelError if it then does something else too.
+        """
+        assert self.stream is not None
+        name, old = self.store.anatomy.blocks[self.kept[new]].name, self.kept[new]
+        for anatomy in walk(self.small, start=new, stop=new + 1, stored=partial(_given, tensors)):
+            run = partial(self.inputs.calls.of(0, old), anatomy.module)
+            rounding = ROUNDING.get(self.store.model.dtype, 1e-3)
+            values = rescaled(anatomy, run, self.stream[0], self.factors[new], 10 * rounding)
+            if values is None:
+                raise ModelError(
+                    f"{name}: what it adds to the hidden states can't be scaled by its layers' weights, as where a"
+                    " norm stands behind them; choose --heal reconstruct, or none"
+                )
+            found = {f"{anatomy.name}.{parameter}": value.cpu() for parameter, value in values.items()}
+            made = self.small.skeleton.as_stored(found, tensors)
+        return tensors | {name: value.to(tensors[name].dtype).contiguous() for name, value in made.items()}
 
     def _healed(self, block: Block, step: Step, tensors: dict[str, Tensor], note: Note) -> dict[str, Tensor]:
         """The block's tensors trained towards the dense hidden states behind the gap, if that helped; zeros stay."""

@@ -175,6 +175,10 @@ def test_a_changed_tensor_is_found(tmp_path: Path, dense: Path, options: Options
         ({"by": "size"}, "--by 'size' is unknown"),
         ({"heal": "prayer"}, "--heal 'prayer' is unknown"),
         ({"sparsity": "2:4"}, "option 'sparsity' means nothing to shrink"),
+        (
+            {"nsamples": 1},
+            "judges by samples that are held out, but all 1 windows run as one batch",
+        ),
         ({"by": "divergence", "memory": "8GiB"}, "--by divergence holds the hidden states of many models"),
     ],
 )

@@ -77,7 +77,8 @@ def test_least_squares_and_healing_each_help(tmp_path: Path) -> None:
     healed = shrink_tiny(dense, tmp_path / "healed", text, mlp=0.5, blocks=1, heal="reconstruct", learning_rate=0.01)
     assert healed.healed and all(after < before for before, after in healed.healed.values())
     record = json.loads((tmp_path / "healed/autoprune.json").read_text())["shrink"]
-    assert record["mlp"] == {"entry": "intermediate_size", "before": 64, "after": 32}
+    assert record["narrower"] == [{"entry": "intermediate_size", "before": 64, "after": 32}]
+    assert healed.entries == {"intermediate_size": (64, 32)}
     assert len(record["blocks"]) == 1 and _logits(tmp_path / "healed").isfinite().all()
 
 
@@ -116,7 +117,7 @@ def test_fewer_experts_are_a_model(kind: str, tmp_path: Path) -> None:
     for block, note in enumerate(json.loads((tmp_path / "out/autoprune.json").read_text())["shrink"]["blocks"]):
         kept = [expert for expert in range(4) if expert not in note.get("experts_gone", [])]
         for name in (name for name in new if f"layers.{block}." in name and name not in note["changed"]):
-            assert torch.equal(new[name], old[name])
+            assert torch.equal(new[name], old[note.get("moved", {}).get(name, name)])
         for name in (name for name in note["changed"] if "gate.weight" in name or "router" in name):
             assert torch.equal(new[name], old[name][kept])
     assert main(["verify", str(tmp_path / "out"), "--model", str(dense)]) == 0

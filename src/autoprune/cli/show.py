@@ -172,6 +172,7 @@ def show_shrink(result: ShrinkResult) -> None:
     """What went, what healing brought, and where the model is."""
     console = terminal()
     gone = f"blocks gone: {', '.join(map(str, result.dropped))}; " if result.dropped else ""
+    gone += "".join(f"{name} {before:,} -> {after:,}; " for name, (before, after) in result.entries.items())
     console.print(
         f"{gone}{result.parameters_before:,} -> {result.parameters_after:,} parameters"
         f" ({-result.parameters_gone:.1%})",

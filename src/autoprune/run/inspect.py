@@ -127,8 +127,9 @@ def _made_from(directory: Path) -> Iterator[str]:
         found = Manifest.read(directory)
         if found.shrink is not None:
             gone = ", ".join(map(str, found.shrink["dropped"])) or "none"
+            narrower = "".join(f" {c['entry']} was {c['before']};" for c in found.shrink["narrower"])
             yield (
-                f"made smaller from {found.raw['model']['name']}: blocks gone: {gone};"
+                f"made smaller from {found.raw['model']['name']}: blocks gone: {gone};{narrower}"
                 f" {found.shrink['parameters_before']:,} parameters before"
             )
 

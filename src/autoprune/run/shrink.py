@@ -75,7 +75,7 @@ def shrink(model: str | Path, out: str | Path, *, emit: Emit = silent, **options
     place = Descriptions(subject.store.skeleton, trust_remote_code=recipe.model.trust_remote_code)
     cuts = plan_cuts(subject.store, place, how)
     windows = calibration_of(recipe, subject, choose_seqlen(recipe, subject.context), emit)
-    layout = _layout(recipe, subject, windows, emit)
+    layout = _layout(recipe, subject, windows, emit, heals=how.heal == HEALINGS[-1])
     about = _about(recipe, how, subject, windows, check_model(subject, windows.ids, emit))
     if goes_on:
         return completed(target, about)
@@ -119,10 +119,20 @@ def _choices(model: str | Path, out: str | Path, options: dict[str, Any]) -> tup
     return recipe_from_flat({"model": str(model), "sparsity_ratio": 0, "save_model": str(out), **others}), how
 
 
-def _layout(recipe: Recipe, subject: Subject, windows: Windows, emit: Emit) -> Layout:
-    """Windows per pass and the place of hidden states, as for the healing, which needs most."""
+def _layout(recipe: Recipe, subject: Subject, windows: Windows, emit: Emit, *, heals: bool) -> Layout:
+    """Windows per pass and the place of hidden states, as for the healing, which needs most.
+
+    Raises: RecipeError if nothing fits into --memory, or no sample is left to judge a healing by.
+    """
     steps = make_steps(HEALINGS[-1:], recipe.step_options)
-    return choose_for(recipe, subject, steps, [windows], emit, batch_size(recipe, windows.ids.shape[1]), 1)
+    samples, seqlen = windows.ids.shape
+    layout = choose_for(recipe, subject, steps, [windows], emit, batch_size(recipe, seqlen), 1)
+    if heals and samples <= layout.batch:
+        raise RecipeError(
+            f"--heal {HEALINGS[-1]} judges by samples that are held out, but all {samples} windows run as one batch;"
+            f" give a smaller --batch_size (now {layout.batch}) or more --nsamples"
+        )
+    return layout
 
 
 def _about(recipe: Recipe, how: ShrinkOptions, subject: Subject, windows: Windows, fingerprint: str) -> dict[str, Any]:
@@ -194,8 +204,8 @@ class _Shrinking:
 
     def _said(self) -> dict[str, Any]:
         """What the record says of what got narrower."""
-        parts = {"mlp": self.cuts.width, "experts": self.cuts.experts}
-        return {name: {"entry": c.entry, "before": c.old, "after": c.new} for name, c in parts.items() if c}
+        cuts = (cut for cut in (self.cuts.width, self.cuts.experts) if cut is not None)
+        return {"narrower": [{"entry": cut.entry, "before": cut.old, "after": cut.new} for cut in cuts]}
 
     def _chosen(self, total: int) -> dict[str, Any]:
         """The blocks that go, and the scores by which they were chosen."""

@@ -85,7 +85,10 @@ class ShrinkWalk:
             note["scaled"] = self.factors[new]
         if self.stream is not None:
             tensors = self._run(new, tensors, note)
-        note["changed"] = sorted(name for name in tensors if tensors[name] is not before.get(name))
+        known = {id(tensor): name for name, tensor in stored.items()}
+        note["changed"] = sorted(name for name, tensor in tensors.items() if id(tensor) not in known)
+        moved = {name: known[id(t)] for name, t in tensors.items() if id(t) in known and t is not before.get(name)}
+        note |= {"moved": moved} if moved else {}  # experts with a new number
         writer.write_block(new, tensors)
         self.notes.note(f"block-{new:05d}", note)
         return note

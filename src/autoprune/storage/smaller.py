@@ -150,6 +150,9 @@ def open_smaller(
         stored = (name for name in skeleton.stored_under(f"{anatomy.name}.{old}") if not left_out(name))
         names |= {renumbered(name, old, new): name for name in stored}
     made = place.open(names, store.device)
+    for name, parameter in made.model.named_parameters():
+        if not name.startswith(f"{anatomy.name}.") and not parameter.is_meta:
+            parameter.data = skeleton.model.get_parameter(name).data  # one copy is enough
     for name, owner in made.skeleton.owners.items():
         _check_owner(name, owner, names[name], skeleton.owners[names[name]], anatomy.name, kept)
     return made
@@ -168,7 +171,8 @@ def origins_of(store: CheckpointStore, blocks: Sequence[Mapping[str, Any]]) -> d
     found: dict[str, str | None] = {}
     for block, note in zip(store.anatomy.blocks, blocks, strict=False):
         for name in store.skeleton.stored_under(block.name):
-            found[name] = None if name in note["changed"] else renumbered(name, block.index, note["block"])
+            moved = note.get("moved", {}).get(name) or renumbered(name, block.index, note["block"])
+            found[name] = None if name in note["changed"] else moved
     return found
 
 

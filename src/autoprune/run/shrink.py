@@ -12,7 +12,7 @@ import torch
 
 from autoprune.core.shrinking import lowest, run_distances
 from autoprune.data.windows import Windows
-from autoprune.errors import AutoPruneError, RecipeError
+from autoprune.errors import ModelError, RecipeError
 from autoprune.evaluation.without import least_missed
 from autoprune.events import Emit, Notice, Phase, silent
 from autoprune.model.influence import observe_turns
@@ -42,7 +42,7 @@ from autoprune.storage.cuts import expert_number
 from autoprune.storage.identity import described_by
 from autoprune.storage.journal import Notebook
 from autoprune.storage.manifest import MANIFEST, rotation_manifest, versions
-from autoprune.storage.result import JOURNAL, Workplace, check_target
+from autoprune.storage.result import Workplace, check_target
 from autoprune.storage.shards import CheckpointWriter
 from autoprune.storage.skeleton import build_skeleton
 from autoprune.storage.smaller import Descriptions, check_shrinkable, open_smaller
@@ -89,9 +89,7 @@ def shrink(model: str | Path, out: str | Path, *, emit: Emit = silent, **options
             return dataclasses.replace(found, directory=target)
         return _Shrinking(recipe, how, subject, windows, layout, count, place, cuts, workplace, about, emit).run()
     except BaseException as error:
-        # What was chosen was not cheap, but a model that is refused will be refused again.
-        noted = "block-*" if isinstance(error, AutoPruneError) else "*"
-        if workplace.unfinished and any(workplace.path.glob(f"{JOURNAL}{noted}")):
+        if workplace.unfinished and not isinstance(error, ModelError):  # a model that is refused will be again
             workplace.leave()
             emit(Notice(f"what is finished stays in {workplace.path}; the same command with --resume goes on"))
         else:

@@ -35,7 +35,7 @@ EXPERTS: dict[str, tuple[dict[str, Any], str]] = {
 
 def shrink_tiny(dense: Path, out: Path, text: Path, **options: Any) -> autoprune.ShrinkResult:
     chosen = {"heal": "none", "nsamples": 4, "seqlen": 16, "multiple": 16, **options}
-    return autoprune.shrink(dense, out, calibration_data=write_words(text, 300, 0), **chosen)
+    return autoprune.shrink(dense, out, calibration_data=write_words(text, 3000, 0), **chosen)
 
 
 def autoprune_windows(text: Path, model: Path) -> Tensor:
@@ -90,15 +90,14 @@ def test_channels_that_do_nothing_go_first(kind: str, tmp_path: Path) -> None:
 
 def test_narrow_blocks_are_healed(tmp_path: Path) -> None:
     dense, text = save_tiny(tmp_path / "dense", tiny_model()), tmp_path / "text.txt"
-    training = {"heal": "reconstruct", "learning_rate": 0.005, "epochs": 4, "nsamples": 16}
+    training = {"heal": "reconstruct", "learning_rate": 0.002, "epochs": 4, "nsamples": 64}
     result = shrink_tiny(dense, tmp_path / "out", text, mlp=0.75, **training)
-    assert set(result.healed) == {0, 1} and all(after < 0.95 * before for before, after in result.healed.values())
+    assert set(result.healed) == {0, 1} and all(after < before for before, after in result.healed.values())
     record = json.loads((tmp_path / "out/autoprune.json").read_text())["shrink"]
     assert record["narrower"] == [{"entry": "intermediate_size", "before": 64, "after": 16}]
     assert result.entries == {"intermediate_size": (64, 16)}
-    assert all(
-        not torch.equal(t, tensors(dense)[name]) for name, t in tensors(tmp_path / "out").items() if "_proj" in name
-    )
+    old, new = tensors(dense), tensors(tmp_path / "out")
+    assert not any(torch.equal(new[name], old[name]) for name in new if "layers." in name)
 
 
 def _unused(held: dict[str, Tensor]) -> None:

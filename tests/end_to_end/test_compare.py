@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import autoprune
 from autoprune.cli.main import main
 from autoprune.evaluation.compare import compare_predictions
-from autoprune.events import Event, Notice, Step
+from autoprune.events import Event, Notice, Progress, Work
 from autoprune.results.comparison import comparison_from_json
 from autoprune.storage.locate import DEMO
 from end_to_end.tiny import BLOCKS, SEQLEN, Texts, tiny_model, tiny_tokenizer
@@ -116,7 +116,11 @@ def test_streamed_equals_resident(
     request.getfixturevalue("streamed")
     for more in ({}, {"activations": "disk"}, {"activations": "disk", "save": tmp_path / "place"}):
         assert autoprune.compare(tiny, pruned, **options, **more).models == resident.models
-    assert sorted(path.name for path in (tmp_path / "place").iterdir()) == ["comparison.json", "comparison.txt"]
+    assert sorted(path.name for path in (tmp_path / "place").iterdir()) == [
+        "comparison.html",
+        "comparison.json",
+        "comparison.txt",
+    ]
 
 
 def test_several_models_at_once(tiny: Path, pruned: Path, sparser: Path, options: Options) -> None:
@@ -165,7 +169,7 @@ def test_blocks_of_a_streamed_model_come_one_at_a_time(
     said: list[Event] = []
     autoprune.compare(tiny, pruned, emit=said.append, **options)
     assert most == 1
-    phases = {event.phase for event in said if isinstance(event, Step)}
+    phases = {event.phase for event in said if isinstance(event, (Progress, Work))}
     assert {"forward the dense model", "forward half", "comparison heldout.txt"} <= phases
 
 
@@ -207,7 +211,7 @@ def test_a_stopped_run_goes_on(
             raise KeyboardInterrupt
         return compare_predictions(dense, others, windows, source, **more)
 
-    monkeypatch.setattr("autoprune.run.compare.compare_predictions", stopping)
+    monkeypatch.setattr("autoprune.run.beside.compare_predictions", stopping)
     with pytest.raises(KeyboardInterrupt):
         autoprune.compare(tiny, [pruned, sparser], save=tmp_path, **asked)
     said: list[Event] = []

@@ -134,6 +134,15 @@ def test_inspect_shows_structure_and_cost(capsys: pytest.CaptureFixture[str], ti
         assert any(line.startswith(method) and "GiB" in line for line in out.splitlines()), method
 
 
+def test_inspect_prices_the_steps_that_are_asked_for(capsys: pytest.CaptureFixture[str], tiny: Path) -> None:
+    for words, label in (
+        (["--effort", "low"], "mixed+wanda+refit"),
+        (["--steps", "wanda,reconstruct", "--epochs", "6"], "wanda+reconstruct"),
+    ):
+        assert main(["inspect", str(tiny), "--seqlen", str(SEQLEN), *words]) == 0
+        assert any(line.startswith(label) and "GiB" in line for line in capsys.readouterr().out.splitlines())
+
+
 def test_eval_command(capsys: pytest.CaptureFixture[str], tiny: Path, texts: Texts, run: Run) -> None:
     capsys.readouterr()
     assert main(["eval", str(tiny), "--eval_data", str(texts.heldout), "--seqlen", str(SEQLEN)]) == 0

@@ -16,9 +16,9 @@ from end_to_end.tiny import run_classic, save_tiny, tiny_model, tiny_tokenizer, 
 
 from autoprune.cli.main import classic
 from autoprune.errors import DataError, ModelError, RecipeError
-from autoprune.evaluation import tasks
+from autoprune.evaluation import harness
 from autoprune.evaluation.tasks import check_tasks
-from autoprune.events import Event, Notice, Phase, Step
+from autoprune.events import Event, Notice, Phase, Work
 from autoprune.recipe.recipe import ZeroShotOptions
 from autoprune.report.accuracy import zeroshot_table
 from autoprune.results.codec import row_from_json
@@ -128,7 +128,7 @@ def test_bars_of_the_harness_become_events(folder: Path, tmp_path: Path, capsys:
     capsys.readouterr()
     prune(tiny_model(), tokenizer=tiny_tokenizer(), sparsity_ratio=0, emit=said.append, **options)
     assert capsys.readouterr().err == ""
-    steps = [event for event in said if isinstance(event, Step) and event.phase == "running loglikelihood requests"]
+    steps = [event for event in said if isinstance(event, Work) and event.phase == "running loglikelihood requests"]
     assert steps
     assert {step.total for step in steps} == {3 * SAMPLES}
     assert huggingface.tqdm is tqdm
@@ -216,8 +216,8 @@ def test_table_of_other_metrics() -> None:
 
 def test_unknown_task(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The harness's own list is left out of this test, for reading it takes long."""
-    listed = tasks._listed
-    monkeypatch.setattr(tasks, "_listed", lambda place, stamp, *, defaults: listed(place, stamp, defaults=False))
+    listed = harness.listed
+    monkeypatch.setattr(harness, "listed", lambda place, stamp, *, defaults: listed(place, stamp, defaults=False))
     with pytest.raises(
         DataError, match="--tasks no_such_task: lm-evaluation-harness knows no task of that name nor in --tasks_path"
     ):

@@ -9,6 +9,7 @@ from autoprune.cli.compare import add_compare
 from autoprune.cli.flags import Parser, add_flags
 from autoprune.cli.rotate import add_rotate
 from autoprune.cli.shrink import add_shrink
+from autoprune.cli.speed import add_speed
 
 VERIFY = (
     "Checks a pruned checkpoint: zeros, N:M groups, NaN, hashes, tensors that must be the dense model's. Exit status 1"
@@ -32,11 +33,22 @@ FLAGS: dict[
     "prune": (None, ()),
     "eval": (
         ("model", "calibration", "evaluation", "zeroshot", "output", "run"),
-        ("calibration_data", "nsamples", "save_model", "delete"),
+        ("calibration_data", "nsamples", "save_model", "delete", "compare"),
     ),
     "inspect": (
-        ("model", "calibration", "run"),
-        ("calibration_data", "seed", "datasets_cache_dir", "protocol", "memory", "activations", "quiet"),
+        ("model", "chosen", "calibration", "run"),
+        (
+            "prune_method",
+            "prune_barber",
+            "pruned_model",
+            "calibration_data",
+            "seed",
+            "datasets_cache_dir",
+            "protocol",
+            "memory",
+            "activations",
+            "quiet",
+        ),
     ),
 }
 
@@ -47,6 +59,7 @@ def add_commands(commands: argparse._SubParsersAction[Parser]) -> None:
     add_compare(commands)
     add_rotate(commands)
     add_shrink(commands)
+    add_speed(commands)
     for add in (_add_verify, _add_bench, _add_report, _add_reproduce):
         add(commands)
 
@@ -119,4 +132,4 @@ def _add_reproduce(commands: argparse._SubParsersAction[Parser]) -> None:
         "--jobs", metavar="N", type=int, default=1, help="cells at the same time (default %(default)s)"
     )
     reproduce.add_argument("--tables", metavar="FILE.toml", help="tables of your own instead of the published ones")
-    add_flags(reproduce, ("model", "calibration", "evaluation"), optional_model=True)
+    add_flags(reproduce, ("model", "calibration", "evaluation"), ("compare",), optional_model=True)

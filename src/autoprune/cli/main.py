@@ -16,6 +16,7 @@ from autoprune.cli.compare import run_compare
 from autoprune.cli.flags import Parser, add_flags, given
 from autoprune.cli.rotate import run_rotate
 from autoprune.cli.shrink import run_shrink
+from autoprune.cli.speed import run_speed
 from autoprune.errors import AutoPruneError, OutputError, RecipeError
 from autoprune.machine.launch import launched, require_alone
 from autoprune.recipe.recipe import recipe_from_flat
@@ -25,7 +26,12 @@ INTRODUCTION = (
     " `autoprune prune MODEL OUT --sparsity 2:4`, then `autoprune compare MODEL OUT`."
 )
 NUMBERS = ("torch", "transformers", "safetensors")  # packages that can change a number
-ELSEWHERE = {"compare": run_compare, "rotate": run_rotate, "shrink": run_shrink}  # commands with a file of their own
+ELSEWHERE = {  # commands with a file of their own
+    "compare": run_compare,
+    "rotate": run_rotate,
+    "shrink": run_shrink,
+    "speed": run_speed,
+}
 
 
 def _versions() -> str:
@@ -35,18 +41,18 @@ def _versions() -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The console script. Returns the exit status: 0, or 2 after an error that the user can mend."""
-    return _guarded(_console, list(sys.argv[1:] if arguments is None else arguments))
+    return _guarded(lambda: _console(list(sys.argv[1:] if arguments is None else arguments)))
 
 
 def classic(arguments: Sequence[str] | None = None) -> int:
     """``main.py``: the flags of `autoprune prune`, with the model as ``--model``."""
-    return _guarded(_classic, list(sys.argv[1:] if arguments is None else arguments))
-
-
-def _classic(arguments: list[str]) -> int:
     parser = Parser(prog="main.py", description=INTRODUCTION, allow_abbrev=False)
+    return _guarded(lambda: _prune(_flags_of(parser, arguments)))
+
+
+def _flags_of(parser: Parser, arguments: Sequence[str] | None) -> dict[str, object]:
     add_flags(parser)
-    return _prune(given(parser.parse_args(arguments)))
+    return given(parser.parse_args(arguments))
 
 
 def _console(arguments: list[str]) -> int:
@@ -183,9 +189,9 @@ def _reproduce(chosen: argparse.Namespace, overrides: dict[str, object]) -> int:
     return 0 if result.passed else 1
 
 
-def _guarded(command: Callable[[list[str]], int], arguments: list[str]) -> int:
+def _guarded(command: Callable[[], int]) -> int:
     try:
-        status = command(arguments)
+        status = command()
         sys.stdout.flush()
         return status
     except OSError as error:

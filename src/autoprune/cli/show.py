@@ -13,6 +13,7 @@ from autoprune.report.layers import exchange_table, layer_table
 from autoprune.report.significance import findings
 from autoprune.report.tables import comparison
 from autoprune.results.comparison_tables import comparison_tables
+from autoprune.results.speed_tables import speed_tables
 from autoprune.results.table import print_table
 from autoprune.results.tidy import Results
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from autoprune.bench.reproduce import Reproduction
     from autoprune.evaluation.audit import AuditReport
     from autoprune.results.comparison import Comparison
+    from autoprune.results.speed import SpeedResult
     from autoprune.results.types import EvaluationRow
     from autoprune.run.api import PruneResult
     from autoprune.run.inspect import Inspection
@@ -53,9 +55,16 @@ def show_result(result: PruneResult, before: Sequence[EvaluationRow] = ()) -> No
         print_table(comparison(Results([*before, result.row])), console)
     elif result.summary and not result.row.zeroshot:
         console.print(f"sparsity {result.row.sparsity:.2%}", highlight=False)
+    for table in comparison_tables(result.comparison) if result.comparison else ():
+        print_table(table, console)
     if result.row.zeroshot:
         console.print("Zero-shot accuracy in percent, higher is better", style="bold")
         print_table(zeroshot_table(result.row.zeroshot), console)
+    _say_places(result, console)
+
+
+def _say_places(result: PruneResult, console: Console) -> None:
+    """Where the files are."""
     output = result.recipe.output
     if result.directory:
         console.print(f"checkpoint: {result.directory}", highlight=False, soft_wrap=True)
@@ -155,6 +164,17 @@ def show_reproduction(result: Reproduction) -> None:
     for reason in dict.fromkeys(c.reason for c in result.comparisons if c.reason):
         rows = ", ".join(c.row for c in result.comparisons if c.reason == reason)
         console.print(f"{rows} could not run: {reason}", style="red", highlight=False, soft_wrap=True)
+
+
+def show_speed(result: SpeedResult, directory: str | None) -> None:
+    """What was measured, and what was gained."""
+    console = terminal()
+    for table in speed_tables(result):
+        print_table(table, console)
+    for sentence in result.sentences:
+        console.print(sentence, highlight=False)
+    if directory:
+        console.print(f"speed: {directory}", highlight=False, soft_wrap=True)
 
 
 def show_rotation(result: RotateResult) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from autoprune.core.selection import count_violations
 from autoprune.core.sparsity import SemiStructured, Target
 from autoprune.errors import ModelError, OutputError, RecipeError
-from autoprune.events import Emit, Notice, Phase, Step, silent
+from autoprune.events import Emit, Notice, Phase, Progress, Work, silent
 from autoprune.model.walk import walk
 from autoprune.storage.checkpoint import Checkpoint
 from autoprune.storage.files import file_sha256
@@ -122,7 +122,7 @@ def audit(
         source = origins.get(name, name)
         if original is not None and source is not None and store.skeleton.owners[name] not in pruned:
             _compare(name, tensor, original, source, faults)
-        emit(Step(0, 1, "reading", done + 1, len(checkpoint.shards)))
+        emit(Work("reading", done + 1, len(checkpoint.shards)))
     if original is not None and not smaller:
         faults += [
             Fault(name, "of the dense model is absent")
@@ -216,7 +216,7 @@ def _audit_layers(store: CheckpointStore, promise: Promise, faults: list[Fault],
             name = block.full_name(layer)
             if name in promise.zeros:
                 yield _layer(name, layer.matrix, promise.zeros[name], promise.target, faults)
-        emit(Step(block.index, len(blocks), "verifying", 1, 1))
+        emit(Progress(block.index, len(blocks), "verifying", 1, 1))
 
 
 def _layer(name: str, tensor: Tensor, promised: int, target: Target | None, faults: list[Fault]) -> LayerAudit:

@@ -10,16 +10,15 @@ from jaxtyping import Int
 from torch import Tensor
 
 from autoprune.core.divergence import token_shifts
-from autoprune.evaluation.perplexity import EvaluationStore
-from autoprune.events import Emit, Phase, Step
+from autoprune.events import Emit, Phase, Progress
 from autoprune.model.calls import replaced_forward
 from autoprune.model.stream import Place, Stream
-from autoprune.model.walk import Inputs, prepare_inputs, walk
+from autoprune.model.walk import Inputs, Store, prepare_inputs, walk
 
 
 @torch.no_grad()
 def least_missed(
-    store: EvaluationStore, ids: Int[Tensor, "samples tokens"], count: int, place: Place, emit: Emit
+    store: Store, ids: Int[Tensor, "samples tokens"], count: int, place: Place, emit: Emit
 ) -> tuple[list[int], list[float]]:
     """``count`` blocks to drop, in the order in which they are chosen, and the mean divergence (nats) after each.
 
@@ -42,7 +41,7 @@ def least_missed(
 
 
 def _round(
-    store: EvaluationStore, inputs: Inputs, first: Stream, gone: Sequence[int], emit: Emit
+    store: Store, inputs: Inputs, first: Stream, gone: Sequence[int], emit: Emit
 ) -> tuple[Stream, dict[int, Stream]]:
     """The last hidden states of the model without ``gone``, and by block: without that one too."""
     without: dict[int, Stream] = {}
@@ -54,11 +53,11 @@ def _round(
             for i in inputs.batches:
                 stream[i] = inputs.calls.of(i, block.index)(block.module, stream[i])
         without[block.index] = before
-        emit(Step(block.index, len(store.anatomy.blocks), "divergence", 1, 1))
+        emit(Progress(block.index, len(store.anatomy.blocks), "divergence", 1, 1))
     return first, without
 
 
-def _divergence(store: EvaluationStore, inputs: Inputs, dense: Stream, other: Stream, ids: Tensor) -> float:
+def _divergence(store: Store, inputs: Inputs, dense: Stream, other: Stream, ids: Tensor) -> float:
     """The mean over all tokens of the divergence of what follows, in nats."""
     modules = [block.module for block in store.anatomy.blocks]
     found: list[Tensor] = []

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from autoprune.core.shrinking import turned_share
-from autoprune.events import Emit, Step
+from autoprune.events import Emit, Progress
 from autoprune.model.stream import Stream
 from autoprune.model.walk import Inputs, Store, walk
 
@@ -37,7 +37,7 @@ def observe_turns(store: Store, inputs: Inputs, stream: Stream, emit: Emit) -> T
             turned = turned_share(_rows(before), _rows(after))
             total, tokens = total + float(turned.sum()), tokens + len(turned)
             stream[i] = after
-            emit(Step(block.index, count, "influence", i + 1, len(inputs.batches)))
+            emit(Progress(block.index, count, "influence", i + 1, len(inputs.batches)))
         influence.append(total / tokens)
         last.append(_last(stream))
         sizes.append(_size(stream))

@@ -11,12 +11,18 @@ import difflib
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path, PurePath
 from typing import Any
 
 from autoprune.core.sparsity import SemiStructured, Target, check_ratio, parse_target
 from autoprune.errors import RecipeError
-from autoprune.recipe.checks import check_bounds, check_places, check_protocol, comma_list
+from autoprune.recipe.checks import (
+    as_declared,
+    check_bounds,
+    check_places,
+    check_protocol,
+    check_tasks_chosen,
+    short,
+)
 from autoprune.recipe.options import (
     PROTOCOLS,
     ZEROSHOT_TASKS,
@@ -94,6 +100,11 @@ class Recipe:
         """A step's options: those given, or their defaults."""
         return self.step_options.get(step) or entry(step).options()
 
+    def with_others(self, step: str) -> list[Any]:
+        """A step's options, and those of the steps that it takes along."""
+        own = self.options_of(step)
+        return [own, *(self.options_of(name) for name in getattr(own, "taken_along", ()) if name in table())]
+
     def with_model(self, model: str) -> Recipe:
         """The same recipe for another model."""
         return dataclasses.replace(self, model=dataclasses.replace(self.model, model=model))
@@ -102,7 +113,13 @@ class Recipe:
         """Nested plain values, as they go into ``autoprune.json``: the groups, and the steps with their options."""
         groups = {group.name: dataclasses.asdict(getattr(self, group.name)) for group in _static_groups()}
         del groups["chosen"]
-        steps = [{"name": name, **dataclasses.asdict(self.options_of(name))} for name in self.steps]
+        steps = [
+            {
+                "name": name,
+                **{k: v for options in self.with_others(name) for k, v in dataclasses.asdict(options).items()},
+            }
+            for name in self.steps
+        ]
         given = {"pruned_model": self.chosen.pruned_model} if self.chosen.pruned_model else {}
         return {**groups, STEPS: steps, **({"given": given} if given else {})}
 
@@ -154,7 +171,7 @@ def recipe_from_flat(values: Mapping[str, Any]) -> Recipe:
     for group in groups():
         hints = typing.get_type_hints(group.type)
         fields = [f for f in dataclasses.fields(group.type) if f.name in values]
-        made = group.type(**{f.name: _as_declared(f, hints[f.name], values[f.name]) for f in fields})
+        made = group.type(**{f.name: as_declared(f, hints[f.name], values[f.name]) for f in fields})
         if not group.step:
             parts[group.name] = made
         elif fields:
@@ -177,7 +194,7 @@ def _with_sparsity(values: dict[str, Any]) -> dict[str, Any]:
     try:
         return {**values, "sparsity_ratio": float(word)}
     except (TypeError, ValueError) as error:
-        raise RecipeError(f"--sparsity {_short(word)} is neither a ratio such as 0.5 nor N:M such as 2:4") from error
+        raise RecipeError(f"--sparsity {short(word)} is neither a ratio such as 0.5 nor N:M such as 2:4") from error
 
 
 def recipe_from_record(record: Mapping[str, Any]) -> Recipe:
@@ -193,42 +210,6 @@ def recipe_from_record(record: Mapping[str, Any]) -> Recipe:
     if values.get("pruned_model") is None and not values.get(STEPS, True):
         del values[STEPS]
     return recipe_from_flat({key: value for key, value in values.items() if value is not None})
-
-
-def _as_declared(field: dataclasses.Field[Any], hint: Any, value: Any) -> Any:
-    """A value from Python or TOML as the option's type wants it: paths become words, lists tuples, one word a list of
-    one.
-
-    Raises: RecipeError if it is of another type.
-    """
-    if isinstance(value, PurePath):
-        value = str(value)
-    if field.metadata.get("place") and isinstance(value, str) and value.startswith("~"):
-        value = str(Path(value).expanduser())
-    if typing.get_origin(hint) is tuple:
-        if isinstance(value, str):
-            return comma_list(value) if field.metadata.get("comma") else (value,)
-        if isinstance(value, (list, tuple)) and all(isinstance(part, (str, PurePath)) for part in value):
-            return tuple(str(part) for part in value)
-        raise RecipeError(f"--{field.name} {_short(value)} is no list of words")
-    kinds = typing.get_args(hint) or (hint,)
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    # The ratio has a judge of its own, core.sparsity.
-    if float in kinds and (whole or field.name == "sparsity_ratio"):
-        return value
-    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-        wanted = " or ".join(_WORDS.get(kind, kind.__name__) for kind in kinds)
-        raise RecipeError(f"--{field.name} {_short(value)} is of the wrong kind; it must be {wanted}")
-    return value
-
-
-_WORDS = {str: "a word", int: "a whole number", float: "a number", bool: "true or false", type(None): "None"}
-
-
-def _short(value: object) -> str:
-    """A user's value as an error quotes it: a line of it, no more."""
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:80]}…"
 
 
 def validated(recipe: Recipe) -> Recipe:
@@ -247,6 +228,11 @@ def validated(recipe: Recipe) -> Recipe:
         raise RecipeError(
             "--delete removes what --save_model wrote, but there is no --save_model; add it or drop --delete"
         )
+    if recipe.evaluation.compare and target is None and not recipe.chosen.pruned_model:
+        raise RecipeError(
+            "--compare sets a pruned model beside the dense one, but nothing is pruned at ratio 0; leave it out, or"
+            " compare two models that there are with `autoprune compare DENSE PRUNED`"
+        )
     check_places(
         {name: getattr(recipe.output, name) for name in ("save_model", "save_ppl", "save_zeroshot")},
         {
@@ -256,14 +242,7 @@ def validated(recipe: Recipe) -> Recipe:
         },
         recipe.evaluation.eval_data,
     )
-    if "" in recipe.zeroshot.tasks or (recipe.output.save_zeroshot and not recipe.zeroshot.tasks):
-        raise RecipeError("--tasks is empty or has an empty part; give a comma list such as boolq,rte")
-    for name in ("limit", "num_fewshot", "tasks_path"):
-        if getattr(recipe.zeroshot, name) is not None and not recipe.zeroshot.tasks:
-            raise RecipeError(
-                f"--{name} is about zero-shot tasks, but none are measured; name some with --tasks, or give"
-                " --save_zeroshot"
-            )
+    check_tasks_chosen(recipe.zeroshot, saved=bool(recipe.output.save_zeroshot))
     if not recipe.evaluation.eval_data or "" in recipe.evaluation.eval_data:
         raise RecipeError("--eval_data is empty or has an empty part; give a comma list such as wikitext2,ptb")
     return recipe

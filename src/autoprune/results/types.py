@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from autoprune.core.shift import PredictionShift
 from autoprune.results.outcome import LayerOutcome, SubBlockOutcome
 
 if TYPE_CHECKING:
@@ -74,7 +75,8 @@ class TaskResult:
     acc, acc_norm.
 
     ``correct`` says of every sample, in the task's order, whether it was right: a word of 1 and 0, from which methods
-    are compared sample by sample.
+    are compared sample by sample. ``chosen`` says of a multiple-choice task's samples which answer was taken: a digit
+    or a letter for each, 0 the first; from which flips are counted.
     """
 
     task: str
@@ -84,6 +86,8 @@ class TaskResult:
     metrics: dict[str, float]
     errors: dict[str, float]
     correct: dict[str, str] = field(default_factory=dict)
+    chosen: dict[str, str] = field(default_factory=dict)
+    items: str = ""  # a digest of the samples and of the words in which they were put; empty where unknown
 
 
 @dataclass(frozen=True)
@@ -151,6 +155,7 @@ class EvaluationRow:
     zeroshot: ZeroShotResult | None = None
     cost: Cost | None = None
     about: About | None = None
+    shifts: dict[str, PredictionShift] = field(default_factory=dict)  # by text: how far predictions are from the dense
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,14 @@ from transformers import PreTrainedTokenizerBase
 
 from autoprune.evaluation.remember import Notes
 from autoprune.events import Emit, Notice, silent
+from autoprune.machine.allocator import restored
 from autoprune.machine.launch import joined
 from autoprune.recipe.options import EvaluationOptions
 from autoprune.recipe.recipe import Recipe, recipe_from_flat
 from autoprune.report.save import check_earlier, check_report_directory, notes_of, save_row, tables_claimed
+from autoprune.results.comparison import Comparison, comparison_of
 from autoprune.results.types import Evaluation, EvaluationRow, PruningSummary
+from autoprune.run.beside import check_beside, moved
 from autoprune.run.check import check_values
 from autoprune.run.labels import DENSE, labels_of, method_label, report_stem, target_label
 from autoprune.run.measure import about, accuracy, check_room, count_zeros, measured
@@ -55,6 +58,11 @@ class PruneResult:
         """Perplexity by evaluation text."""
         return {result.source: result.perplexity for result in self.row.perplexity}
 
+    @property
+    def comparison(self) -> Comparison | None:
+        """How far predictions are from the dense model's; None unless ``compare`` asked for it."""
+        return comparison_of(self.row) if self.row.shifts else None
+
     def to_pandas(self) -> DataFrame:
         """What became of every layer, one line each; no line where nothing was pruned."""
         return (self.summary or PruningSummary(())).to_pandas()
@@ -70,7 +78,8 @@ def prune(
     """Prunes a model: a hub id, a directory, ``"demo"``, or a model in memory, which is changed in place.
 
     ``options`` are the fields of the recipe, named as the flags are: ``prune_method="wanda", sparsity_ratio=0.5, …``;
-    ``eval_data`` given means: measure perplexity, ``tasks``: zero-shot accuracy. A model in memory needs its
+    ``eval_data`` given means: measure perplexity, ``compare=True``: the distance from the dense model as well,
+    ``tasks``: zero-shot accuracy. A model in memory needs its
     ``tokenizer`` unless calibration and evaluation data are token ids. Raises: AutoPruneError for everything that the
     user can mend.
     """
@@ -82,7 +91,7 @@ def prune(
             emit,
             held=held,
             tokenizer=tokenizer,
-            measure="eval_data" in options or recipe.output.save_ppl is not None,
+            measure="eval_data" in options or recipe.evaluation.compare or recipe.output.save_ppl is not None,
         )
 
 
@@ -105,6 +114,7 @@ def evaluate(
     return Evaluation(row.perplexity, row.zeroshot)
 
 
+@restored()
 def run(
     recipe: Recipe,
     emit: Emit = silent,
@@ -156,6 +166,7 @@ def _run(
         if subject.checkpoint:  # a pruned checkpoint is as large as the dense one
             check_room(recipe, subject, resident=subject.store.resident or fits(subject.checkpoint, recipe))
         plan = make_plan(recipe, subject, emit, measure=measure, ranks=ranks)
+        ranks.from_first(lambda: _check_measurable(recipe, plan))
         directory = Path(output.save_model) if output.save_model and plan.steps else None
         if plan.steps:
             summary = prune_and_write(recipe, plan, directory, emit)
@@ -192,11 +203,12 @@ def _evaluated(recipe: Recipe, plan: Plan, row: EvaluationRow, directory: Path |
     after = _reopened(recipe, plan.subject, directory) if plan.evaluation or recipe.zeroshot.tasks else plan.subject
     stem = report_stem(recipe, (row.method, row.target))
     notes = Notes(notes_of(recipe, stem), resume=recipe.output.resume, emit=emit)
-    row = dataclasses.replace(
-        row, perplexity=measured(plan, after, notes, emit, folder=directory.resolve() if directory else None)
-    )
+    folder = directory.resolve() if directory else None
+    row = dataclasses.replace(row, perplexity=measured(plan, after, notes, emit, folder=folder))
+    if recipe.evaluation.compare:
+        row = dataclasses.replace(row, shifts=moved(recipe, plan, after, notes, emit, folder))
     save_row(recipe, row, stem)  # before the tasks, which take longer and may fail
-    if found := accuracy(recipe, plan, after, emit):
+    if found := accuracy(recipe, plan, after, notes, emit):
         row = dataclasses.replace(row, zeroshot=found)
         save_row(recipe, row, stem)
     notes.forget()
@@ -216,6 +228,16 @@ def _check_outputs(recipe: Recipe, emit: Emit) -> None:
         from autoprune.evaluation.tasks import check_tasks
 
         check_tasks(recipe.zeroshot, emit)
+
+
+def _check_measurable(recipe: Recipe, plan: Plan) -> None:
+    """Everything about what is measured in the end that the model itself may speak against."""
+    if recipe.evaluation.compare:
+        check_beside(recipe, plan)
+    if recipe.zeroshot.apply_chat_template:
+        from autoprune.evaluation.tasks import check_template
+
+        check_template(recipe.zeroshot, plan.subject.load_tokenizer())
 
 
 def _reopened(recipe: Recipe, subject: Subject, directory: Path | None) -> Subject:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from autoprune.errors import OutputError
+from autoprune.machine.allocator import restored
 from autoprune.machine.devices import choose_device
 from autoprune.model.anatomy import Anatomy, examine
 from autoprune.model.experts import eager_experts
@@ -82,6 +83,7 @@ def inspect(model: str, **options: Any) -> Inspection:
     return inspect_recipe(recipe_from_flat({"model": str(model), "sparsity_ratio": 0.5, **options}))
 
 
+@restored()
 def inspect_recipe(recipe: Recipe) -> Inspection:
     """Describes the recipe's model; where its weights are at hand, the blocks run on a few tokens."""
     directory = locate(recipe.model.model, recipe.model.cache_dir)

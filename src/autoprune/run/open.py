@@ -17,7 +17,8 @@ from autoprune.machine.allocator import return_large_blocks
 from autoprune.machine.devices import choose_device
 from autoprune.recipe.recipe import Recipe
 from autoprune.run.held import check_held
-from autoprune.run.memory import PROGRAM, parse_memory
+from autoprune.run.memory import PROGRAM
+from autoprune.run.sizes import parse_memory
 from autoprune.storage.checkpoint import Checkpoint
 from autoprune.storage.complete import check_complete
 from autoprune.storage.locate import locate

@@ -78,7 +78,12 @@ def prune_and_write(recipe: Recipe, plan: Plan, directory: Path | None, emit: Em
             return ranks.from_first(lambda: already_complete(run, directory))
         if ranks.from_first(lambda: workplace is not None and plan.subject.checkpoint is not None and workplace.whole):
             return ranks.from_first(lambda: put_in_place(run))
-        return _prune(run)
+        journal, dense = _journal(run), dense_values(run)
+        summary = _summary(run, finish(run, journal, dense, _prune_blocks(run, journal)))
+        if workplace:
+            emit(Phase("writing"))
+            write(run, journal.writer if journal else None, summary)
+        return summary
     except BaseException:
         if workplace and not complete:
             stop(run, workplace)
@@ -119,17 +124,6 @@ def _require_same(ranks: Ranks, about: dict[str, Any]) -> None:
                 f"rank {rank} does not do what rank 0 does (rank 0's value first): {difference}; "
                 "give all machines the same command, model and versions"
             )
-
-
-def _prune(run: Run) -> PruningSummary:
-    journal = _journal(run)
-    dense = dense_values(run)
-    found = finish(run, journal, dense, _prune_blocks(run, journal))
-    summary = _summary(run, found)
-    if run.workplace:
-        run.emit(Phase("writing"))
-        write(run, journal.writer if journal else None, summary)
-    return summary
 
 
 def _journal(run: Run) -> Journal | None:

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from autoprune.core.problem import LayerSolution
 from autoprune.errors import ModelError
-from autoprune.events import Emit, Phase
-from autoprune.events import Step as Progress
+from autoprune.events import Emit, Phase, Progress
 from autoprune.model.block import Block
 from autoprune.model.experts import eager_experts
 from autoprune.model.rescale import rescaled

@@ -7,7 +7,9 @@ from pathlib import Path
 
 from autoprune.data.cache import cached_windows
 from autoprune.data.hub import MIRROR_VARIABLE
-from autoprune.data.windows import Windows, calibration_windows, evaluation_windows
+from autoprune.data.mix import counts, mixed, split_mix
+from autoprune.data.sources import parse_source
+from autoprune.data.windows import CALIBRATION_FLAG, Windows, calibration_windows, evaluation_windows
 from autoprune.events import Emit, Phase
 from autoprune.recipe.recipe import Recipe
 from autoprune.run.open import Subject
@@ -21,24 +23,38 @@ def source_name(word: str) -> str:
 
 
 def calibration_of(recipe: Recipe, subject: Subject, seqlen: int, emit: Emit) -> Windows:
-    """The calibration windows. Raises: DataError if the text can't be read or is too short."""
+    """The calibration windows, of one source or of a mix. Raises: DataError if one can't be read or is too short."""
     options = recipe.calibration
-    emit(Phase(f"calibration data {source_name(options.calibration_data)}"))
+    word = options.calibration_data
+    parts = split_mix(word)
+    if not parts:
+        return _drawn(recipe, subject, word, seqlen, options.nsamples, emit)
+    shares = counts(parts, options.nsamples)
+    for part in parts:
+        parse_source(part.word, CALIBRATION_FLAG)
+    drawn = [
+        _drawn(recipe, subject, part.word, seqlen, count, emit) for part, count in zip(parts, shares, strict=True)
+    ]
+    return mixed(parts, drawn)
+
+
+def _drawn(recipe: Recipe, subject: Subject, word: str, seqlen: int, nsamples: int, emit: Emit) -> Windows:
+    """So many windows of one source."""
+    options = recipe.calibration
+    emit(Phase(f"calibration data {source_name(word)}"))
 
     def draw() -> Windows:
         return calibration_windows(
-            options.calibration_data,
+            word,
             subject.load_tokenizer,
-            nsamples=options.nsamples,
+            nsamples=nsamples,
             seqlen=seqlen,
             seed=options.seed,
             vocab_size=subject.config.vocab_size,
             datasets_cache_dir=options.datasets_cache_dir,
         )
 
-    return cached_windows(
-        _key(subject, options.calibration_data, seqlen, nsamples=options.nsamples, seed=options.seed), draw, emit
-    )
+    return cached_windows(_key(subject, word, seqlen, nsamples=nsamples, seed=options.seed), draw, emit)
 
 
 def evaluation_of(recipe: Recipe, subject: Subject, seqlen: int, emit: Emit) -> dict[str, Windows]:

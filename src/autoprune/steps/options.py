@@ -206,7 +206,15 @@ class AutoOptions:
     )
     auto_choices: tuple[str, ...] = option(
         (),
-        "auto: what an earlier run chose, in the order of blocks and sub-blocks; then nothing is tried",
-        metavar="STEPS[,STEPS]",
+        "auto: what to choose without trying, by sub-blocks' names or patterns of them, such as *.0.mlp=wanda+refit;"
+        " the last one that fits counts",
+        metavar="PATTERN=STEPS[,...]",
         comma=True,
     )
+
+    @property
+    def taken_along(self) -> tuple[str, ...]:
+        """The other steps whose options hold for it too."""
+        words = [*self.auto_tries, *(choice.rpartition("=")[2] for choice in self.auto_choices)]
+        names = (word.partition("-")[0] for tried in words for word in tried.split("+"))
+        return tuple(dict.fromkeys(names))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import torch
 
 import autoprune
 from autoprune.cli.main import main
-from autoprune.storage import result as results
+from end_to_end.forks import Forks
 from end_to_end.tiny import SEQLEN, Texts, change_weights, contents, same_bits, save_tiny, tensors, tiny_model
 
 Options = dict[str, Any]
@@ -28,6 +30,14 @@ def options(texts: Texts) -> Options:
 def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model of five blocks. Nobody writes there."""
     return save_tiny(tmp_path_factory.mktemp("shrink") / "dense", tiny_model(num_hidden_layers=BLOCKS))
+
+
+@pytest.fixture(scope="module")
+def forks() -> Iterator[Forks]:
+    """Starts runs that can be killed."""
+    starter = Forks()
+    yield starter
+    starter.close()
 
 
 def _renamed(name: str, kept: tuple[int, ...]) -> str:
@@ -85,29 +95,20 @@ def test_healing_changes_the_neighbours_alone(tmp_path: Path, dense: Path, optio
     assert main(["verify", str(out), "--model", str(dense)]) == 0
 
 
-def test_two_runs_and_a_stopped_one_give_the_same_bytes(
-    tmp_path: Path, dense: Path, options: Options, monkeypatch: pytest.MonkeyPatch
+def test_two_runs_and_killed_ones_give_the_same_bytes(
+    tmp_path: Path, dense: Path, options: Options, forks: Forks
 ) -> None:
-    """A run that ends at any of its writes, as by kill -9, goes on to the same bytes."""
+    """A run that is killed while it writes any of its shards goes on to the same bytes."""
     whole = [tmp_path / name for name in ("one", "two")]
     for out in whole:
         autoprune.shrink(dense, out, by="angular", **options)
     expected = contents(whole[0])
     assert contents(whole[1]) == expected
-    for stop in range(1, 4):
-        out, real, calls = tmp_path / f"stopped{stop}", results.save_file, [0]
-
-        def stopping(*given: Any, _at: int = stop, _calls: list[int] = calls, _real: Any = real, **named: Any) -> None:
-            _calls[0] += 1
-            if _calls[0] == _at:
-                raise KeyboardInterrupt
-            _real(*given, **named)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(results, "save_file", stopping)
-            with pytest.raises(KeyboardInterrupt):
-                autoprune.shrink(dense, out, by="angular", **options)
-        assert not out.exists()
+    for stop in (1, 3):
+        out = tmp_path / f"stopped{stop}"
+        words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+        forks.start(["shrink", str(dense), str(out), "--by", "angular", *words], tmp_path / "log", die_in_save=stop)
+        assert forks.wait() == -signal.SIGKILL and not out.exists()
         with pytest.raises(autoprune.OutputError, match="an unfinished run lies beside it"):
             autoprune.shrink(dense, out, by="angular", **options)
         with pytest.raises(autoprune.OutputError, match=r"was another one: asked\.blocks was 2"):

@@ -1,4 +1,4 @@
-"""Starts runs of ``main.py``, or of ``autoprune shrink``, as processes of their own, at once, because torch is imported
+"""Starts runs of ``main.py``, or of ``autoprune shrink``, as processes of their own, at once, for torch is imported
 already: ``python forks.py``.
 
 Every line of its input is an order in JSON: flags, a file for what the run says, and the number of the safetensors

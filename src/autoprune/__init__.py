@@ -3,8 +3,9 @@
 ``autoprune.prune(model, …)`` prunes, ``autoprune.evaluate(model, …)`` measures perplexity,
 ``autoprune.compare(dense, pruned)`` says how far predictions moved, ``autoprune.benchmark(grid)`` compares ways of
 pruning, ``autoprune.inspect(model)`` describes, ``autoprune.rotate(model, out)`` writes the same function in a basis
-that is easier to prune, ``autoprune.speed(models)`` measures how quick and large models are; names are loaded when
-they are first used, so that importing the package is quick.
+that is easier to prune, ``autoprune.shrink(model, out, …)`` a smaller dense model, ``autoprune.speed(models)``
+measures how quick and large models are; names are loaded when they are first used, so that importing the package is
+quick.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from autoprune.run.compare import compare
     from autoprune.run.inspect import inspect
     from autoprune.run.rotate import rotate
+    from autoprune.run.shrink import ShrinkResult, shrink
     from autoprune.run.speed import speed
 
 __all__ = [
@@ -33,12 +35,14 @@ __all__ = [
     "PruneResult",
     "Recipe",
     "RecipeError",
+    "ShrinkResult",
     "benchmark",
     "compare",
     "evaluate",
     "inspect",
     "prune",
     "rotate",
+    "shrink",
     "speed",
 ]
 __version__ = "0.1.0"
@@ -55,6 +59,8 @@ _LAZY = {
     "inspect": "autoprune.run.inspect",
     "benchmark": "autoprune.bench.bench",
     "rotate": "autoprune.run.rotate",
+    "shrink": "autoprune.run.shrink",
+    "ShrinkResult": "autoprune.run.shrink",
     "speed": "autoprune.run.speed",
 }
 

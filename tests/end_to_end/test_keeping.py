@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from autoprune.machine import allocator
 from autoprune.recipe.recipe import recipe_from_flat
 from autoprune.run import closing
 from autoprune.run import open as subject
@@ -154,6 +155,20 @@ def test_large_allocations_are_given_back_before_the_model_is_built(
         steps.clear()
         subject.open_model(recipe, resident=resident)
         assert steps == expected
+
+
+def test_glibcs_limits_are_set_back_behind_a_run(run: Run, tiny: Path, tmp_path: Path) -> None:
+    asked: list[bool] = []
+
+    def limited() -> None:
+        allocator.return_large_blocks()
+        asked.append(allocator._Limits.changed)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(subject, "return_large_blocks", limited)
+        run(tiny, save_model=tmp_path / "out")
+    assert asked and all(asked) == (allocator._glibc() is not None)
+    assert not allocator._Limits.changed and not allocator._Limits.runs
 
 
 def test_a_manifest_that_can_not_be_written_again(

@@ -13,7 +13,7 @@ from typing import Any
 
 from pages import ROOT
 
-from autoprune.recipe.options import RotationOptions, SpeedOptions
+from autoprune.recipe.options import RotationOptions, ShrinkOptions, SpeedOptions
 from autoprune.recipe.recipe import Group, groups
 
 FLAGS, TREE = ROOT / "docs" / "flags.md", ROOT / "docs" / "tree.md"
@@ -24,14 +24,14 @@ WIDTH = 118
 def flag_tables() -> str:
     """The tables of flags: one for every group of options and every step that has some."""
     tables = [f"\n## {_title(group)}\n\n{_table(group.type)}" for group in groups()]
-    alone = {"rotate": RotationOptions, "speed": SpeedOptions}
+    alone = {"rotate": RotationOptions, "shrink": ShrinkOptions, "speed": SpeedOptions}
     tables += [f"\n## `autoprune {name}` alone\n\n{_table(options)}" for name, options in alone.items()]
     return "".join(tables) + "\n"
 
 
 def flag_names() -> list[str]:
     """The flags of these tables, in their order."""
-    types = [*(group.type for group in groups()), RotationOptions, SpeedOptions]
+    types = [*(group.type for group in groups()), RotationOptions, ShrinkOptions, SpeedOptions]
     return [f.name for kind in types for f in dataclasses.fields(kind)]
 
 

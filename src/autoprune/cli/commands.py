@@ -8,6 +8,7 @@ from pathlib import Path
 from autoprune.cli.compare import add_compare
 from autoprune.cli.flags import Parser, add_flags
 from autoprune.cli.rotate import add_rotate
+from autoprune.cli.shrink import add_shrink
 from autoprune.cli.speed import add_speed
 
 VERIFY = (
@@ -58,6 +59,7 @@ def add_commands(commands: argparse._SubParsersAction[Parser]) -> None:
     _add_runs(commands)
     add_compare(commands)
     add_rotate(commands)
+    add_shrink(commands)
     add_speed(commands)
     for add in (_add_verify, _add_bench, _add_report, _add_reproduce):
         add(commands)

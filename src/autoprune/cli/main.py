@@ -15,6 +15,7 @@ from autoprune.cli.commands import add_commands
 from autoprune.cli.compare import run_compare
 from autoprune.cli.flags import Parser, add_flags, given
 from autoprune.cli.rotate import run_rotate
+from autoprune.cli.shrink import run_shrink
 from autoprune.cli.speed import run_speed
 from autoprune.cli.tasks import asks_for_tasks, list_tasks
 from autoprune.errors import AutoPruneError, OutputError, RecipeError
@@ -26,7 +27,12 @@ INTRODUCTION = (
     " `autoprune prune MODEL OUT --sparsity 2:4`, then `autoprune compare MODEL OUT`."
 )
 NUMBERS = ("torch", "transformers", "safetensors")  # packages that can change a number
-ELSEWHERE = {"compare": run_compare, "rotate": run_rotate, "speed": run_speed}  # commands with a file of their own
+ELSEWHERE = {  # commands with a file of their own
+    "compare": run_compare,
+    "rotate": run_rotate,
+    "shrink": run_shrink,
+    "speed": run_speed,
+}
 
 
 def _versions() -> str:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from autoprune.run.api import PruneResult
     from autoprune.run.inspect import Inspection
     from autoprune.run.rotate import RotateResult
+    from autoprune.run.shrink import ShrinkResult
 
 WIDE = 160
 LONGEST = 4  # phases of a run that are told of
@@ -203,4 +204,19 @@ def show_rotation(result: RotateResult) -> None:
         f" ({result.change:+.1%}); logits differ by {result.difference:.1e} of their size",
         highlight=False,
     )
+    console.print(f"checkpoint: {result.directory}", highlight=False, soft_wrap=True)
+
+
+def show_shrink(result: ShrinkResult) -> None:
+    """What went, what healing brought, and where the model is."""
+    console = terminal()
+    gone = f"blocks gone: {', '.join(map(str, result.dropped))}; " if result.dropped else ""
+    gone += "".join(f"{name} {before:,} -> {after:,}; " for name, (before, after) in result.entries.items())
+    console.print(
+        f"{gone}{result.parameters_before:,} -> {result.parameters_after:,} parameters"
+        f" ({-result.parameters_gone:.1%})",
+        highlight=False,
+    )
+    for block, (before, after) in result.healed.items():
+        console.print(f"block {block}: error on held-out samples {before:.4f} -> {after:.4f}", highlight=False)
     console.print(f"checkpoint: {result.directory}", highlight=False, soft_wrap=True)

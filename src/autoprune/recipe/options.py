@@ -7,7 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from autoprune.steps.options import option
+from autoprune.steps.options import HEALINGS, option
 
 ZEROSHOT_TASKS = ("boolq", "rte", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "openbookqa")
 PLACES = ("device", "cpu", "disk")
@@ -181,6 +181,39 @@ class RotationOptions:
     rotate_steps: int = option(100, "steps of the optimiser", metavar="N", at_least=1)
     rotate_rate: float = option(0.01, "its learning rate", metavar="RATE", positive=True)
     rotate_blocks: int = option(3, "random blocks that each step looks at", metavar="N", at_least=1)
+
+
+@dataclass(frozen=True)
+class ShrinkOptions:
+    """What of a model goes, and how the rest makes up for it."""
+
+    blocks: float | None = option(
+        None, "blocks to drop: how many, or which share of them if below 1", metavar="N", at_least=0
+    )
+    by: str = option(
+        "influence",
+        "which blocks go: those that turn hidden states least, the run over which the last token turns least, or one"
+        " by one those without which the predictions move least (slow)",
+        choices=("influence", "angular", "divergence"),
+    )
+    mlp: float | None = option(
+        None,
+        "share of the MLPs' width to drop; what is left makes up for it by least squares",
+        metavar="SHARE",
+        fraction=True,
+    )
+    multiple: int = option(64, "the width of the MLPs stays a multiple of this", metavar="N", at_least=1)
+    experts: float | None = option(
+        None, "experts to drop in every block: how many, or which share of them if below 1", metavar="N", at_least=0
+    )
+    experts_by: str = option(
+        "reap", "which experts go: those that add least (REAP), or that fewest tokens go to", choices=("reap", "load")
+    )
+    heal: str = option(
+        HEALINGS[-1],
+        "what makes up for what went: nothing, blocks behind it scaled so that sizes fit, or blocks beside it trained",
+        choices=HEALINGS,
+    )
 
 
 @dataclass(frozen=True)

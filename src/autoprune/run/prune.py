@@ -143,7 +143,7 @@ def _journal(run: Run) -> Journal | None:
         "threads": torch.get_num_threads(),
         "ranks": run.ranks.count,
     }
-    journal = Journal(run.workplace, writer, run.about | {"here": here})
+    journal = Journal(run.workplace, run.about | {"here": here}, writer)
     store.write_to(writer.write_block, journal.keep_pass)
     return journal
 

@@ -11,6 +11,7 @@ quick.
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 from autoprune.errors import AutoPruneError, DataError, ModelError, NumericsError, OutputError, RecipeError
@@ -45,6 +46,10 @@ __all__ = [
     "speed",
 ]
 __version__ = "0.1.0"
+
+# OpenMP reads it when torch is loaded: threads that wait for others sleep instead of spinning, which on a machine
+# where something else is at work takes the very time that the others wait for (docs/performance.md).
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 _LAZY = {
     "prune": "autoprune.run.api",

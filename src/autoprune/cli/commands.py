@@ -33,7 +33,7 @@ FLAGS: dict[
     "prune": (None, ()),
     "eval": (
         ("model", "calibration", "evaluation", "zeroshot", "output", "run"),
-        ("calibration_data", "nsamples", "save_model", "delete", "compare"),
+        ("calibration_data", "nsamples", "save_model", "delete", "no_dense", "compare"),
     ),
     "inspect": (
         ("model", "chosen", "calibration", "run"),
@@ -48,6 +48,7 @@ FLAGS: dict[
             "memory",
             "activations",
             "quiet",
+            "no_dense",
         ),
     ),
 }

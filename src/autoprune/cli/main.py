@@ -17,6 +17,7 @@ from autoprune.cli.flags import Parser, add_flags, given
 from autoprune.cli.rotate import run_rotate
 from autoprune.cli.shrink import run_shrink
 from autoprune.cli.speed import run_speed
+from autoprune.cli.tasks import asks_for_tasks, list_tasks
 from autoprune.errors import AutoPruneError, OutputError, RecipeError
 from autoprune.machine.launch import launched, require_alone
 from autoprune.recipe.recipe import recipe_from_flat
@@ -47,15 +48,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def classic(arguments: Sequence[str] | None = None) -> int:
     """``main.py``: the flags of `autoprune prune`, with the model as ``--model``."""
     parser = Parser(prog="main.py", description=INTRODUCTION, allow_abbrev=False)
-    return _guarded(lambda: _prune(_flags_of(parser, arguments)))
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    return _guarded(lambda: list_tasks(words) if asks_for_tasks(words) else _prune(_flags_of(parser, words)))
 
 
-def _flags_of(parser: Parser, arguments: Sequence[str] | None) -> dict[str, object]:
+def _flags_of(parser: Parser, arguments: Sequence[str]) -> dict[str, object]:
     add_flags(parser)
     return given(parser.parse_args(arguments))
 
 
 def _console(arguments: list[str]) -> int:
+    if asks_for_tasks(arguments):
+        return list_tasks(arguments)
     parser = Parser(prog="autoprune", description=INTRODUCTION, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=_versions())
     add_commands(parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser))
@@ -152,10 +156,14 @@ def _bench(grid: str, out: str, jobs: int) -> int:
 
 
 def _report(chosen: argparse.Namespace) -> int:
+    from autoprune.report.needs import check_pages
     from autoprune.report.publish import published
     from autoprune.results.codec import read_rows
+    from autoprune.results.variants import with_references
 
-    text = published(read_rows(chosen.results), chosen.format, title=chosen.title)
+    if chosen.format == "html":
+        check_pages("--format html")
+    text = published(with_references(read_rows(chosen.results)), chosen.format, title=chosen.title)
     if chosen.out is None:
         sys.stdout.write(text)
         return 0

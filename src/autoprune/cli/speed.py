@@ -24,6 +24,7 @@ WITHOUT = (
     "batch_size",  # here it is the larger batch
     "activations",
     "memory",
+    "no_dense",
 )
 
 

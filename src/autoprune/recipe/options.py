@@ -115,7 +115,7 @@ class ZeroShotOptions:
     tasks: tuple[str, ...] = option(
         (),
         "comma list of tasks, or of sets of them: classic (the seven of the papers, taken with --save_zeroshot and"
-        " without a list), knowledge (mmlu), reasoning (gsm8k, ifeval)",
+        " without a list), knowledge (mmlu), reasoning (gsm8k, ifeval); `--tasks list` names all that there are",
         metavar="TASK[,TASK]",
         comma=True,
     )
@@ -167,6 +167,9 @@ class RunOptions:
         None,
         "budget such as 8GiB: windows per pass and the place of hidden states are chosen to fit it",
         metavar="SIZE",
+    )
+    no_dense: bool = option(
+        False, "measure the result alone: no perplexity of the dense model beside it, which takes as long again"
     )
     quiet: bool = option(False, "no progress, no tables; errors only")
 

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 from autoprune.cli.flags import Parser, add_flags, given
-from autoprune.cli.progress import watching
+from autoprune.report.progress import watching
 from autoprune.cli.show import terminal
 from autoprune.recipe.recipe import Recipe, recipe_from_flat
 from autoprune.report.page import render_html

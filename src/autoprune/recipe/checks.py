@@ -11,6 +11,7 @@ from typing import Any
 from autoprune.errors import RecipeError
 from autoprune.recipe.options import PROTOCOLS, CalibrationOptions, EvaluationOptions
 
+TEXTS = ("calibration_data", "eval_data")
 LONGEST_NAME, LONGEST_PATH = 255, 4096  # bytes, of one part and of all together: what file systems take
 
 
@@ -46,6 +47,7 @@ def check_places(places: Mapping[str, str | None], read: Mapping[str, str | None
         if not _may_be_a_path(word or ""):
             raise RecipeError(
                 f"--{name} {_short(word)} is no name: too long for a file or a directory, or with a zero in it"
+                + ("; a text itself is given in Python, in a list: [text]" if name in TEXTS else "")
             )
 
 

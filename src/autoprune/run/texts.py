@@ -6,7 +6,9 @@ import os
 from pathlib import Path
 
 from autoprune.data.cache import cached_windows
+from autoprune.data.handed import CALIBRATION, EVALUATION, source_of
 from autoprune.data.hub import MIRROR_VARIABLE
+from autoprune.data.sources import Source
 from autoprune.data.windows import Windows, calibration_windows, evaluation_windows
 from autoprune.events import Emit, Phase
 from autoprune.recipe.recipe import Recipe
@@ -23,11 +25,12 @@ def source_name(word: str) -> str:
 def calibration_of(recipe: Recipe, subject: Subject, seqlen: int, emit: Emit) -> Windows:
     """The calibration windows. Raises: DataError if the text can't be read or is too short."""
     options = recipe.calibration
-    emit(Phase(f"calibration data {source_name(options.calibration_data)}"))
+    source = source_of(recipe, options.calibration_data, CALIBRATION)
+    emit(Phase(f"calibration data {source_name(source.name)}"))
 
     def draw() -> Windows:
         return calibration_windows(
-            options.calibration_data,
+            source,
             subject.load_tokenizer,
             nsamples=options.nsamples,
             seqlen=seqlen,
@@ -36,42 +39,41 @@ def calibration_of(recipe: Recipe, subject: Subject, seqlen: int, emit: Emit) ->
             datasets_cache_dir=options.datasets_cache_dir,
         )
 
+    word = options.calibration_data
     return cached_windows(
-        _key(subject, options.calibration_data, seqlen, nsamples=options.nsamples, seed=options.seed), draw, emit
+        _key(subject, source, word, seqlen, nsamples=options.nsamples, seed=options.seed), draw, emit
     )
 
 
 def evaluation_of(recipe: Recipe, subject: Subject, seqlen: int, emit: Emit) -> dict[str, Windows]:
     """The windows of every evaluation text, by its name. Raises: DataError as ``calibration_of`` does."""
     windows = {}
-    words = tuple(dict.fromkeys(recipe.evaluation.eval_data))
-    short = [source_name(word) for word in words]
-    for word in words:
-        name = source_name(word) if short.count(source_name(word)) == 1 else word
+    sources = {word: source_of(recipe, word, EVALUATION) for word in dict.fromkeys(recipe.evaluation.eval_data)}
+    short = [source_name(source.name) for source in sources.values()]
+    for word, source in sources.items():
+        name = source_name(source.name) if short.count(source_name(source.name)) == 1 else word
         emit(Phase(f"evaluation data {name}"))
 
-        def cut(word: str = word) -> Windows:
+        def cut(source: Source = source) -> Windows:
             cache = recipe.calibration.datasets_cache_dir
             return evaluation_windows(
-                word,
+                source,
                 subject.load_tokenizer,
                 seqlen=seqlen,
                 vocab_size=subject.config.vocab_size,
                 datasets_cache_dir=cache,
             )
 
-        windows[name] = cached_windows(_key(subject, word, seqlen, purpose="evaluation"), cut, emit)
+        windows[name] = cached_windows(_key(subject, source, word, seqlen, purpose="evaluation"), cut, emit)
     return windows
 
 
-def _key(subject: Subject, word: str, seqlen: int, **more: object) -> dict[str, object] | None:
-    """What windows depend on: text, tokenizer, length, versions; None for a model in memory, whose tokenizer has no
-    files to know it by.
-    """
-    if subject.checkpoint is None:
+def _key(subject: Subject, source: Source, word: str, seqlen: int, **more: object) -> dict[str, object] | None:
+    """What windows depend on: text, tokenizer, length, versions; None where one of them has no files to know it by."""
+    if subject.checkpoint is None or subject.own_tokenizer or source.given:
         return None
     # All that lies beside the weights: which of these files make the tokenizer, only its own class knows.
-    files = [Path(word).expanduser(), *companions(subject.checkpoint.directory)]
+    files = [*([source.path] if source.path else []), *companions(subject.checkpoint.directory)]
     stamps = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in files if path.is_file()]
     mirror = os.environ.get(MIRROR_VARIABLE)
     return {

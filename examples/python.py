@@ -9,7 +9,6 @@ from __future__ import annotations
 from importlib.resources import files
 
 import pandas as pd
-import torch
 from datasets import Dataset
 from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -34,16 +33,11 @@ def compare_recipes(nsamples: int, seqlen: int) -> pd.DataFrame:
     heldout = Dataset.from_dict({"text": HELDOUT[:6], "chapter": list(range(6))})
     dense = autoprune.evaluate("demo", eval_data={"heldout": heldout}, seqlen=seqlen)
     rows = [{"recipe": "dense", "zeros": 0.0, "perplexity": dense.perplexity["heldout"]}]
-    for name, options in RECIPES.items():
-        result = autoprune.prune(
-            "demo",
-            sparsity_ratio=0.5,
-            calibration_data=CHAPTERS,
-            eval_data={"heldout": heldout},
-            nsamples=nsamples,
-            seqlen=seqlen,
-            **options,
-        )
+    texts: autoprune.PruneOptions = {"calibration_data": CHAPTERS, "eval_data": {"heldout": heldout}}
+    common: autoprune.PruneOptions = {**texts, "sparsity_ratio": 0.5, "nsamples": nsamples, "seqlen": seqlen}
+    for name, recipe in RECIPES.items():
+        options: autoprune.PruneOptions = {**common, **recipe}
+        result = autoprune.prune("demo", **options)
         rows.append({"recipe": name, "zeros": result.row.sparsity, "perplexity": result.perplexity["heldout"]})
     return pd.DataFrame(rows).set_index("recipe")
 
@@ -52,7 +46,8 @@ def ratios_by_layer(nsamples: int, seqlen: int) -> pd.DataFrame:
     """The feed-forward layers lose more than the attention; a DataLoader of token ids calibrates."""
     tokenizer = AutoTokenizer.from_pretrained(str(DEMO))
     ids = tokenizer("\n".join(CHAPTERS), return_tensors="pt").input_ids[0]
-    windows = [{"input_ids": row} for row in ids[: nsamples * seqlen].view(nsamples, seqlen)]
+    rows = ids[: nsamples * seqlen].view(nsamples, seqlen)
+    windows = Dataset.from_dict({"input_ids": rows.tolist()}).with_format("torch")
     model = AutoModelForCausalLM.from_pretrained(str(DEMO))  # pruned in place
     result = autoprune.prune(
         model,
@@ -67,7 +62,7 @@ def ratios_by_layer(nsamples: int, seqlen: int) -> pd.DataFrame:
         print("note:", text)
     prompt = tokenizer("And it came to pass", return_tensors="pt").input_ids
     said = result.model.generate(prompt, max_new_tokens=8, do_sample=False)
-    print(tokenizer.decode(torch.as_tensor(said)[0]))
+    print(tokenizer.decode(said[0]))
     return result.to_pandas().pivot(index="layer", columns="block", values="sparsity")
 
 

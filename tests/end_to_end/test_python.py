@@ -146,7 +146,7 @@ def test_a_recipe_is_run(tiny: Path, texts: Texts, tmp_path: Path) -> None:
         autoprune.Recipe.read(tmp_path / "recipe.toml"),
         model=held,
         tokenizer=tiny,
-        calibration_data=words(texts.calibration),
+        calibration_data=texts.calibration,
         eval_data={"mine": words(texts.heldout)},
     )
     assert mine.model is held

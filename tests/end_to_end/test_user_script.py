@@ -23,8 +23,9 @@ autoprune.prune("demo", sparsity_ratio="oops")
 autoprune.prune("demo", calibration_data=3)
 autoprune.evaluate("demo", steps="wanda")
 autoprune.compare("demo", "out", eval_data="demo", calibration_data="demo")
-result.model.generated()
 """
+# What they say of themselves takes mypy a minute to read, and `make check` reads it for the script.
+LARGE = ("torch", "transformers", "pandas", "datasets", "rich", "matplotlib")
 
 
 def test_the_script_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -36,7 +37,7 @@ def test_the_script_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
     assert list(recipes.index) == ["dense", *script.RECIPES]
     assert recipes.zeros.tolist() == [0.0, 0.5, 0.5, 0.5]
     assert (recipes.perplexity[1:] > recipes.perplexity["dense"]).all()
-    assert (ratios[0] == 0).all()
+    assert list(ratios.columns) == [1, 2, 3, 4], "block 0 is left as it is"
     assert ratios[1]["mlp.up_proj"] == pytest.approx(0.6, abs=0.01)
     assert ratios[1]["self_attn.q_proj"] == pytest.approx(0.4, abs=0.01)
     assert "model.layers.0: 7 layers pruned" in capsys.readouterr().out
@@ -48,11 +49,11 @@ def test_types(tmp_path: Path) -> None:
     wrong = tmp_path / "wrong.py"
     wrong.write_text(dedent(WRONG), encoding="utf-8")
     settings = tmp_path / "mypy.ini"
-    settings.write_text(f"[mypy]\nmypy_path = {ROOT / 'src'}\n", encoding="utf-8")
-    cache = ROOT / ".mypy_cache" / "users"  # kept: torch and transformers are large
-    options = ["--strict", "--ignore-missing-imports", "--follow-imports=silent", "--config-file", str(settings)]
+    skipped = "".join(f"[mypy-{name}.*]\nfollow_imports = skip\n" for name in LARGE)
+    settings.write_text(f"[mypy]\nmypy_path = {ROOT / 'src'}\n{skipped}", encoding="utf-8")
+    options = ["--strict", "--ignore-missing-imports", "--follow-imports=silent", "--allow-subclassing-any"]
     done = subprocess.run(
-        [sys.executable, "-m", "mypy", *options, "--cache-dir", str(cache), str(SCRIPT), str(wrong)],
+        [sys.executable, "-m", "mypy", *options, f"--config-file={settings}", "--no-incremental", SCRIPT, wrong],
         capture_output=True,
         text=True,
         cwd=tmp_path,

@@ -70,13 +70,7 @@ def calibration_windows(
     """
     source = parse_source(word, CALIBRATION_FLAG) if isinstance(word, str) else word
     if source.kind == "tokens":
-        rows = read_token_rows(source, seqlen)
-        if len(rows) < nsamples:
-            raise DataError(
-                f"{source.label}: holds {len(rows)} rows, but {nsamples} are wanted; set --nsamples {len(rows)} or"
-                " save more rows"
-            )
-        return _from_rows(source, rows, rows[:nsamples], "calibration", vocab_size)
+        return _first_rows(source, nsamples, seqlen, vocab_size)
     if source.kind == "stream":
         ids = given_ids(source)
         begins = _starts(source, len(ids), nsamples, seqlen, random.Random(seed))
@@ -145,6 +139,16 @@ def evaluation_windows(
         "utf8_bytes": text.utf8_bytes(count * seqlen),
     }
     return _windows(source, text.ids[: count * seqlen].view(count, seqlen), facts, vocab_size)
+
+
+def _first_rows(source: Source, nsamples: int, seqlen: int, vocab_size: int) -> Windows:
+    rows = read_token_rows(source, seqlen)
+    if len(rows) < nsamples:
+        raise DataError(
+            f"{source.label}: holds {len(rows)} rows, but {nsamples} are wanted; set --nsamples {len(rows)} or save"
+            " more rows"
+        )
+    return _from_rows(source, rows, rows[:nsamples], "calibration", vocab_size)
 
 
 def _whole_windows(source: Source, tokens: int, seqlen: int) -> int:

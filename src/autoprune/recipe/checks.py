@@ -25,7 +25,9 @@ def check_bounds(options: Any) -> None:
         if "choices" in facts and value is not None and value not in facts["choices"]:
             close = difflib.get_close_matches(str(value), list(facts["choices"]), 1)
             hint = f" (did you mean {close[0]}?)" if close else ""
-            raise RecipeError(f"--{name} {value!r} is unknown{hint}; choose from {', '.join(facts['choices'])}")
+            raise RecipeError(
+                f"--{name} {_short(str(value))} is unknown{hint}; choose from {', '.join(facts['choices'])}"
+            )
         if value is None:
             continue
         if "at_least" in facts and value < facts["at_least"]:

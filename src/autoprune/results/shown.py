@@ -15,11 +15,11 @@ LINES, WIDTH = 16, 100
 
 
 def screen(head: str, lines: Sequence[str]) -> str:
-    """A head and lines below it, cut in length and number to what is read at a glance."""
+    """A head, and lines below it, cut in length and number to what is read at a glance."""
     shown = [f"  {line}" for line in lines]
     if len(shown) > LINES:
         shown = [*shown[: LINES - 1], f"  … {len(lines) - LINES + 1} more"]
-    return "\n".join(line if len(line) <= WIDTH else f"{line[: WIDTH - 1]}…" for line in (head, *shown))
+    return "\n".join([head, *(line if len(line) <= WIDTH else f"{line[: WIDTH - 1]}…" for line in shown)])
 
 
 def perplexity_table(texts: Sequence[PerplexityResult]) -> Table:

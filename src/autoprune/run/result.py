@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from torch import nn
 
@@ -20,10 +20,14 @@ OPENED = "open it: AutoModelForCausalLM.from_pretrained(result.directory)"
 
 if TYPE_CHECKING:
     from pandas import DataFrame
-    from transformers import GenerationMixin, PreTrainedModel
+    from torch import Tensor
+    from transformers import PreTrainedModel
 
-    class CausalLM(PreTrainedModel, GenerationMixin):
-        """A transformers model that generates text, as type checkers see it."""
+    class CausalLM(PreTrainedModel):
+        """A transformers model that generates text, as type checkers see it: transformers' own types hide that."""
+
+        def generate(self, inputs: Tensor | None = None, **options: Any) -> Any:
+            """As ``transformers.GenerationMixin`` has it."""
 
 
 @dataclass(frozen=True, repr=False)

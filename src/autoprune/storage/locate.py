@@ -85,14 +85,13 @@ def _download(repo: str, cache_dir: str | None, revision: str | None) -> Path:
             ) from error
         if (found := _cached(repo, cache_dir, revision)) is not None:
             return found
+        where = f"can't be reached ({type(error).__name__})"
         if revision is not None and _cached(repo, cache_dir, None) is not None:
-            raise ModelError(
-                f"--revision {revision}: {repo} was fetched before, but not this revision of it, and the hub can't be"
-                f" reached ({type(error).__name__}); leave --revision out, or repeat this with a network"
-            ) from error
+            advice = f"--revision {revision}: {repo} was fetched before, but not this revision of it, and the hub"
+            raise ModelError(f"{advice} {where}; leave --revision out, or repeat this with a network") from error
         raise ModelError(
-            f"{advice} can't be reached ({type(error).__name__}); download the model elsewhere and give its directory,"
-            " or use the model shipped here: --model demo"
+            f"{advice} {where}; download the model elsewhere and give its directory, or use the model shipped here:"
+            " --model demo"
         ) from error
 
 

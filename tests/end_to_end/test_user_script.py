@@ -40,7 +40,7 @@ def test_the_script_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
     assert list(ratios.columns) == [1, 2, 3, 4], "block 0 is left as it is"
     assert ratios[1]["mlp.up_proj"] == pytest.approx(0.6, abs=0.01)
     assert ratios[1]["self_attn.q_proj"] == pytest.approx(0.4, abs=0.01)
-    assert "model.layers.0: 7 layers pruned" in capsys.readouterr().out
+    assert "model.layers.1: 7 layers pruned" in capsys.readouterr().out
 
 
 def test_types(tmp_path: Path) -> None:

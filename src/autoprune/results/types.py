@@ -33,7 +33,7 @@ class PruningSummary:
     def __repr__(self) -> str:
         errors = [(layer.error, layer.name) for layer in self.layers if layer.error is not None]
         worst = f", largest relative error {max(errors)[0]:.3g} in {max(errors)[1]}" if errors else ""
-        return f"PruningSummary of {len(self.layers)} layers, {self.sparsity:.2%} zeros{worst}"
+        return f"{len(self.layers)} layers, {self.sparsity:.2%} zeros{worst}"
 
     def to_pandas(self) -> DataFrame:
         """One line a layer: block, layer, weights, zeros, sparsity, error, and what its step noted."""

@@ -90,7 +90,7 @@ class PruneResult:
         if self.row.zeroshot:
             lines.append(repr(self.row.zeroshot))
         if self.summary and self.summary.layers:
-            lines.append(f"layers: {self.summary!r}, line by line in .to_pandas()")
+            lines.append(f"pruned: {self.summary!r}")
         return screen(f"PruneResult: {self._head}", [*lines, *(f"warning: {text}" for text in self.warnings)])
 
     def _repr_html_(self) -> str:

@@ -1,6 +1,6 @@
 """What the documentation says of the code is true: flags, commands, links, files.
 
-The tables of flags (docs/flags.md), the tree of files (docs/tree.md) and the types of options are made from the source:
+The tables of flags (docs/flags.md), the tree of files (docs/tree.md) and the types of options come from the source:
 ``python tests/rules/test_docs.py`` writes them anew.
 """
 

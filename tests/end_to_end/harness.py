@@ -44,3 +44,14 @@ def write_task(folder: Path, name: str, metrics: tuple[str, ...], version: float
     (folder / f"{name}.yaml").write_text(
         TASK.format(name=name, data=data, cache=folder / "cache", metrics=listed, version=version), encoding="utf-8"
     )
+
+
+def write_generated(folder: Path, name: str) -> None:
+    """A task whose answers are generated: a few words, each to be followed by a certain one."""
+    write_task(folder, name, ("exact_match",), 1.0)
+    path = folder / f"{name}.yaml"
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if not line.startswith("doc_to_")]
+    lines = [line.replace("multiple_choice", "generate_until") for line in lines]
+    lines += ['doc_to_text: "{{question}}"', 'doc_to_target: "{{choices[0]}}"']
+    lines += ["generation_kwargs: {until: [], do_sample: false, max_gen_toks: 4}"]
+    path.write_text("\n".join(lines), encoding="utf-8")

@@ -116,7 +116,11 @@ def test_streamed_equals_resident(
     request.getfixturevalue("streamed")
     for more in ({}, {"activations": "disk"}, {"activations": "disk", "save": tmp_path / "place"}):
         assert autoprune.compare(tiny, pruned, **options, **more).models == resident.models
-    assert sorted(path.name for path in (tmp_path / "place").iterdir()) == ["comparison.json", "comparison.txt"]
+    assert sorted(path.name for path in (tmp_path / "place").iterdir()) == [
+        "comparison.html",
+        "comparison.json",
+        "comparison.txt",
+    ]
 
 
 def test_several_models_at_once(tiny: Path, pruned: Path, sparser: Path, options: Options) -> None:
@@ -207,7 +211,7 @@ def test_a_stopped_run_goes_on(
             raise KeyboardInterrupt
         return compare_predictions(dense, others, windows, source, **more)
 
-    monkeypatch.setattr("autoprune.run.compare.compare_predictions", stopping)
+    monkeypatch.setattr("autoprune.run.beside.compare_predictions", stopping)
     with pytest.raises(KeyboardInterrupt):
         autoprune.compare(tiny, [pruned, sparser], save=tmp_path, **asked)
     said: list[Event] = []

@@ -63,3 +63,8 @@ def test_speed(monkeypatch: pytest.MonkeyPatch) -> None:
     names = bench.Row.__dataclass_fields__
     rows = [bench.Row(**{name: value for name, value in line.items() if name in names}) for line in facts["rows"]]
     assert shown("performance.md", "bench") == bench.lines(rows, facts)
+
+
+def test_cost_of_a_comparison(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = program("benchmarks/comparison.py", monkeypatch)
+    assert shown("comparison.md", "comparison") == bench.table(json.loads((RESULTS / "comparison.json").read_text()))

@@ -11,10 +11,9 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from autoprune.data.fields import Kind, kind_of_value, text_field
+from autoprune.data.fields import Kind, kind_of_value, text_field, why_not
 from autoprune.data.hub import kind_of_feature
 from autoprune.data.texts import parse_source, read_corpus
-from autoprune.errors import DataError
 from autoprune.recipe.checks import comma_list
 
 SHARE_GPT = {"id": "identity_0", "conversations": [{"from": "human", "value": "tell me of the fox"}]}
@@ -55,11 +54,15 @@ def write(tmp_path: Path, rows: list[dict[str, Any]], ending: str) -> str:
 
 @pytest.mark.parametrize("ending", ["jsonl", "parquet"])
 @pytest.mark.parametrize("row", [SHARE_GPT, MESSAGES], ids=["conversations", "messages"])
-def test_conversations_are_refused_with_the_remedy(tmp_path: Path, row: dict[str, Any], ending: str) -> None:
-    source = parse_source(write(tmp_path, [row] * 3, ending), "--calibration_data")
-    field = "messages" if "messages" in row else "conversations"
-    with pytest.raises(DataError, match=rf"`{field}` holds conversations.*apply_chat_template\(row\[\"{field}\"\]"):
-        read_corpus(source, "calibration")
+def test_conversations_are_documents_of_turns(tmp_path: Path, row: dict[str, Any], ending: str) -> None:
+    """They are not taken for texts; whether there is a template to render them is another question."""
+    found = read_corpus(parse_source(write(tmp_path, [row] * 3, ending), "--calibration_data"), "calibration")
+    assert found.talks
+    assert found.provenance["field"] == ("messages" if "messages" in row else "conversations")
+    assert len(found.documents) == 3
+    kinds: dict[str, Kind] = {name: kind_of_value(value) for name, value in row.items()}
+    assert text_field(kinds) is None
+    assert "not rendered here" in why_not(kinds)
 
 
 @pytest.mark.parametrize("ending", ["jsonl", "parquet"])

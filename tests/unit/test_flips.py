@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
+from autoprune.core.mcnemar import EXACT_UP_TO, mcnemar
 from autoprune.errors import DataError
-from autoprune.evaluation.flips import EXACT_UP_TO, flips, mcnemar
+from autoprune.evaluation.flips import answers, flips
+from autoprune.results.types import TaskResult
 
 
 def sample(
@@ -44,24 +46,41 @@ PRUNED = [
 ]
 
 
+def told(log: list[dict[str, Any]], task: str = "boolq", items: str = "these") -> TaskResult:
+    """What is kept of a log."""
+    correct = {metric: "".join(str(int(entry[metric])) for entry in log) for metric in ("acc", "acc_norm")}
+    metrics = {metric: word.count("1") / len(word) for metric, word in correct.items()}
+    return TaskResult(task, "1", 0, len(log), metrics, {}, correct, answers(log), items)
+
+
 def test_by_hand() -> None:
-    found = flips("boolq", DENSE, list(reversed(PRUNED)))
+    assert (answers(DENSE)["acc"], answers(PRUNED)["acc"]) == ("00000", "01110")
+    found, normed = flips([told(DENSE)], [told(PRUNED)])
+    assert (found.task, found.metric, normed.metric) == ("boolq", "acc", "acc_norm")
     assert (found.items, found.changed, found.correct_to_wrong, found.wrong_to_correct) == (5, 3, 1, 1)
     assert (found.share_changed, found.share_flipped, found.p_value) == (0.6, 0.4, 1.0)
 
 
 def test_a_model_with_itself() -> None:
-    for metric in ("acc", "acc_norm"):
-        found = flips("boolq", DENSE, DENSE, metric)
+    for found in flips([told(DENSE)], [told(DENSE)]):
         assert (found.changed, found.correct_to_wrong, found.wrong_to_correct, found.p_value) == (0, 0, 0, 1.0)
 
 
 def test_answers_by_letter() -> None:
     """-2 for "no" is -1 a letter, -2.4 for "yes" -0.8: acc takes the first, acc_norm the second."""
     before, after = [sample(0, [-2.4, -2.0, -9.0], 0)], [sample(0, [-2.4, -1.5, -9.0], 0)]
-    assert flips("arc_easy", before, after).changed == 0
-    found = flips("arc_easy", before, after, "acc_norm")
-    assert (found.changed, found.correct_to_wrong) == (1, 1)
+    assert (answers(before), answers(after)) == ({"acc": "1", "acc_norm": "0"}, {"acc": "1", "acc_norm": "1"})
+    plain, normed = flips([told(before)], [told(after)])
+    assert plain.changed == 0
+    assert (normed.changed, normed.correct_to_wrong) == (1, 1)
+
+
+def test_answers_of_a_task_that_also_asks_without_the_question() -> None:
+    """The second half of its likelihoods is no choice."""
+    doubled = sample(0, [-3, -2, -9], 0) | {"acc_mutual_info": 1.0}
+    doubled["filtered_resps"] += [(-1, False)] * 3
+    doubled["arguments"] *= 2
+    assert answers([doubled]) == {"acc": "1", "acc_norm": "0"}
 
 
 @pytest.mark.parametrize(
@@ -89,16 +108,21 @@ def test_mcnemar_of_many_items() -> None:
 )
 def test_tasks_without_choices_are_refused(change: dict[str, Any]) -> None:
     log = [{**entry, **change} for entry in DENSE]
+    assert answers(log) == {}
     with pytest.raises(DataError, match="gsm8k is no multiple-choice task"):
-        flips("gsm8k", log, log)
+        flips([told(log, "gsm8k")], [told(log, "gsm8k")])
 
 
-def test_logs_that_are_not_of_one_task() -> None:
-    with pytest.raises(DataError, match=r"boolq: the two runs answer different items \(1 .*--limit"):
-        flips("boolq", DENSE, PRUNED[:-1])
-    with pytest.raises(DataError, match=r"different items"):
-        flips("boolq", [], [])
-    with pytest.raises(DataError, match=r"boolq: item 3 .*--num_fewshot"):
-        flips("boolq", DENSE, [*PRUNED[:3], sample(3, [-1, -2, -3], 2, prompt_hash="another"), PRUNED[4]])
-    with pytest.raises(DataError, match="cb: it is not judged by f1"):
-        flips("cb", DENSE, PRUNED, "f1")
+@pytest.mark.parametrize(
+    "other",
+    [
+        told(PRUNED[:-1]),
+        told(PRUNED, items="others"),
+        told(PRUNED, task="rte"),
+        TaskResult("boolq", "1", 0, 5, {"acc": 0.5}, {}, {}, answers(PRUNED), "these"),
+    ],
+    ids=["fewer items", "other items", "another task", "not judged item by item"],
+)
+def test_answers_that_are_not_of_one_task(other: TaskResult) -> None:
+    with pytest.raises(DataError, match="boolq: the two models answered other items"):
+        flips([told(DENSE)], [other])

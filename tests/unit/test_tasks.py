@@ -16,7 +16,7 @@ from end_to_end.tiny import run_classic, save_tiny, tiny_model, tiny_tokenizer, 
 
 from autoprune.cli.main import classic
 from autoprune.errors import DataError, ModelError, RecipeError
-from autoprune.evaluation import tasks
+from autoprune.evaluation import harness
 from autoprune.evaluation.tasks import check_tasks
 from autoprune.events import Event, Notice, Phase, Step
 from autoprune.recipe.recipe import ZeroShotOptions
@@ -216,8 +216,8 @@ def test_table_of_other_metrics() -> None:
 
 def test_unknown_task(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The harness's own list is left out of this test, for reading it takes long."""
-    listed = tasks._listed
-    monkeypatch.setattr(tasks, "_listed", lambda place, stamp, *, defaults: listed(place, stamp, defaults=False))
+    listed = harness.listed
+    monkeypatch.setattr(harness, "listed", lambda place, stamp, *, defaults: listed(place, stamp, defaults=False))
     with pytest.raises(
         DataError, match="--tasks no_such_task: lm-evaluation-harness knows no task of that name nor in --tasks_path"
     ):

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from autoprune.bench.grid import Grid, make_grid, read_grid
 from autoprune.bench.runner import CellResult, run_grid
+from autoprune.data.mix import words_of
 from autoprune.data.sources import parse_source
+from autoprune.data.windows import CALIBRATION_FLAG
 from autoprune.errors import AutoPruneError, RecipeError
 from autoprune.events import Emit, Phase, silent
 from autoprune.report.progress import following
@@ -107,10 +109,10 @@ def check_cells(grid: Grid, emit: Emit = silent) -> None:
     for cell in grid.cells:
         recipe = cell.recipe
         texts = [("--eval_data", word) for word in recipe.evaluation.eval_data]
-        if recipe.target is not None:
-            texts.append(("--calibration_data", recipe.calibration.calibration_data))
         models = [(recipe.model.model, recipe.model.revision), (recipe.chosen.pruned_model, None)]
         try:
+            if recipe.target is not None:
+                texts += [(CALIBRATION_FLAG, word) for word in words_of(recipe.calibration.calibration_data)]
             for flag, word in texts:
                 if (flag, word) not in seen:
                     parse_source(word, flag)

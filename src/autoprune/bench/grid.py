@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -15,6 +16,7 @@ from typing import Any
 
 import autoprune
 from autoprune.core.sparsity import parse_target
+from autoprune.data.mix import split_mix, words_of
 from autoprune.errors import AutoPruneError, RecipeError
 from autoprune.recipe.recipe import Recipe, recipe_from_flat
 from autoprune.steps.classic import StepOptions, step_names
@@ -27,6 +29,7 @@ else:
 
 AXES = ("models", "methods", "targets", "seeds")
 METHOD_KEYS = ("name", "only")
+OF_PRUNED = ("compare",)  # options that mean nothing for the dense model
 INPUTS = ("model", "pruned_model", "calibration_data", "eval_data", "tasks_path")
 
 
@@ -42,7 +45,7 @@ class Cell:
         """Changes when an option, a local file that is read, or the version changes: only then is a finished cell run
         again.
         """
-        inputs = [stamps(word) for name in INPUTS for word in _words(self.options.get(name))]
+        inputs = [stamps(word) for name in INPUTS for word in _inputs(name, self.options.get(name))]
         facts = {"options": self.options, "inputs": inputs, "version": autoprune.__version__}
         return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
@@ -116,7 +119,8 @@ def stamps(word: str) -> list[tuple[str, int, int]]:
 def _cells(table: Mapping[str, Any]) -> Iterator[Cell]:
     common = dict(table.get("options", {}))
     for model in map(str, table["models"]):
-        yield Cell(f"{_short(model)} dense", {**common, "model": model, "sparsity_ratio": 0.0})
+        as_it_is = {key: value for key, value in common.items() if key not in OF_PRUNED}
+        yield Cell(f"{_short(model)} dense", {**as_it_is, "model": model, "sparsity_ratio": 0.0})
         for target, entry, seed in itertools.product(table["targets"], table["methods"], table.get("seeds", [0])):
             method, kind = _method(entry), _target(target)
             if str(target) not in [str(t) for t in method.get("only", [target])]:
@@ -148,6 +152,14 @@ def _target(target: Any) -> dict[str, Any]:
     if parse_target(word, ratio) is None:
         raise RecipeError(f"target {target!r} prunes nothing; the dense model is measured anyway")
     return {"sparsity_type": word} if ratio is None else {"sparsity_type": word, "sparsity_ratio": ratio}
+
+
+def _inputs(name: str, value: Any) -> list[str]:
+    """The words of an option that may be files; of a mix of texts, its sources."""
+    with contextlib.suppress(AutoPruneError):  # what is wrong with it is told where the grid is checked
+        if name == "calibration_data" and isinstance(value, str) and split_mix(value):
+            return words_of(value)
+    return _words(value)
 
 
 def _words(value: Any) -> list[str]:

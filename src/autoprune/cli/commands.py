@@ -31,7 +31,7 @@ FLAGS: dict[
     "prune": (None, ()),
     "eval": (
         ("model", "calibration", "evaluation", "zeroshot", "output", "run"),
-        ("calibration_data", "nsamples", "save_model", "delete"),
+        ("calibration_data", "nsamples", "save_model", "delete", "compare"),
     ),
     "inspect": (
         ("model", "calibration", "run"),
@@ -119,4 +119,4 @@ def _add_reproduce(commands: argparse._SubParsersAction[Parser]) -> None:
         "--jobs", metavar="N", type=int, default=1, help="cells at the same time (default %(default)s)"
     )
     reproduce.add_argument("--tables", metavar="FILE.toml", help="tables of your own instead of the published ones")
-    add_flags(reproduce, ("model", "calibration", "evaluation"), optional_model=True)
+    add_flags(reproduce, ("model", "calibration", "evaluation"), ("compare",), optional_model=True)

@@ -52,9 +52,16 @@ def show_result(result: PruneResult, before: Sequence[EvaluationRow] = ()) -> No
         print_table(comparison(Results([*before, result.row])), console)
     elif result.summary and not result.row.zeroshot:
         console.print(f"sparsity {result.row.sparsity:.2%}", highlight=False)
+    for table in comparison_tables(result.comparison) if result.comparison else ():
+        print_table(table, console)
     if result.row.zeroshot:
         console.print("Zero-shot accuracy in percent, higher is better", style="bold")
         print_table(zeroshot_table(result.row.zeroshot), console)
+    _say_places(result, console)
+
+
+def _say_places(result: PruneResult, console: Console) -> None:
+    """Where the files are."""
     output = result.recipe.output
     if result.directory:
         console.print(f"checkpoint: {result.directory}", highlight=False, soft_wrap=True)

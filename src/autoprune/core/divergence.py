@@ -51,6 +51,14 @@ class TokenShifts:
         return TokenShifts(*(tensor.view(*shape) for tensor in self.values))
 
 
+def mean_divergence(
+    dense: Float[Tensor, "samples tokens vocab"], pruned: Float[Tensor, "samples tokens vocab"]
+) -> Float[Tensor, ""]:
+    """``Σ p (ln p − ln q)`` in nats, p dense and q pruned, in float32: the mean over all tokens, to train by."""
+    p, q = dense.float().log_softmax(-1), pruned.float().log_softmax(-1)
+    return torch.nn.functional.kl_div(q, p, log_target=True, reduction="sum") / dense[..., 0].numel()
+
+
 def first_scored(seqlen: int) -> int:
     """The first place of a window whose prediction is scored: the second half predicts with some text before it.
 

@@ -33,10 +33,21 @@ def text_field(kinds: Mapping[str, Kind]) -> str | None:
     return strings[0] if strings[0].lower() in TEXTS or "nested" not in kinds.values() else None
 
 
+def document_field(kinds: Mapping[str, Kind]) -> str | None:
+    """Which field holds the documents, as texts or as conversations: ``text``, else the only field of conversations,
+    else as ``text_field`` says.
+    """
+    talks = [name for name, kind in kinds.items() if kind == "conversation"]
+    return talks[0] if len(talks) == 1 and "text" not in kinds else text_field(kinds)
+
+
 def why_not(kinds: Mapping[str, Kind], word: str = "column") -> str:
     """What is wrong with fields of which none is plainly the text, and what to do; ``word`` is their name."""
-    talks = next((name for name, kind in kinds.items() if kind == "conversation"), None)
-    if talks:
+    several = [name for name, kind in kinds.items() if kind == "conversation"]
+    if len(several) > 1:
+        return f"more than one {word} holds conversations ({', '.join(several)}); keep the one that is meant"
+    if several:
+        talks = several[0]
         return (
             f"its {word} `{talks}` holds conversations, which are not rendered here; write them as texts once, in"
             f' Python, a line {{"text": tokenizer.apply_chat_template(row["{talks}"], tokenize=False)}} for each row'

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from autoprune.data.fields import kind_of_value, text_field, why_not
+from autoprune.data.fields import document_field, kind_of_value, why_not
 from autoprune.data.hub import kind_of_feature
 from autoprune.errors import DataError
 from autoprune.recipe.values import one_line
@@ -110,7 +110,7 @@ def _strings(texts: Sequence[Any], name: str, flag: str, field: str | None = Non
 
 def _records(records: list[Any], name: str, flag: str) -> Given:
     kinds = {str(key): kind_of_value(value) for key, value in records[0].items()}
-    field = text_field(kinds)
+    field = document_field(kinds)
     if field is None:
         raise DataError(f"{flag}: a {name} of records with the fields {', '.join(kinds)}: {why_not(kinds, 'field')}")
     texts = [record.get(field) if isinstance(record, Mapping) else record for record in records]
@@ -127,7 +127,7 @@ def _dataset(data: Any, name: str, flag: str) -> Given:
         columns = [IDS, *(["attention_mask"] if "attention_mask" in data.column_names else [])]
         return _rows(data.select_columns(columns), name, flag, None)
     kinds = {column: kind_of_feature(feature) for column, feature in data.features.items()}
-    column = text_field(kinds)
+    column = document_field(kinds)
     if column is None:
         raise DataError(
             f"{flag}: a {name} with the columns {', '.join(kinds)}: {why_not(kinds)}, or give the column itself, such"

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from autoprune.data.fields import Kind, is_turn, text_field, why_not
+from autoprune.data.fields import Kind, document_field, is_turn, why_not
 from autoprune.data.sources import Source
 from autoprune.errors import DataError
 
@@ -64,8 +64,8 @@ class _Place:
     commit: str | None = None
 
 
-def read_hub(source: Source, purpose: Purpose, cache_dir: str | None) -> tuple[Sequence[str], dict[str, Any]]:
-    """The documents of a named set or hub dataset as a lazy column, and where they came from.
+def read_hub(source: Source, purpose: Purpose, cache_dir: str | None) -> tuple[Sequence[Any], dict[str, Any]]:
+    """The documents of a named set or hub dataset (texts or conversations) as a lazy column, and their origin.
 
     Raises: DataError when it can't be fetched, has no fitting split, or no column that is plainly the text.
     """
@@ -231,7 +231,7 @@ def _text_column(source: Source, wanted: HubSet, dataset: Any) -> str:
     """The column that holds the documents, without rows that hold none."""
     kinds = {name: _dtype(feature) for name, feature in dataset.features.items()}
     judged = {name: kind_of_feature(feature) for name, feature in dataset.features.items()}
-    column = text_field(judged)
+    column = document_field(judged)
     if column is None:
         columns = ", ".join(f"{name} ({kind})" for name, kind in kinds.items())
         raise DataError(

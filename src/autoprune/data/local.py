@@ -8,7 +8,8 @@ import zlib
 from collections.abc import Iterator, Mapping
 from typing import IO, Any
 
-from autoprune.data.fields import Kind, is_turn, kind_of_value, text_field, why_not
+from autoprune.data.chat import Turn, turns_of
+from autoprune.data.fields import Kind, document_field, is_turn, kind_of_value, why_not
 from autoprune.data.sources import Source
 from autoprune.errors import DataError
 from autoprune.storage.files import file_sha256
@@ -16,10 +17,10 @@ from autoprune.storage.files import file_sha256
 _ONE_OBJECT = 'every line must be one JSON object such as {"text": "..."}'
 
 
-def read_local(source: Source) -> tuple[list[str], dict[str, Any]]:
-    """The documents of a local file, and its name and sha256 for the record.
+def read_local(source: Source) -> tuple[list[Any], dict[str, Any]]:
+    """The documents of a local file (texts, or conversations as lists of turns), its name and sha256 for the record.
 
-    The record names the field that the texts were in.
+    The record names the field that the documents were in.
     Raises: DataError for a file that is empty, unreadable, malformed, or holds white space only.
     """
     readers = {"txt": _read_txt, "jsonl": _read_jsonl, "parquet": _read_parquet}
@@ -47,20 +48,25 @@ def _read_txt(source: Source) -> tuple[list[str], None]:
         ) from error
 
 
-def _read_jsonl(source: Source) -> tuple[list[str], str | None]:
-    """One document from each line that isn't blank."""
-    documents: list[str] = []
+def _read_jsonl(source: Source) -> tuple[list[Any], str | None]:
+    """One document, a text or a conversation, from each line that isn't blank."""
+    documents: list[Any] = []
     field: str | None = None
+    talks = False
     for number, raw in _lines(source):
         record = _record(source, number, raw)
         if field is None:
             kinds = {name: kind_of_value(value) for name, value in record.items()}
-            field = text_field(kinds)
+            field = document_field(kinds)
             if field is None:
                 raise DataError(
                     f"{source.label}: line {number} has the fields {_kinds(record)}: {why_not(kinds, 'field')}"
                 )
+            talks = kinds[field] == "conversation"
         value = record.get(field)
+        if talks:
+            documents.append(_conversation(source, number, field, value))
+            continue
         if not isinstance(value, str):
             raise DataError(
                 f"{source.label}: line {number} has no string in field `{field}` (it has {_kinds(record)}); mend or"
@@ -68,6 +74,18 @@ def _read_jsonl(source: Source) -> tuple[list[str], str | None]:
             )
         documents.append(_encodable(source, number, value))
     return documents, field
+
+
+def _conversation(source: Source, number: int, field: str, value: Any) -> list[Turn]:
+    try:
+        turns = turns_of(value)
+    except ValueError as error:
+        raise DataError(
+            f"{source.label}: line {number} has no conversation in field `{field}`: {error}; mend or remove it"
+        ) from error
+    for turn in turns:
+        _encodable(source, number, turn["content"])
+    return turns
 
 
 def _lines(source: Source) -> Iterator[tuple[int, bytes]]:
@@ -119,8 +137,8 @@ def _kinds(record: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} ({type(value).__name__})" for name, value in record.items()) or "none"
 
 
-def _read_parquet(source: Source) -> tuple[list[str], str]:
-    """One document from each row of the text column."""
+def _read_parquet(source: Source) -> tuple[list[Any], str]:
+    """One document from each row of the column that holds texts or conversations."""
     import pyarrow
     from pyarrow import parquet, types
 
@@ -138,7 +156,7 @@ def _read_parquet(source: Source) -> tuple[list[str], str]:
     try:
         schema = parquet.read_schema(source.file)
         kinds = {field.name: kind(field.type) for field in schema}
-        column = text_field(kinds)
+        column = document_field(kinds)
         if column is None:
             columns = ", ".join(f"{field.name} ({field.type})" for field in schema)
             raise DataError(f"{source.label}: it has the columns {columns}: {why_not(kinds)}")

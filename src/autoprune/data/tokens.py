@@ -41,10 +41,18 @@ class TokenisedText:
         return 0
 
 
-def tokenise(tokenizer: PreTrainedTokenizerBase, text: str) -> TokenisedText:
-    """Tokenises a text as a whole, of any length, with the special tokens that the tokenizer adds by default."""
+def tokenise(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool = True) -> TokenisedText:
+    """Tokenises a text as a whole, of any length, with the ``special`` tokens that the tokenizer adds by default; a
+    rendered conversation has its own in it.
+    """
     # verbose=False: that a text is longer than the model's context is expected here, and no reason to warn.
-    encoding = tokenizer(text, verbose=False, return_attention_mask=False, return_token_type_ids=False)
+    encoding = tokenizer(
+        text,
+        add_special_tokens=special,
+        verbose=False,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+    )
     ids = torch.tensor(encoding["input_ids"], dtype=torch.int64)
     bos = tokenizer.bos_token_id
     return TokenisedText(text, ids, bool(bos is not None and len(ids) and ids[0] == bos), encoding)

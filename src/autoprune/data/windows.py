@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from autoprune.data.texts import ONE_TEXT, Purpose, Source, parse_source, read_corpus
+from autoprune.data.texts import ONE_TEXT, Corpus, Purpose, Source, parse_source, read_corpus
 from autoprune.data.tokens import check_ids, given_ids, ids_facts, read_token_rows, token_counts, tokenise
 from autoprune.errors import DataError
 
@@ -64,8 +64,9 @@ def calibration_windows(
     """Draws ``nsamples`` windows with ``random.Random(seed)``.
 
     From one text (.txt, wikitext2, ptb, or token ids in one row): starts anywhere. From documents (c4, hub, .jsonl,
-    .parquet, or a list of strings): inside documents of more than ``seqlen`` tokens. A token file, or rows of token
-    ids, gives its first rows and needs no tokenizer.
+    .parquet, or a list of strings): inside documents of more than ``seqlen`` tokens. From conversations: at the
+    beginning of one, and on with those that follow it. A token file, or rows of token ids, gives its first rows and
+    needs no tokenizer.
     Raises: DataError if the source can't be read, is too short, or its ids don't fit ``vocab_size``.
     """
     source = parse_source(word, CALIBRATION_FLAG) if isinstance(word, str) else word
@@ -78,27 +79,35 @@ def calibration_windows(
         facts = {**ids_facts(source, "calibration", len(ids)), "seed": seed, "distinct_windows": len(set(begins))}
         return _windows(source, cut, facts, vocab_size)
     corpus = read_corpus(source, "calibration", datasets_cache_dir)
-    tokenizer, rng = load_tokenizer(), random.Random(seed)
-    tokens = None
-    if source.kind in ONE_TEXT:
-        text = tokenise(tokenizer, corpus.text)
-        tokens, bos = len(text.ids), text.bos_token_added
-        starts = [(0, start) for start in _starts(source, tokens, nsamples, seqlen, rng)]
-        drawn = [text.ids[start : start + seqlen] for _, start in starts]
-    else:
-        pool = _Documents(source, corpus.documents, tokenizer, seqlen)
-        starts = [pool.draw(rng) for _ in range(nsamples)]
-        drawn = [pool.ids(document)[start : start + seqlen] for document, start in starts]
-        bos = pool.bos_token_added
+    tokenizer = load_tokenizer()
+    corpus = corpus.rendered(tokenizer)
+    drawn, starts, known = _draw(corpus, tokenizer, nsamples, seqlen, random.Random(seed))
     facts = {
         **corpus.provenance,
-        "tokens": tokens,
+        **known,
         "seed": seed,
-        "bos_token_added": bos,
         "distinct_windows": len(set(starts)),
         "utf8_bytes": None,
     }
     return _windows(source, torch.stack(drawn), facts, vocab_size)
+
+
+def _draw(
+    corpus: Corpus, tokenizer: PreTrainedTokenizerBase, nsamples: int, seqlen: int, rng: random.Random
+) -> tuple[list[Tensor], list[tuple[int, int]], dict[str, Any]]:
+    """Windows, the document and the place where each begins, and what the record says of the tokens."""
+    if corpus.talks:
+        talks = [_conversations(corpus, tokenizer, seqlen, rng) for _ in range(nsamples)]
+        return [ids for _, ids in talks], [(i, 0) for i, _ in talks], {"tokens": None, "bos_token_added": False}
+    if corpus.source.kind in ONE_TEXT:
+        text = tokenise(tokenizer, corpus.text)
+        starts = [(0, start) for start in _starts(corpus.source, len(text.ids), nsamples, seqlen, rng)]
+        drawn = [text.ids[start : start + seqlen] for _, start in starts]
+        return drawn, starts, {"tokens": len(text.ids), "bos_token_added": text.bos_token_added}
+    pool = _Documents(corpus.source, corpus.documents, tokenizer, seqlen)
+    starts = [pool.draw(rng) for _ in range(nsamples)]
+    drawn = [pool.ids(document)[start : start + seqlen] for document, start in starts]
+    return drawn, starts, {"tokens": None, "bos_token_added": pool.bos_token_added}
 
 
 def evaluation_windows(
@@ -126,7 +135,9 @@ def evaluation_windows(
         facts = {**ids_facts(source, "evaluation", len(ids)), "seed": None, "distinct_windows": count}
         return _windows(source, ids[: count * seqlen].view(count, seqlen), facts, vocab_size)
     corpus = read_corpus(source, "evaluation", datasets_cache_dir)
-    text = tokenise(load_tokenizer(), corpus.text)
+    tokenizer = load_tokenizer()
+    corpus = corpus.rendered(tokenizer)
+    text = tokenise(tokenizer, corpus.text, special=not corpus.talks)
     count = _whole_windows(source, len(text.ids), seqlen)
     limits = [limit for limit in (max_windows, C4_WINDOWS if source.kind == "c4" else None) if limit is not None]
     count = min([count, *limits])
@@ -168,6 +179,23 @@ def _starts(source: Source, tokens: int, nsamples: int, seqlen: int, rng: random
             f"{f'set --seqlen to less than {tokens}, or ' if tokens > SHORTEST else ''}give a longer text"
         )
     return [rng.randint(0, tokens - seqlen - 1) for _ in range(nsamples)]
+
+
+def _conversations(
+    corpus: Corpus, tokenizer: PreTrainedTokenizerBase, seqlen: int, rng: random.Random
+) -> tuple[int, Int64[Tensor, " seqlen"]]:
+    """A conversation drawn uniformly, and the tokens of it and of those behind it, up to ``seqlen``; behind the last
+    one comes the first.
+    """
+    count = len(corpus.documents)
+    first = rng.randint(0, count - 1)
+    parts, length = list[Tensor](), 0
+    for i in range(first, first + seqlen + count):  # conversations without a token must not go on for ever
+        parts.append(tokenise(tokenizer, corpus.documents[i % count], special=False).ids)
+        length += len(parts[-1])
+        if length >= seqlen:
+            return first, torch.cat(parts)[:seqlen]
+    raise DataError(f"{corpus.source.label}: its conversations hold next to no tokens; give a source that holds text")
 
 
 class _Documents:

@@ -2,100 +2,72 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+import string
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from autoprune.errors import DataError
-from autoprune.results.comparison import Flips
+from autoprune.results.comparison import Flips, flips_between
+from autoprune.results.types import TaskResult
 
-EXACT_UP_TO = 1000  # discordant items; beyond it the chi-squared approximation is as good
 METRICS = ("acc", "acc_norm")
+LETTERS = string.digits + string.ascii_letters  # the number of an answer in one letter
 Sample = Mapping[str, Any]  # an entry of lm-evaluation-harness's per-sample log
 
 
-def flips(
-    task: str, dense: Sequence[Sample], pruned: Sequence[Sample], metric: str = "acc", delimiter: str = " "
-) -> Flips:
-    """Compares the logs (``log_samples``) that two models left of a multiple-choice task.
+def answers(samples: Sequence[Sample], metrics: Collection[str] = METRICS) -> dict[str, str]:
+    """Which of its choices a model took, by metric a letter for each sample of a multiple-choice task's log; empty
+    for other tasks.
 
-    ``metric`` says how an answer is chosen: ``acc`` by likelihood, ``acc_norm`` by likelihood for each letter; for the
-    latter ``delimiter`` is what the task puts before an answer.
-    Raises: DataError naming the task if it is no multiple-choice task, does not have the metric, or if the runs are
-    not of the same items.
+    ``acc`` chooses by likelihood, ``acc_norm`` by likelihood for each letter of the answer; a sample's ``delimiter``
+    is what the task puts before an answer.
     """
-    ours, theirs = ({sample["doc_id"]: sample for sample in samples} for samples in (dense, pruned))
-    if not ours or ours.keys() != theirs.keys():
-        odd = len(ours.keys() ^ theirs.keys())
-        raise DataError(
-            f"task {task}: the two runs answer different items ({odd} of them are in one log only); run both with"
-            " the same --limit"
-        )
-    changed = down = up = 0
-    for item, before in ours.items():
-        after = theirs[item]
-        if before.get("prompt_hash") != after.get("prompt_hash"):
+    if not samples or not all(map(_has_choices, samples)):
+        return {}
+    wanted = [metric for metric in METRICS if metric in metrics]
+    return {metric: "".join(LETTERS[_choice(sample, metric)] for sample in samples) for metric in wanted}
+
+
+def flips(dense: Sequence[TaskResult], pruned: Sequence[TaskResult]) -> tuple[Flips, ...]:
+    """Every task of the dense model's against the same of a pruned one's, by each accuracy that it has.
+
+    Raises: DataError naming a task that is not judged by an accuracy, item by item, or of which the two answered
+    other items.
+    """
+    found: list[Flips] = []
+    theirs = {result.task: result for result in pruned}
+    for result in dense:
+        if not result.chosen:
+            raise no_choices(result.task)
+        own = flips_between(result, theirs[result.task]) if result.task in theirs else ()
+        if not own:
             raise DataError(
-                f"task {task}: item {item} was put in other words to the two models; run both with the same"
-                " --num_fewshot"
+                f"task {result.task}: the two models answered other items, or it is not judged item by item by acc or"
+                " acc_norm; leave it out"
             )
-        was, now = (_correct(task, sample, metric) for sample in (before, after))
-        changed += _answer(task, before, metric, delimiter) != _answer(task, after, metric, delimiter)
-        down, up = down + (was and not now), up + (now and not was)
-    return Flips(task, metric, len(ours), changed, down, up, mcnemar(down, up))
-
-
-def flips_of_runs(dense: Mapping[str, Any], pruned: Mapping[str, Any]) -> tuple[Flips, ...]:
-    """Every task of two runs of the harness (``simple_evaluate(…, log_samples=True)``), by each accuracy that it has.
-
-    Raises: DataError as ``flips`` does.
-    """
-    found = []
-    for task, samples in dense["samples"].items():
-        delimiter = dense["configs"][task].get("target_delimiter", " ")
-        metrics = [metric for metric in METRICS if metric in samples[0]]
-        found += [
-            flips(task, samples, pruned["samples"].get(task, ()), metric, delimiter)
-            for metric in metrics or METRICS[:1]
-        ]
+        found += own
     return tuple(found)
-
-
-def mcnemar(one_way: int, other_way: int) -> float:
-    """Two-sided p-value of McNemar's test: exact (binomial), for many items by corrected chi-squared."""
-    total = one_way + other_way
-    if total == 0:
-        return 1.0
-    if total > EXACT_UP_TO:
-        return math.erfc(max(0, abs(one_way - other_way) - 1) / math.sqrt(2 * total))
-    tail = sum(math.comb(total, i) for i in range(min(one_way, other_way) + 1))
-    return min(1.0, 2 * tail / 2**total)
-
-
-def _correct(task: str, sample: Sample, metric: str) -> bool:
-    if sample.get(metric) not in (0, 1):
-        raise DataError(
-            f"task {task}: it is not judged by {metric}, or not item by item; flips are counted for acc and acc_norm"
-        )
-    return bool(sample[metric])
-
-
-def _answer(task: str, sample: Sample, metric: str, delimiter: str) -> int:
-    """Which of the choices the model took. Raises: DataError if there were none."""
-    choices = sample["filtered_resps"]
-    if len(choices) < 2 or any(isinstance(choice, str) or len(choice) != 2 for choice in choices):
-        raise no_choices(task)
-    scores = [float(likelihood) for likelihood, _ in choices]
-    if metric == "acc_norm":
-        letters = [len(continuation) - len(delimiter) for _, continuation in sample["arguments"]]
-        scores = [score / max(1, count) for score, count in zip(scores, letters, strict=True)]
-    elif metric != "acc":
-        raise DataError(
-            f"task {task}: {metric} says nothing about which answer was chosen; flips are counted for acc and acc_norm"
-        )
-    return max(range(len(scores)), key=scores.__getitem__)
 
 
 def no_choices(task: str) -> DataError:
     """What to say of a task whose answers are not chosen from a list."""
     return DataError(f"task {task} is no multiple-choice task, so it has no answers that could flip; leave it out")
+
+
+def _has_choices(sample: Sample) -> bool:
+    scored = sample.get("filtered_resps", ())
+    pairs = all(not isinstance(answer, str) and len(answer) == 2 for answer in scored)
+    return pairs and 2 <= len(scored) == len(sample.get("arguments", ())) <= len(LETTERS)
+
+
+def _choice(sample: Sample, metric: str) -> int:
+    """Of equals the first."""
+    scored = list(sample["filtered_resps"])
+    if "acc_mutual_info" in sample:  # the second half are the answers without their question
+        scored = scored[: len(scored) // 2]
+    scores = [float(likelihood) for likelihood, _ in scored]
+    if metric == "acc_norm":
+        delimiter = len(sample.get("delimiter", " "))
+        letters = [len(answer) - delimiter for _, answer in sample["arguments"][: len(scores)]]
+        scores = [score / max(1, count) for score, count in zip(scores, letters, strict=True)]
+    return max(range(len(scores)), key=scores.__getitem__)

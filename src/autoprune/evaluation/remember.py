@@ -1,6 +1,4 @@
-"""Perplexities that need not be measured again: of dense models, where a cache is named, and of a run that was
-stopped.
-"""
+"""Measurements that need not be made again: of dense models, where a cache is named, and of a run that was stopped."""
 
 from __future__ import annotations
 

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import copy
-import functools
-import logging
-from collections.abc import Iterable
+import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from autoprune.errors import AutoPruneError, DataError, RecipeError
+from autoprune.errors import DataError, ModelError
 from autoprune.evaluation.bars import bars_told
-from autoprune.evaluation.flips import no_choices
+from autoprune.evaluation.flips import answers, no_choices
+from autoprune.evaluation.harness import Respondent, folder_stamp, harness, no_data, task_manager
+from autoprune.evaluation.remember import Notes
 from autoprune.events import Emit, Notice, Phase, silent
 from autoprune.recipe.recipe import ZeroShotOptions
+from autoprune.recipe.task_sets import Asked, asked_of
+from autoprune.results.codec import from_jsonable
 from autoprune.results.types import TaskResult, ZeroShotResult
 
 
@@ -29,9 +31,9 @@ def check_tasks(options: ZeroShotOptions, emit: Emit = silent) -> None:
             f"--tasks_path {options.tasks_path}: there is no such directory; give the folder that holds the tasks'"
             " YAML files"
         )
-    _harness()
-    manager = _task_manager(options)
-    if missing := [task for task in options.tasks if task not in manager.all_tasks]:
+    names = [asked.name for asked in _asked(options)]
+    manager = task_manager(names, options.tasks_path)
+    if missing := [task for task in names if task not in manager.all_tasks]:
         where = (
             f" nor in --tasks_path {options.tasks_path}"
             if options.tasks_path
@@ -39,13 +41,13 @@ def check_tasks(options: ZeroShotOptions, emit: Emit = silent) -> None:
         )
         raise DataError(f"--tasks {missing[0]}: lm-evaluation-harness knows no task of that name{where}")
     if hasattr(manager, "load"):  # older harnesses load when they evaluate
-        for task in options.tasks:
+        for task in names:
             emit(Phase(f"task {task}"))
             try:
                 with bars_told(emit):
                     loaded = manager.load([task])["tasks"]
             except Exception as error:  # whatever the harness, the datasets library or the task's own code may raise
-                raise _no_data(task, error) from error
+                raise no_data(task, error) from error
             for name, found in loaded.items():
                 _check_task(task if name == task else f"{task} ({name})", found)
 
@@ -70,56 +72,60 @@ def _check_task(name: str, task: Any) -> None:
         )
 
 
-def zeroshot(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, options: ZeroShotOptions, *, batch: int, emit: Emit
-) -> ZeroShotResult:
-    """Accuracy of a model in memory on every task; samples and prompts are the harness's own.
-
-    Raises: DataError if a task's data can't be fetched.
-    """
-    raw, settings = run_harness(model, tokenizer, options, batch=batch, emit=emit)
-    shown = _shown(raw, options.tasks)
-    members = {member for names in raw.get("group_subtasks", {}).values() for member in names}
-    if silent_tasks := [name for name in raw["configs"] if name not in shown and name not in members]:
-        emit(Notice(f"--tasks {', '.join(silent_tasks)}: lm-evaluation-harness gave no figure for it"))
-    return ZeroShotResult(tuple(_task(raw, name) for name in shown), settings)
+def check_template(options: ZeroShotOptions, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raises: ModelError if a chat template is asked for and the tokenizer has none."""
+    if options.apply_chat_template and not tokenizer.chat_template:
+        raise ModelError(
+            "--apply_chat_template: the model's tokenizer has no chat template, so it is no chat model; leave the flag"
+            " out, or add a chat_template.jinja beside the tokenizer"
+        )
 
 
 def check_choices(options: ZeroShotOptions) -> None:
     """Raises: DataError naming a task that is no multiple-choice task: it has no answers that could flip."""
-    manager = _task_manager(options)
-    tasks = manager.load(list(options.tasks))["tasks"] if hasattr(manager, "load") else {}
+    names = [asked.name for asked in _asked(options)]
+    manager = task_manager(names, options.tasks_path)
+    tasks = manager.load(names)["tasks"] if hasattr(manager, "load") else {}
     for name, task in tasks.items():
         if task.OUTPUT_TYPE != "multiple_choice":
             raise no_choices(name)
 
 
-def run_harness(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, options: ZeroShotOptions, *, batch: int, emit: Emit
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What the harness says of a model in memory, with its log of every sample; and the settings of the run.
+def zeroshot(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    options: ZeroShotOptions,
+    *,
+    batch: int,
+    emit: Emit,
+    notes: Notes,
+    known: Mapping[str, object],
+) -> ZeroShotResult:
+    """Accuracy of a model in memory on every task; samples and prompts are the harness's own.
 
-    Raises: DataError if a task's data can't be fetched.
+    ``known`` is all that tells the model from others: what ``notes`` have of it is not asked again; nothing is noted
+    of a model of which nothing is known. Raises: DataError if a task's data can't be fetched.
     """
-    lm_eval = _harness()
-    from lm_eval.models.huggingface import HFLM
-
-    emit(Phase(f"zero-shot: {', '.join(options.tasks)}"))
-    held = HFLM(
-        pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=batch
-    )  # a copy, because it may get a padding token
-    try:
-        with bars_told(emit):
-            raw = lm_eval.simple_evaluate(
-                model=held,
-                tasks=list(options.tasks),
-                num_fewshot=options.num_fewshot,
-                limit=options.limit,
-                task_manager=_task_manager(options),
-                log_samples=True,
-            )
-    except OSError as error:  # ConnectionError is one
-        raise _no_data(", ".join(options.tasks), error) from error
+    check_template(options, tokenizer)
+    tasks = _asked(options)
+    manager = task_manager([asked.name for asked in tasks], options.tasks_path)
+    respondent: Respondent | None = None
+    found: list[TaskResult] = []
+    length = 0
+    for asked in tasks:
+        chat = bool(tokenizer.chat_template) if asked.chat is None else asked.chat
+        key = {**known, **_key(asked, options), "chat": chat, "batch": batch} if known else {}
+        if key and (kept := notes.find(key)):
+            emit(Notice(f"task {asked.name}: measured before"))
+            results, length = from_jsonable(tuple[TaskResult, ...], kept["tasks"]), kept["max_length"]
+        else:
+            emit(Phase(f"zero-shot: {asked.name}"))
+            respondent = respondent or Respondent(model, tokenizer, batch)
+            raw = respondent.ask(asked, chat=chat, limit=options.limit, manager=manager, emit=emit)
+            results, length = _results(raw, asked.name, emit), respondent.max_length
+            if key:
+                notes.add(key, {"tasks": results, "max_length": length})
+        found += results
     if options.limit:
         emit(
             Notice(
@@ -127,19 +133,41 @@ def run_harness(
                 " paper"
             )
         )
-    asked = {"num_fewshot": options.num_fewshot, "limit": options.limit, "batch_size": batch}
-    return raw, {"harness": raw["lm_eval_version"], **asked, "max_length": held.max_length}
+    asked_for = {"num_fewshot": options.num_fewshot, "limit": options.limit, "batch_size": batch}
+    asked_for |= {"apply_chat_template": True} if options.apply_chat_template else {}
+    return ZeroShotResult(tuple(found), {"harness": harness().__version__, **asked_for, "max_length": length})
 
 
-def _shown(raw: dict[str, Any], tasks: Iterable[str]) -> list[str]:
-    """The tasks in the order they were asked for; one that stands for several without a mean of its own gives way to
-    them.
-    """
-    asked = list(dict.fromkeys(tasks))
-    members = raw.get("group_subtasks", {})
-    covered = {member for name in asked if _metrics(raw, name) for member in members.get(name, ())}
-    rest = [name for name in raw["configs"] if name not in asked and name not in covered]
-    return [name for name in [*asked, *rest] if _metrics(raw, name)]
+def _asked(options: ZeroShotOptions) -> tuple[Asked, ...]:
+    return asked_of(options.tasks, options.num_fewshot, chat=options.apply_chat_template)
+
+
+def _key(asked: Asked, options: ZeroShotOptions) -> dict[str, object]:
+    """What a task's figures depend on besides the model."""
+    files = folder_stamp(options.tasks_path) if options.tasks_path else ()
+    return {
+        "task": asked.name,
+        "shots": asked.shots,
+        "limit": options.limit,
+        "files": files,
+        "harness": harness().__version__,
+    }
+
+
+def _results(raw: dict[str, Any], asked: str, emit: Emit) -> tuple[TaskResult, ...]:
+    """The figures of a task that was asked for, or of its members."""
+    shown = _shown(raw, asked)
+    members = {member for names in raw.get("group_subtasks", {}).values() for member in names}
+    if silent_tasks := [name for name in raw["configs"] if name not in shown and name not in members]:
+        emit(Notice(f"--tasks {', '.join(silent_tasks)}: lm-evaluation-harness gave no figure for it"))
+    return tuple(_task(raw, name) for name in shown)
+
+
+def _shown(raw: dict[str, Any], asked: str) -> list[str]:
+    """The task itself, or where it stands for several without a mean of its own these."""
+    if _metrics(raw, asked):
+        return [asked]
+    return [name for name in raw["configs"] if name != asked and _metrics(raw, name)]
 
 
 def _task(raw: dict[str, Any], name: str) -> TaskResult:
@@ -153,8 +181,23 @@ def _task(raw: dict[str, Any], name: str) -> TaskResult:
         count,
         {metric: float(numbers[key]) for metric, key in values.items()},
         {metric: error for metric, error in errors.items() if error is not None},
-        _correct(raw.get("samples", {}).get(name, []), values),
+        _correct(samples := _samples(raw, name), values),
+        answers(samples, values),
+        _digest(samples),
     )
+
+
+def _samples(raw: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    """The log of a task, in the order of its items; of a group of tasks, those of its members one behind the other.
+
+    Every entry has the delimiter that its task puts before an answer.
+    """
+    members = raw.get("group_subtasks", {}).get(name)
+    if members:
+        return [sample for member in members for sample in _samples(raw, member)]
+    delimiter = raw["configs"].get(name, {}).get("target_delimiter", " ")
+    log = sorted(raw.get("samples", {}).get(name, []), key=lambda sample: sample["doc_id"])
+    return [{**sample, "delimiter": delimiter} for sample in log]
 
 
 def _metrics(raw: dict[str, Any], name: str) -> dict[str, str]:
@@ -181,51 +224,13 @@ def _correct(samples: list[dict[str, Any]], metrics: dict[str, str]) -> dict[str
     found: dict[str, str] = {}
     for metric, key in metrics.items():
         name, _, kind = key.partition(",")
-        own = sorted((s for s in samples if s.get("filter", "none") == kind), key=lambda s: s["doc_id"])
-        values = [sample.get(name) for sample in own]
+        values = [sample.get(name) for sample in samples if sample.get("filter", "none") == kind]
         if values and all(value in (0, 1) for value in values):
             found[metric] = "".join("1" if value else "0" for value in values)
     return found
 
 
-def _no_data(task: str, error: Exception) -> AutoPruneError:
-    """What to say when a task can't be loaded."""
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
-    return DataError(
-        f"--tasks {task}: its data can't be had ({reason}); without a network give tasks of your own by --tasks_path"
-        " FOLDER"
-    )
-
-
-def _harness() -> Any:
-    try:
-        import lm_eval
-    except ImportError as error:
-        raise RecipeError(
-            "zero-shot evaluation needs lm-evaluation-harness, which is not installed: pip install lm-eval"
-        ) from error
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    return lm_eval
-
-
-def _task_manager(options: ZeroShotOptions) -> Any:
-    """The harness's list of tasks.
-
-    Reading its own takes seconds: done once, and not at all if all tasks are the user's.
-    """
-    if not options.tasks_path:
-        return _listed(None, (), defaults=True)
-    files = sorted(path for path in Path(options.tasks_path).rglob("*") if path.suffix in (".yaml", ".py"))
-    stamp = tuple((str(path), path.stat().st_mtime_ns, path.stat().st_size) for path in files)
-    own = _listed(options.tasks_path, stamp, defaults=False)
-    plain = all(task in own.all_subtasks for task in options.tasks)  # a group may have members from the harness's list
-    return own if plain else _listed(options.tasks_path, stamp, defaults=True)
-
-
-@functools.lru_cache(maxsize=2)
-def _listed(folder: str | None, stamp: tuple[object, ...], *, defaults: bool) -> Any:
-    """``stamp`` changes when a file in the folder does."""
-    _harness()
-    from lm_eval.tasks import TaskManager
-
-    return TaskManager(include_path=folder, include_defaults=defaults)
+def _digest(samples: list[dict[str, Any]]) -> str:
+    """Which items were asked, and in which words; empty where the log does not say."""
+    words = [f"{sample['doc_id']} {sample['prompt_hash']}" for sample in samples if "prompt_hash" in sample]
+    return hashlib.sha256("\n".join(words).encode()).hexdigest()[:16] if words else ""

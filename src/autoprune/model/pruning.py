@@ -24,6 +24,7 @@ from autoprune.model.sequence import prune_in_sequence
 from autoprune.model.stream import Place, Stream
 from autoprune.model.walk import Inputs, Store, prepare_inputs, walk
 from autoprune.steps.base import LayerStep, Step
+from autoprune.steps.whole import ModelStep
 
 Chosen = Mapping[int, tuple[Layer, ...]]  # by block: the layers to prune
 Targets = Mapping[str, Target]  # by the layers' full names
@@ -65,9 +66,14 @@ class Streams:
 
 
 def split_passes(steps: Sequence[Step]) -> list[tuple[Step, ...]]:
-    """Steps share a stream until one asks for its own, as LLM-Barber does: the papers' two passes over the model."""
+    """Steps share a stream until one asks for its own, as LLM-Barber does: the papers' two passes over the model.
+
+    Steps on the whole model come after the walk and belong to no pass.
+    """
     passes: list[list[Step]] = []
     for step in steps:
+        if isinstance(step, ModelStep):
+            continue
         if not passes or step.needs.own_stream:
             passes.append([])
         passes[-1].append(step)

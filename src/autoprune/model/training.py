@@ -22,10 +22,10 @@ class BlockTraining:
         self._block, self._by_token = block, by_token
         layers = {layer.parameter_name for layer in block.layers}
         self._parameters = {
-            name: p for name, p in block.module.named_parameters() if name in layers or _is_vector(name, p)
+            name: p for name, p in block.module.named_parameters() if name in layers or is_vector(name, p)
         }
         self._own = {name: (p, p.data, p.requires_grad) for name, p in block.module.named_parameters()}
-        self._dtype = _precision(compute_dtype, block.module, block.inputs.place.device)
+        self._dtype = precision(compute_dtype, block.module, block.inputs.place.device)
         self.values: Mapping[str, Tensor] = {name: p.detach().clone() for name, p in self._parameters.items()}
         self.patterns = _patterns(block, self._parameters)
         self.fitted = block.inputs.fitted
@@ -72,7 +72,7 @@ class BlockTraining:
         return lost.sum() / whole.sum()
 
 
-def _is_vector(name: str, parameter: Tensor) -> bool:
+def is_vector(name: str, parameter: Tensor) -> bool:
     """Norms and biases; matrices that are no layer to prune stay as they are."""
     return parameter.dim() == 1 and parameter.is_floating_point()
 
@@ -90,7 +90,7 @@ def _patterns(block: Block, parameters: Mapping[str, Tensor]) -> dict[str, Tenso
     return patterns
 
 
-def _precision(word: str, module: torch.nn.Module, device: torch.device) -> torch.dtype:
+def precision(word: str, module: torch.nn.Module, device: torch.device) -> torch.dtype:
     """bfloat16 where the machine multiplies in it; else float32."""
     if word != "auto":
         return {"float32": torch.float32, "bfloat16": torch.bfloat16}[word]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from autoprune.errors import RecipeError
-from autoprune.recipe.options import PROTOCOLS, CalibrationOptions, EvaluationOptions
+from autoprune.recipe.options import PROTOCOLS, CalibrationOptions, EvaluationOptions, ZeroShotOptions
 
 TEXTS = ("calibration_data", "eval_data")
 LONGEST_NAME, LONGEST_PATH = 255, 4096  # bytes, of one part and of all together: what file systems take
@@ -65,9 +66,22 @@ def check_protocol(calibration: CalibrationOptions, evaluation: EvaluationOption
             )
 
 
+def check_tasks_chosen(options: ZeroShotOptions, *, saved: bool) -> None:
+    """Raises: RecipeError if no task is named although something is said about them, or they are to be ``saved``."""
+    if "" in options.tasks or (saved and not options.tasks):
+        raise RecipeError("--tasks is empty or has an empty part; give a comma list such as boolq,rte")
+    for name in ("limit", "num_fewshot", "tasks_path", "apply_chat_template"):
+        value = getattr(options, name)
+        if value is not None and value is not False and not options.tasks:
+            raise RecipeError(
+                f"--{name} is about zero-shot tasks, but none are measured; name some with --tasks, or give"
+                " --save_zeroshot"
+            )
+
+
 def _may_be_a_path(word: str) -> bool:
     fits = len(word.encode()) < LONGEST_PATH
-    return "\0" not in word and fits and all(len(part.encode()) <= LONGEST_NAME for part in word.split("/"))
+    return "\0" not in word and fits and all(len(part.encode()) <= LONGEST_NAME for part in re.split("[/,]", word))
 
 
 def _short(word: str | None) -> str:

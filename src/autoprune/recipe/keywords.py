@@ -77,6 +77,9 @@ class PruneOptions(TypedDict, total=False):
     rate_trials: bool
     reconstruct_loss: str
     reconstruct_dtype: str
+    distill_epochs: int
+    distill_rate: float
+    distill_dtype: str
     prune_granularity: str
     threshold: float
     prune_metric: str
@@ -89,8 +92,10 @@ class PruneOptions(TypedDict, total=False):
     datasets_cache_dir: Place | None
     protocol: str | None
     eval_data: Data
+    compare: bool
     tasks: str | Sequence[str]
     num_fewshot: int | None
+    apply_chat_template: bool
     limit: int | None
     tasks_path: Place | None
     save_model: Place | None
@@ -121,6 +126,7 @@ class EvaluateOptions(TypedDict, total=False):
     eval_data: Data
     tasks: str | Sequence[str]
     num_fewshot: int | None
+    apply_chat_template: bool
     limit: int | None
     tasks_path: Place | None
     save_ppl: Place | None
@@ -146,6 +152,7 @@ class CompareOptions(TypedDict, total=False):
     eval_data: Data
     tasks: str | Sequence[str]
     num_fewshot: int | None
+    apply_chat_template: bool
     limit: int | None
     tasks_path: Place | None
     resume: bool

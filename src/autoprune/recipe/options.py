@@ -78,8 +78,8 @@ class CalibrationOptions:
 
     calibration_data: str = option(
         "c4",
-        "c4, wikitext2, ptb, demo, a hub dataset, or a local .txt, .jsonl, .json.gz, .parquet; or .safetensors with"
-        " input_ids",
+        "c4, wikitext2, ptb, demo, a hub dataset, or a local .txt, .jsonl, .json.gz, .parquet, of texts or chats; or"
+        " .safetensors with input_ids; or a mix by shares of the windows: c4:0.5,chat.jsonl:0.5",
         metavar="SOURCE",
     )
     nsamples: int = option(128, "calibration windows", metavar="N", at_least=1)
@@ -108,6 +108,10 @@ class EvaluationOptions:
         metavar="SOURCE[,SOURCE]",
         comma=True,
     )
+    compare: bool = option(
+        False,
+        "after pruning, say how far predictions are from the dense model's on these texts, and save it with them",
+    )
 
 
 @dataclass(frozen=True)
@@ -116,12 +120,19 @@ class ZeroShotOptions:
 
     tasks: tuple[str, ...] = option(
         (),
-        f"comma list of tasks to measure; with --save_zeroshot and without a list: {','.join(ZEROSHOT_TASKS)}",
+        "comma list of tasks, or of sets of them: classic (the seven of the papers, taken with --save_zeroshot and"
+        " without a list), knowledge (mmlu), reasoning (gsm8k, ifeval)",
         metavar="TASK[,TASK]",
         comma=True,
     )
     num_fewshot: int | None = option(
-        None, "examples shown before each question (default: as the task says, 0 for most)", metavar="N", at_least=0
+        None,
+        "examples shown before each question (default: as the task says, 0 for most; in sets as usually reported)",
+        metavar="N",
+        at_least=0,
+    )
+    apply_chat_template: bool = option(
+        False, "put questions into the tokenizer's chat template, examples as turns; reasoning does where there is one"
     )
     limit: int | None = option(
         None, "use only the first N samples of every task: for a trial, not for a paper", metavar="N", at_least=1

@@ -16,7 +16,7 @@ from typing import Any
 
 from autoprune.core.sparsity import SemiStructured, Target, check_ratio, parse_target
 from autoprune.errors import RecipeError
-from autoprune.recipe.checks import check_bounds, check_places, check_protocol
+from autoprune.recipe.checks import check_bounds, check_places, check_protocol, check_tasks_chosen
 from autoprune.recipe.files import STEPS, flat_of, overridden, read_flat
 from autoprune.recipe.options import (
     PROTOCOLS,
@@ -214,6 +214,11 @@ def validated(recipe: Recipe) -> Recipe:
         raise RecipeError(
             "--delete removes what --save_model wrote, but there is no --save_model; add it or drop --delete"
         )
+    if recipe.evaluation.compare and target is None and not recipe.chosen.pruned_model:
+        raise RecipeError(
+            "--compare sets a pruned model beside the dense one, but nothing is pruned at ratio 0; leave it out, or"
+            " compare two models that there are with `autoprune compare DENSE PRUNED`"
+        )
     check_places(
         {name: getattr(recipe.output, name) for name in ("save_model", "save_ppl", "save_zeroshot")},
         {
@@ -223,14 +228,7 @@ def validated(recipe: Recipe) -> Recipe:
         },
         recipe.evaluation.eval_data,
     )
-    if "" in recipe.zeroshot.tasks or (recipe.output.save_zeroshot and not recipe.zeroshot.tasks):
-        raise RecipeError("--tasks is empty or has an empty part; give a comma list such as boolq,rte")
-    for name in ("limit", "num_fewshot", "tasks_path"):
-        if getattr(recipe.zeroshot, name) is not None and not recipe.zeroshot.tasks:
-            raise RecipeError(
-                f"--{name} is about zero-shot tasks, but none are measured; name some with --tasks, or give"
-                " --save_zeroshot"
-            )
+    check_tasks_chosen(recipe.zeroshot, saved=bool(recipe.output.save_zeroshot))
     if not recipe.evaluation.eval_data or "" in recipe.evaluation.eval_data:
         raise RecipeError("--eval_data is empty or has an empty part; give a comma list such as wikitext2,ptb")
     return recipe

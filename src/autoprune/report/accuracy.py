@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from autoprune.report.tables import names_of, target_breaks
 from autoprune.results import numbers
 from autoprune.results.table import Column, Table, from_rows, to_text
-from autoprune.results.tidy import Results
+from autoprune.results.tidy import Results, changed
 from autoprune.results.types import EvaluationRow, TaskResult, ZeroShotResult
 from autoprune.results.variants import Variant
 
@@ -23,6 +23,7 @@ SHARES = (
     "em",
     "acc_mutual_info",
     "acc_bytes",
+    *(f"{level}_level_{how}_acc" for level in ("prompt", "inst") for how in ("strict", "loose")),  # IFEval's
 )  # in percent; others are no shares
 CLEAR = 1.96  # standard errors from zero at which a difference is called clear
 
@@ -68,7 +69,14 @@ def zeroshot_table(result: ZeroShotResult) -> Table:
 def metrics_of(results: Results) -> list[str]:
     """The accuracies that any variant has."""
     known = {metric for row in results.rows if row.zeroshot for task in row.zeroshot.tasks for metric in task.metrics}
-    return [metric for metric in METRICS if metric in known]
+    return [metric for metric in METRICS if metric in known] + _others(results)
+
+
+def _others(results: Results) -> list[str]:
+    """The shares by which tasks are judged that have none of the usual accuracies, such as those of generated text."""
+    tasks = [task for row in results.rows if row.zeroshot for task in row.zeroshot.tasks]
+    odd = [metric for task in tasks if not set(METRICS) & set(task.metrics) for metric in task.metrics]
+    return [metric for metric in dict.fromkeys(odd) if metric.partition(",")[0] in SHARES]
 
 
 def accuracy_table(results: Results, metric: str) -> Table:
@@ -80,6 +88,10 @@ def accuracy_table(results: Results, metric: str) -> Table:
         f"{100 * statistics.fmean(s.mean for s in line if s):.1f}" if None not in line else "-" for line in found
     )
     columns = [*names_of(shown, models=len(results.models) > 1), Column(f"mean {metric} of {len(tasks)}", means)]
+    moved = [[s for task in tasks if (s := results.spread(v, changed(metric), task))] for v in shown]
+    if any(moved):
+        cells = tuple(f"{100 * statistics.fmean(s.mean for s in line):.1f}" if line else "-" for line in moved)
+        columns.append(Column("answers changed", cells, spare=len(tasks) + 3))
     for task in tasks:
         columns.append(Column(task, tuple(_averaged(v, task, metric) for v in shown), spare=len(columns)))
     return Table(tuple(columns), target_breaks(shown), f"{metric} in percent, higher is better")

@@ -10,19 +10,26 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from autoprune.report.draw import HEAT, INK, LINES, MUTED, ON_HEAT, PAPER, SERIES, Drawing, canvas, finish
+from autoprune.report.axes import (
+    LOG_FROM,
+    WIDTH,
+    axis_words,
+    colours_of,
+    legend,
+    legend_height,
+    look_of,
+    note,
+    ticks,
+    whole_ticks,
+)
+from autoprune.report.draw import HEAT, INK, LINES, MUTED, ON_HEAT, PAPER, Drawing, canvas, finish
 from autoprune.results import numbers
 from autoprune.results.tidy import PERPLEXITY, PRUNE_SECONDS, SPARSITY, Results
 from autoprune.results.variants import Spread, Text, Variant
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
-WIDTH = 360.0  # SVG units; the page shows a unit as a pixel, or a little less on a telephone
-LOG_FROM = 8.0  # a range wider than this factor gets a logarithmic axis
-MARKERS = "osD^vPX*"
-SHORT = 20  # letters: two columns of names up to this length fit below a picture
 LABELLED = 8  # blocks: so many tiles have room for their number
 DASHES = (0, (4, 3))
 
@@ -37,13 +44,13 @@ def bars(results: Results, text: Text) -> list[Drawing]:
     low, high = min(values), max(values)
     log = low > 0 and high / low > LOG_FROM
     limits = (low / (high / low) ** 0.05, high * (high / low) ** 0.45) if log else (0.0, 1.36 * high or 1.0)
-    colours, drawings = _colours(results), []
+    colours, drawings = colours_of(results), []
     for target in dict.fromkeys(v.target for v, _ in known):
         group = [(v, s) for v, s in known if v.target == target]
         with canvas(WIDTH, 74 + 42 * len(group)) as figure:
             axes = figure.add_subplot()
             axes.set(xlim=limits, ylim=(len(group) - 0.4, -0.75), xscale="log" if log else "linear")
-            axes.set(xlabel=_axis(f"perplexity on {text.label}", log))
+            axes.set(xlabel=axis_words(f"perplexity on {text.label}", log))
             for i, (variant, spread) in enumerate(group):
                 _bar(axes, i, variant, spread, colours, limits[0], dots=log)
             axes.set_yticks([])
@@ -52,8 +59,8 @@ def bars(results: Results, text: Text) -> list[Drawing]:
                 lows, highs = ([i + end for i in range(len(group))] for end in (-0.26, 0.3))  # not through the names
                 axes.vlines([dense] * len(group), lows, highs, color=INK, linestyle=(0, (3, 2)), linewidth=1.3)
                 words = f"dense {numbers.number_text(dense)}"
-                _note(axes, words, (dense, 1), (4, 5), xycoords=("data", "axes fraction"))
-            _ticks(axes, log)
+                note(axes, words, (dense, 1), (4, 5), xycoords=("data", "axes fraction"))
+            ticks(axes, log)
             drawings.append(finish(figure, f"Perplexity on {text.label} at {target}"))
     return drawings
 
@@ -101,19 +108,19 @@ def error_lines(results: Results) -> list[Drawing]:
     values = [e for line in lines.values() for _, e in line if e > 0]
     if not values or max(len(line) for line in lines.values()) < 2:
         return []
-    log, colours, drawings = max(values) / min(values) > LOG_FROM, _colours(results), []
+    log, colours, drawings = max(values) / min(values) > LOG_FROM, colours_of(results), []
     for target, group in found.items():
-        with canvas(WIDTH, 230 + _legend_height([v.name for v in group])) as figure:
+        with canvas(WIDTH, 230 + legend_height([v.name for v in group])) as figure:
             axes = figure.add_subplot()
-            axes.set(xlabel="block", ylabel=_axis("relative error", log), yscale="log" if log else "linear")
+            axes.set(xlabel="block", ylabel=axis_words("relative error", log), yscale="log" if log else "linear")
             axes.grid(axis="y", color=LINES)
             for variant in group:
-                look = _look(variant, group, colours)
+                look = look_of(variant, group, colours)
                 axes.plot(*zip(*lines[variant], strict=True), linewidth=1.6, label=variant.name, **look)
             axes.set_ylim(*((min(values) / 1.3, max(values) * 1.3) if log else (0.0, 1.08 * max(values))))
-            _whole_ticks(axes)
-            _ticks(axes, log, vertical=True)
-            _legend(figure, [v.name for v in group])
+            whole_ticks(axes)
+            ticks(axes, log, vertical=True)
+            legend(figure, [v.name for v in group])
             drawings.append(finish(figure, f"Mean layer error by block at {target}"))
     return drawings
 
@@ -164,20 +171,20 @@ def _plane(
     """Perplexity against something: a line for each name if ``joined``, else points and the line of what is best."""
     points = [point for line in lines.values() for point in line]
     xs, ys = [x.mean for x, _, _ in points], [y.mean for _, y, _ in points]
-    dense, colours, drawn = _dense(results, text), _colours(results), [v for _, _, v in points]
+    dense, colours, drawn = _dense(results, text), colours_of(results), [v for _, _, v in points]
     ys += [dense] if dense else []
     log_x, log_y = not joined and max(xs) / min(xs) > LOG_FROM, max(ys) / min(ys) > LOG_FROM
-    with canvas(WIDTH, 250 + _legend_height([*lines, "dense"])) as figure:
+    with canvas(WIDTH, 250 + legend_height([*lines, "dense"])) as figure:
         axes = figure.add_subplot()
         axes.set(xscale="log" if log_x else "linear", yscale="log" if log_y else "linear")
-        axes.set(xlabel=_axis(xlabel, log_x), ylabel=_axis(f"perplexity on {text.label}", log_y))
+        axes.set(xlabel=axis_words(xlabel, log_x), ylabel=axis_words(f"perplexity on {text.label}", log_y))
         axes.grid(axis="y")
         if not joined:
             best = frontier([(x.mean, y.mean) for x, y, _ in points])
             axes.plot(*zip(*best, strict=True), color=MUTED, linewidth=1.2, drawstyle="steps-post", zorder=1)
         for name, line in lines.items():
             line.sort(key=lambda point: point[0].mean)
-            look = _look(line[0][2], drawn, colours) | ({} if joined else {"linestyle": "none"})
+            look = look_of(line[0][2], drawn, colours) | ({} if joined else {"linestyle": "none"})
             for key, i in (("xerr", 0), ("yerr", 1)):
                 sds = [(point[0], point[1])[i].sd or 0.0 for point in line]
                 look |= {key: sds} if any(sds) else {}
@@ -188,9 +195,9 @@ def _plane(
         if not log_x and not joined:
             axes.set_xlim(0, 1.06 * max(x.mean + (x.sd or 0.0) for x, _, _ in points))
         axes.margins(y=0.12)
-        _ticks(axes, log_x)
-        _ticks(axes, log_y, vertical=True)
-        _legend(figure, [*lines, "dense"])
+        ticks(axes, log_x)
+        ticks(axes, log_y, vertical=True)
+        legend(figure, [*lines, "dense"])
         return finish(figure, f"Perplexity on {text.label} {title}")
 
 
@@ -206,8 +213,8 @@ def _bar(
     if spread.finite and spread.sd:
         axes.errorbar(value, line, xerr=spread.sd, color=INK, linewidth=1.2, capsize=3)
     reach = value + (spread.sd or 0.0) if spread.finite else start
-    _note(axes, numbers.spread_text(spread), (reach, line), (8 if dots else 5, 0), va="center")
-    _note(axes, variant.name, (start, line - 0.27), (1, 0), va="bottom")
+    note(axes, numbers.spread_text(spread), (reach, line), (8 if dots else 5, 0), va="center")
+    note(axes, variant.name, (start, line - 0.27), (1, 0), va="bottom")
 
 
 def _block_errors(variant: Variant) -> list[tuple[int, float]]:
@@ -224,65 +231,7 @@ def _dense(results: Results, text: Text) -> float | None:
     return next((s.mean for s in found if s and s.finite and s.mean > 0), None)
 
 
-def _colours(results: Results) -> dict[str, str]:
-    """A colour for each first step in order of appearance, the same in every picture."""
-    names = dict.fromkeys(v.family for v in results.variants if not v.dense)
-    return {name: SERIES[i % len(SERIES)] for i, name in enumerate(names)}
-
-
-def _look(variant: Variant, drawn: Sequence[Variant], colours: dict[str, str]) -> dict[str, Any]:
-    """Colour by first step, ring or dot by whether others followed, and a shape that tells those alike apart."""
-    colour = colours[variant.family]
-    rivals = dict.fromkeys(v.name for v in drawn if (v.family, v.refined) == (variant.family, variant.refined))
-    shape: dict[str, Any] = {"marker": MARKERS[list(rivals).index(variant.name) % len(MARKERS)], "markersize": 6}
-    line = "-" if variant.refined else (0, (1, 1))
-    return shape | {"color": colour, "linestyle": line, "markerfacecolor": colour if variant.refined else PAPER}
-
-
-def _axis(words: str, log: bool) -> str:
-    return words + (", log scale" if log else "")
-
-
 def _shade(value: float, low: float, high: float) -> int:
     """Which of the heat's colours stands for a value; the last for what is no number."""
     reach = (value - low) / (high - low) if high > low else 0.0
     return min(int(len(HEAT) * reach), len(HEAT) - 1) if math.isfinite(reach) else len(HEAT) - 1
-
-
-def _note(axes: Axes, words: str, place: tuple[float, float], offset: tuple[float, float], **options: Any) -> None:
-    """Words beside a place in the drawing."""
-    axes.annotate(words, place, xytext=offset, textcoords="offset points", fontsize=11, **options)
-
-
-def _legend(figure: Figure, names: Sequence[str]) -> None:
-    figure.legend(loc="outside lower left", ncols=_legend_columns(names), columnspacing=1.2, handletextpad=0.5)
-
-
-def _legend_columns(names: Sequence[str]) -> int:
-    return 2 if max(map(len, names), default=0) <= SHORT else 1
-
-
-def _legend_height(names: Sequence[str]) -> float:
-    return 19.0 * math.ceil(len(set(names)) / _legend_columns(names)) + 8
-
-
-def _whole_ticks(axes: Axes) -> None:
-    from matplotlib.ticker import MaxNLocator
-
-    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True, min_n_ticks=1))
-
-
-def _ticks(axes: Axes, log: bool, vertical: bool = False) -> None:
-    """Few ticks, written out: 20, 50, 100, 1e+06."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
-
-    axis = axes.yaxis if vertical else axes.xaxis
-    low, high = axes.get_ylim() if vertical else axes.get_xlim()
-    wide = log and high / low > 300
-    axis.set_major_locator(LogLocator(subs=(1.0,) if wide else (1.0, 2.0, 5.0), numticks=6) if log else MaxNLocator(5))
-    axis.set_major_formatter(
-        FuncFormatter(lambda value, _: f"{value:.6g}" if 1e-4 <= value < 1e6 or value == 0 else f"{value:.0e}")
-    )
-    axis.set_minor_formatter(NullFormatter())
-    if log:
-        axis.minorticks_off()

@@ -2,64 +2,24 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from importlib import resources
+from dataclasses import replace
 from typing import Any
 
 from autoprune.report import charts
 from autoprune.report.accuracy import accuracy_table, difference_table, metrics_of
-from autoprune.report.draw import DARK, LIGHT, PRINT, Drawing, css
+from autoprune.report.distance import flips_table
+from autoprune.report.distance_page import distance_section
 from autoprune.report.layers import exchange_table, exchange_totals, layer_table
+from autoprune.report.sections import Figure, Fold, Section, page_of
 from autoprune.report.significance import findings
 from autoprune.report.tables import bits_table, comparison, cost_table
-from autoprune.results.table import Table, from_rows, parts
+from autoprune.results.table import Table, from_rows
 from autoprune.results.tidy import Results
 from autoprune.results.types import EvaluationRow
 from autoprune.results.variants import Variant, flat_settings, model_of, seed_of
 
 MEASURED = ("loss", "bits_per_byte")  # in a text's provenance: what a single row measured
-FOLDS = 3  # so many tables stand open to the eye; more are folded together
-
-
-@dataclass(frozen=True)
-class Figure:
-    """Pictures that belong together, with the sentence that explains them."""
-
-    pictures: tuple[Drawing, ...]
-    caption: str
-
-
-@dataclass(frozen=True)
-class Fold:
-    """A table that is opened by a click."""
-
-    summary: str
-    table: Table
-
-
-@dataclass(frozen=True)
-class Section:
-    """One part of the page; left out when it has neither figures nor tables nor notes."""
-
-    title: str
-    lead: str = ""
-    table: Table | None = None
-    figures: tuple[Figure, ...] = ()
-    folds: tuple[Fold, ...] = ()
-    notes: tuple[str, ...] = ()
-    inside: str = "tables"  # what the folds hold, where there are many
-
-    @property
-    def anchor(self) -> str:
-        """What the contents link to."""
-        return re.sub(r"\W+", "-", self.title).strip("-").lower()
-
-    @property
-    def shown(self) -> bool:
-        """Whether there is anything in it."""
-        return bool((self.table and self.table.rows) or self.figures or self.folds or self.notes)
 
 
 def render_html(
@@ -74,24 +34,11 @@ def render_html(
 
     ``files`` are names beside the page that its head links to, such as results.json.
     """
-    from jinja2 import Environment, StrictUndefined
-
     results = Results(rows)
     sections = [section for model in results.models for section in _of_model(results, model)]
     sections.append(_protocol(results))
-    source = resources.files("autoprune.report").joinpath("templates/report.html.j2").read_text(encoding="utf-8")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["parts"] = parts
-    environment.filters["tie"] = lambda words: words.replace(" %", "\N{NO-BREAK SPACE}%")
-    counter = iter(range(1, 1_000_000))
-
-    def inline(picture: Drawing) -> str:
-        return picture.inline(f"p{next(counter)}")
-
     words = {"title": title, "subtitle": subtitle, "command": command, "files": files, "facts": _facts(results)}
-    palettes = {"light": css(LIGHT), "dark": css(DARK), "print": css(PRINT)}
-    shown = [section for section in sections if section.shown]
-    return environment.from_string(source).render(**words, sections=shown, inline=inline, folds_open=FOLDS, **palettes)
+    return page_of(sections, words)
 
 
 def _facts(results: Results) -> list[tuple[str, str]]:
@@ -114,7 +61,7 @@ def _of_model(whole: Results, model: str) -> list[Section]:
     """The sections of one model; where there are several, its name stands before each title."""
     named = len(whole.models) > 1
     results = whole.of_model(model) if named else whole
-    makers = (_results, _curves, _costs, _zeroshot, _layers, _exchange, _warnings)
+    makers = (_results, distance_section, _curves, _costs, _zeroshot, _layers, _exchange, _warnings)
     sections = [make(results) for make in makers]
     return [replace(section, title=f"{model}: {section.title}") for section in sections] if named else sections
 
@@ -164,6 +111,8 @@ def _zeroshot(results: Results) -> Section:
     for metric in metrics:
         if (differences := difference_table(results, metric)).rows:
             folds.append(Fold(f"Paired differences in {metric}, in percentage points", differences))
+    if (flips := flips_table(results)).rows:
+        folds.append(Fold("Answers that are not the dense model’s (flips)", flips))
     lead = (
         "Accuracy in percent by lm-evaluation-harness, higher is better; ± is the standard error over a task’s"
         " samples, not over seeds. Differences are taken sample by sample, which leaves out what all methods find"

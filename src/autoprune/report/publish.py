@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from autoprune.report.accuracy import accuracy_table, difference_table, metrics_of
+from autoprune.report.distance import distance_table, flips_table
 from autoprune.report.page import render_html
 from autoprune.report.significance import findings
 from autoprune.report.tables import comparison, cost_table
@@ -43,6 +44,7 @@ def published(
             rows, title=title, command=command, files=["results.json", "results.csv"] if command else []
         )
     tables = tables_of(results)
+    tables += [table for table in (distance_table(results), flips_table(results)) if table.rows]
     tables += [table for metric in metrics_of(results) if (table := difference_table(results, metric)).rows]
     said = list(findings(results))
     if form == "latex":

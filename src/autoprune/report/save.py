@@ -17,7 +17,9 @@ from autoprune.errors import OutputError
 from autoprune.recipe.recipe import CACHES, Recipe
 from autoprune.report.accuracy import zeroshot_text
 from autoprune.report.tables import perplexity_log
-from autoprune.results.codec import dump_json, first_difference
+from autoprune.results.codec import UNFINISHED, dump_json, first_difference
+from autoprune.results.comparison import comparison_of
+from autoprune.results.comparison_tables import comparison_text
 from autoprune.results.types import EvaluationRow
 from autoprune.storage.files import write_text
 
@@ -112,14 +114,16 @@ def save_row(recipe: Recipe, row: EvaluationRow, stem: str) -> None:
     """
     for flag, directory, name in _places(recipe, stem):
         if flag == "save_ppl":
-            _save(flag, directory / name, perplexity_log([row]), row)
+            moved = f"\n{comparison_text(comparison_of(row), places=True)}\n" if row.shifts else ""
+            _save(flag, directory / name, perplexity_log([row]) + moved, row)
         elif row.zeroshot:
             _save(flag, directory / name, zeroshot_text(row), row)
 
 
 def notes_of(recipe: Recipe, stem: str) -> Path | None:
-    """Where perplexities are noted until all is measured; None where none is saved."""
-    return Path(recipe.output.save_ppl) / f"log_{stem}.unfinished.json" if recipe.output.save_ppl else None
+    """Where measurements are noted until all is measured; None where none are saved."""
+    places = _places(recipe, stem)
+    return places[0][1] / f"{places[0][2]}{UNFINISHED}.json" if places else None
 
 
 def _places(recipe: Recipe, stem: str) -> list[tuple[str, Path, str]]:

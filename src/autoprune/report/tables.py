@@ -6,9 +6,20 @@ from collections.abc import Iterable, Sequence
 
 from autoprune.results import numbers
 from autoprune.results.table import Column, Table, to_text
-from autoprune.results.tidy import BITS, DEVICE, PEAK, PERPLEXITY, PRUNE_SECONDS, SECONDS, SPARSITY, Results
+from autoprune.results.tidy import (
+    BITS,
+    DEVICE,
+    DIVERGENCE,
+    PEAK,
+    PERPLEXITY,
+    PRUNE_SECONDS,
+    SAME_TOP,
+    SECONDS,
+    SPARSITY,
+    Results,
+)
 from autoprune.results.types import EvaluationRow
-from autoprune.results.variants import Variant, seed_of, steps_of
+from autoprune.results.variants import Spread, Variant, seed_of, steps_of
 
 
 def perplexity_log(rows: Sequence[EvaluationRow]) -> str:
@@ -50,6 +61,10 @@ def comparison(results: Results) -> Table:
         last = {steps_of(v.method)[-1] for v, change in zip(variants, by_step, strict=True) if change}
         head = f"change by {last.pop() if len(last) == 1 else 'last step'}"
         columns.append(Column(head, tuple(map(numbers.change_text, by_step)), spare=5))
+    for i, text in enumerate(results.texts):
+        for metric, look, spare in ((DIVERGENCE, _plain, 4), (SAME_TOP, _percents, 7)):
+            spreads = [results.spread(v, metric, text.label) for v in variants]
+            columns.append(Column(f"{metric}, {text.label}", look(spreads), spare=spare + 5 * bool(i), short=metric))
     columns.append(Column("pruning, s", seconds(results, PRUNE_SECONDS), spare=3))
     columns.append(Column("peak memory, MiB", _most(results, PEAK), spare=8, short="peak MiB"))
     return Table(tuple(columns), target_breaks(variants), "Perplexity, lower is better").without_empty()
@@ -116,6 +131,15 @@ def _most(results: Results, metric: str) -> tuple[str, ...]:
     return tuple(
         numbers.mebibytes_text(max(results.by_seed(v, metric).values(), default=None)) for v in results.variants
     )
+
+
+def _plain(spreads: Sequence[Spread | None]) -> tuple[str, ...]:
+    """Each with its own digits, for they differ in size."""
+    return tuple(map(numbers.spread_text, spreads))
+
+
+def _percents(spreads: Sequence[Spread | None]) -> tuple[str, ...]:
+    return tuple(map(numbers.percent_spread_text, spreads))
 
 
 def _cut(column: Column, lines: Iterable[int]) -> Column:

@@ -13,6 +13,8 @@ from typing import Any
 from autoprune.errors import DataError
 from autoprune.results.types import EvaluationRow
 
+UNFINISHED = ".unfinished"  # the end of the stem of what a run that was stopped has noted
+
 
 def to_jsonable(value: Any) -> Any:
     """Dataclasses, tuples and paths as plain JSON values."""
@@ -31,7 +33,8 @@ def dump_json(value: Any) -> str:
 
 
 def from_jsonable(kind: Any, raw: Any) -> Any:
-    """The inverse of ``to_jsonable`` for a value declared as ``kind``: dataclasses, tuples of them, or None.
+    """The inverse of ``to_jsonable`` for a value declared as ``kind``: dataclasses, tuples and dictionaries of them,
+    or None.
 
     Fields that the record lacks keep their defaults; those that nobody knows are left out.
     Raises: TypeError if a field without a default is missing.
@@ -43,6 +46,8 @@ def from_jsonable(kind: Any, raw: Any) -> Any:
         return from_jsonable(next(one for one in inside if one is not type(None)), raw)
     if origin is tuple:
         return tuple(from_jsonable(inside[0], one) for one in raw)
+    if origin is dict:
+        return {key: from_jsonable(inside[1], one) for key, one in raw.items()}
     if dataclasses.is_dataclass(kind):
         hints = typing.get_type_hints(kind)
         known = [f.name for f in dataclasses.fields(kind) if f.name in raw]
@@ -67,7 +72,8 @@ def read_rows(paths: Iterable[Path]) -> list[EvaluationRow]:
         found = [path]
         if path.is_dir():
             grid = path / "results.json"
-            found = [grid] if grid.is_file() else sorted({*path.glob("log_*.json"), *path.glob("zeroshot_*.json")})
+            tables = sorted({*path.glob("log_*.json"), *path.glob("zeroshot_*.json")})
+            found = [grid] if grid.is_file() else [file for file in tables if not file.stem.endswith(UNFINISHED)]
         if not found:
             raise DataError(f"{path}: no results.json and no log_*.json or zeroshot_*.json lie in this directory")
         for file in found:

@@ -7,9 +7,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from autoprune.core.shift import Bar, Estimate, PredictionShift, Spread, Stretch
+from autoprune.core.mcnemar import mcnemar
+from autoprune.core.shift import Estimate, PredictionShift
+from autoprune.results.codec import from_jsonable
 from autoprune.results.shown import screen
 from autoprune.results.table import to_html
+from autoprune.results.types import EvaluationRow, TaskResult
+from autoprune.results.variants import model_of
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -98,14 +102,31 @@ def _flat(shift: PredictionShift) -> dict[str, Any]:
     return found
 
 
+def flips_between(dense: TaskResult, pruned: TaskResult) -> tuple[Flips, ...]:
+    """By every accuracy for which both models say which answers they took and whether these were right; none unless
+    both were asked the same items in the same words.
+    """
+    found = []
+    for metric, was in dense.chosen.items() if dense.items == pruned.items else ():
+        now = pruned.chosen.get(metric, "")
+        right = (dense.correct.get(metric, ""), pruned.correct.get(metric, ""))
+        if was and len({len(word) for word in (was, now, *right)}) == 1:
+            pairs = list(zip(*right, strict=True))
+            down, up = pairs.count(("1", "0")), pairs.count(("0", "1"))
+            changed = sum(a != b for a, b in zip(was, now, strict=True))
+            found.append(Flips(dense.task, metric, len(was), changed, down, up, mcnemar(down, up)))
+    return tuple(found)
+
+
+def comparison_of(row: EvaluationRow) -> Comparison:
+    """What a row says of its distance from the dense model."""
+    return Comparison(model_of(row) or "the dense model", (ModelComparison(f"{row.method} {row.target}", row.shifts),))
+
+
 def shift_from_json(raw: Mapping[str, Any]) -> PredictionShift:
     """The inverse of ``to_jsonable``."""
-    estimates = {name: Estimate(**raw[name]) for name in ("kld", "delta_p", "same_top", "log_ratio")}
-    lists = {
-        "stretches": tuple(Stretch(**stretch) for stretch in raw["stretches"]),
-        "bars": tuple(Bar(**bar) for bar in raw["bars"]),
-    }
-    return PredictionShift(**{**raw, **estimates, **lists, "kld_spread": Spread(**raw["kld_spread"])})
+    shift: PredictionShift = from_jsonable(PredictionShift, raw)
+    return shift
 
 
 def comparison_from_json(raw: Mapping[str, Any]) -> Comparison:

@@ -33,6 +33,13 @@ def column_texts(spreads: Sequence[Spread | None]) -> tuple[str, ...]:
     return tuple(spread_text(spread, digits) for spread in spreads)
 
 
+def percent_spread_text(spread: Spread | None) -> str:
+    """A fraction's mean ± deviation as percentages: ``70.12 ± 0.31 %``; ``-`` for what was not measured."""
+    if spread is None:
+        return "-"
+    return f"{number_text(100 * spread.mean, None if spread.sd is None else 100 * spread.sd, 2)} %"
+
+
 def percent_text(share: float, digits: int = 2) -> str:
     """A fraction as a percentage: 0.5 is ``50.00 %``."""
     return f"{100 * share:.{digits}f} %" if math.isfinite(share) else number_text(share)

@@ -10,6 +10,7 @@ import statistics
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from autoprune.results.comparison import flips_between
 from autoprune.results.types import EvaluationRow
 from autoprune.results.variants import Spread, Text, Variant, model_of, seed_of, spread, texts_of, variants_of
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 KEYS = ("model", "method", "settings", "target", "seed")
 PERPLEXITY, BITS, SPARSITY = "perplexity", "bits per byte", "sparsity"
+DIVERGENCE, DIVERGENCE_50, DIVERGENCE_99 = "KL divergence", "KL divergence median", "KL divergence 99 %"
+SAME_TOP, DELTA_P, LOG_RATIO = "same top", "Δp rms", "ln(ppl ratio)"
 PRUNE_SECONDS, SECONDS, PEAK, DEVICE = "prune_seconds", "seconds", "peak_bytes", "device_bytes"
 SAME_SPARSITY = 0.005  # shares of zeros that differ by less are called equal
 
@@ -131,9 +134,24 @@ class Results:
             variant = self._variant_of[id(row)]
             key = (run, self.variants.index(variant), variant.model, row.method, variant.settings, row.target)
             lines += [(*key, seed_of(row), *measured) for measured in _measurements(row, labels)]
+            lines += [(*key, seed_of(row), *measured) for measured in self._changes(variant, row)]
         columns = ["run", "variant", *KEYS, "metric", "on", "value", "error"]
         kinds = {"run": int, "variant": int, "value": float, "error": float}
         return DataFrame(lines, columns=columns, dtype=object).astype(kinds)
+
+    def _changes(self, variant: Variant, row: EvaluationRow) -> Iterator[tuple[str, str, float, None]]:
+        """The share of answers that are not the dense model's, by task and accuracy."""
+        dense = self.dense_of(variant)
+        known = dense.rows[0].zeroshot if dense and dense is not variant else None
+        before = {task.task: task for task in known.tasks} if known else {}
+        for task in row.zeroshot.tasks if row.zeroshot else ():
+            for flip in flips_between(before[task.task], task) if task.task in before else ():
+                yield changed(flip.metric), task.task, flip.share_changed, None
+
+
+def changed(metric: str) -> str:
+    """The metric that says how many answers, judged by an accuracy, are not the dense model's."""
+    return f"{metric} changed"
 
 
 def _measurements(row: EvaluationRow, labels: dict[tuple[str, int], str]) -> Iterator[tuple[str, str, float, Any]]:
@@ -144,6 +162,14 @@ def _measurements(row: EvaluationRow, labels: dict[tuple[str, int], str]) -> Ite
     for p in row.perplexity:
         if p.bits_per_byte is not None:
             yield BITS, labels[p.source, p.seqlen], p.bits_per_byte, None
+    for source, shift in row.shifts.items():
+        label = labels[source, shift.seqlen]
+        yield DIVERGENCE, label, shift.kld.mean, shift.kld.error
+        yield DIVERGENCE_50, label, shift.kld_spread.median, None
+        yield DIVERGENCE_99, label, shift.kld_spread.p99, None
+        yield SAME_TOP, label, shift.same_top.mean, shift.same_top.error
+        yield DELTA_P, label, shift.delta_p_rms, None
+        yield LOG_RATIO, label, shift.log_ratio.mean, shift.log_ratio.error
     for task in row.zeroshot.tasks if row.zeroshot else ():
         for metric, value in task.metrics.items():
             yield metric, task.task, value, task.errors.get(metric)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from autoprune.core.shift import PredictionShift
 from autoprune.results.outcome import LayerOutcome, SubBlockOutcome
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ class PruningSummary:
     warnings: tuple[str, ...] = ()
     surveys: dict[str, Any] = field(default_factory=dict)  # by step: what it found before anything was pruned
     trained: tuple[str, ...] = ()  # parameters that are no layer's weight and were changed, such as norms
+    whole: dict[str, Any] = field(default_factory=dict)  # by step on the whole model: its loss before and after
 
     @property
     def sparsity(self) -> float:
@@ -79,7 +81,8 @@ class TaskResult:
     acc, acc_norm.
 
     ``correct`` says of every sample, in the task's order, whether it was right: a word of 1 and 0, from which methods
-    are compared sample by sample.
+    are compared sample by sample. ``chosen`` says of a multiple-choice task's samples which answer was taken: a digit
+    or a letter for each, 0 the first; from which flips are counted.
     """
 
     task: str
@@ -89,6 +92,8 @@ class TaskResult:
     metrics: dict[str, float]
     errors: dict[str, float]
     correct: dict[str, str] = field(default_factory=dict, repr=False)
+    chosen: dict[str, str] = field(default_factory=dict, repr=False)
+    items: str = ""  # a digest of the samples and of the words in which they were put; empty where unknown
 
 
 @dataclass(frozen=True, repr=False)
@@ -163,6 +168,9 @@ class EvaluationRow:
     zeroshot: ZeroShotResult | None = None
     cost: Cost | None = None
     about: About | None = None
+    shifts: dict[str, PredictionShift] = field(
+        default_factory=dict, repr=False
+    )  # by text: how far predictions are from the dense
 
 
 @dataclass(frozen=True, repr=False)

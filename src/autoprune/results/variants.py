@@ -15,7 +15,7 @@ from autoprune.results.types import EvaluationRow, PruningSummary
 # settings that say where results go or how a run is shown, not how they came about
 NOT_SETTINGS = frozenset(
     {"model", "seed", "save_model", "save_ppl", "save_zeroshot", "delete", "resume", "overwrite", "quiet"}
-    | {"cache_dir", "datasets_cache_dir"}
+    | {"cache_dir", "datasets_cache_dir", "compare"}
 )
 
 
@@ -139,6 +139,7 @@ def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
 def texts_of(rows: Sequence[EvaluationRow]) -> list[Text]:
     """In order of first appearance; paths are shortened to file names where that is unambiguous."""
     keys = list(dict.fromkeys((p.source, p.seqlen) for row in rows for p in row.perplexity))
+    keys += [key for row in rows for name, s in row.shifts.items() if (key := (name, s.seqlen)) not in keys]
     names = {source: PurePosixPath(source.replace("\\", "/")).name or source for source, _ in keys}
     shown = list(names.values())
     return [

@@ -19,6 +19,7 @@ from autoprune.recipe.recipe import Recipe
 from autoprune.report.progress import following
 from autoprune.report.save import check_earlier, check_report_directory, notes_of, save_row, tables_claimed
 from autoprune.results.types import Evaluation, EvaluationRow
+from autoprune.run.beside import check_beside, moved
 from autoprune.run.check import check_values
 from autoprune.run.labels import DENSE, labels_of, method_label, report_stem, target_label
 from autoprune.run.measure import about, accuracy, check_room, count_zeros, measured
@@ -42,15 +43,15 @@ def prune(
     """Prunes a model: a hub id, a directory, ``"demo"``, or a model in memory, which is changed in place.
 
     ``options`` are the fields of the recipe, named as the flags are: ``prune_method="wanda", sparsity_ratio=0.5, …``;
-    ``eval_data`` given means: measure perplexity, ``tasks``: zero-shot accuracy. Texts are words as on the command
-    line, lists of strings, datasets, or token ids (``data/given.py``). A model in memory needs its ``tokenizer``, or
-    the name of one, unless calibration and evaluation data are token ids. ``emit`` is called with every event; without
-    it progress is shown in a notebook and on a terminal, unless ``quiet``. Raises: AutoPruneError for everything that
-    the user can mend.
+    ``eval_data`` given means: measure perplexity, ``compare=True``: the distance from the dense model as well,
+    ``tasks``: zero-shot accuracy. Texts are words as on the command line, lists of strings, datasets, or token ids
+    (``data/given.py``). A model in memory needs its ``tokenizer``, or the name of one, unless calibration and
+    evaluation data are token ids. ``emit`` is called with every event; without it progress is shown in a notebook and
+    on a terminal, unless ``quiet``. Raises: AutoPruneError for everything that the user can mend.
     """
     held = model if isinstance(model, nn.Module) else None
     recipe = recipe_given({"model": "" if held is not None else str(model), **options})
-    measure = "eval_data" in options or recipe.output.save_ppl is not None
+    measure = "eval_data" in options or recipe.evaluation.compare or recipe.output.save_ppl is not None
     return run(recipe, emit, model=held, tokenizer=tokenizer, measure=measure)
 
 
@@ -133,6 +134,7 @@ def _run(
         if subject.checkpoint:  # a pruned checkpoint is as large as the dense one
             check_room(recipe, subject, resident=subject.store.resident or fits(subject.checkpoint, recipe))
         plan = make_plan(recipe, subject, emit, measure=measure, ranks=ranks)
+        ranks.from_first(lambda: _check_measurable(recipe, plan))
         directory = Path(output.save_model) if output.save_model and plan.steps else None
         if plan.steps:
             summary = prune_and_write(recipe, plan, directory, emit)
@@ -170,11 +172,12 @@ def _evaluated(recipe: Recipe, plan: Plan, row: EvaluationRow, directory: Path |
     after = _reopened(recipe, plan.subject, directory) if plan.evaluation or recipe.zeroshot.tasks else plan.subject
     stem = report_stem(recipe, (row.method, row.target))
     notes = Notes(notes_of(recipe, stem), resume=recipe.output.resume, emit=emit)
-    row = dataclasses.replace(
-        row, perplexity=measured(plan, after, notes, emit, folder=directory.resolve() if directory else None)
-    )
+    folder = directory.resolve() if directory else None
+    row = dataclasses.replace(row, perplexity=measured(plan, after, notes, emit, folder=folder))
+    if recipe.evaluation.compare:
+        row = dataclasses.replace(row, shifts=moved(recipe, plan, after, notes, emit, folder))
     save_row(recipe, row, stem)  # before the tasks, which take longer and may fail
-    if found := accuracy(recipe, plan, after, emit):
+    if found := accuracy(recipe, plan, after, notes, emit):
         row = dataclasses.replace(row, zeroshot=found)
         save_row(recipe, row, stem)
     notes.forget()
@@ -194,6 +197,16 @@ def _check_outputs(recipe: Recipe, emit: Emit) -> None:
         from autoprune.evaluation.tasks import check_tasks
 
         check_tasks(recipe.zeroshot, emit)
+
+
+def _check_measurable(recipe: Recipe, plan: Plan) -> None:
+    """Everything about what is measured in the end that the model itself may speak against."""
+    if recipe.evaluation.compare:
+        check_beside(recipe, plan)
+    if recipe.zeroshot.apply_chat_template:
+        from autoprune.evaluation.tasks import check_template
+
+        check_template(recipe.zeroshot, plan.subject.load_tokenizer())
 
 
 def _reopened(recipe: Recipe, subject: Subject, directory: Path | None) -> Subject:

@@ -6,35 +6,31 @@ import contextlib
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from autoprune.core.shift import PredictionShift
 from autoprune.data.handed import recipe_given
-from autoprune.data.windows import Windows
 from autoprune.errors import OutputError, RecipeError
-from autoprune.evaluation.compare import compare_predictions
 from autoprune.evaluation.remember import Notes
-from autoprune.events import Emit, Heard, Notice
-from autoprune.model.stream import Place
+from autoprune.events import Emit, Heard
 from autoprune.model.walk import walk
 from autoprune.recipe.keywords import CompareOptions, Unpack
 from autoprune.recipe.recipe import Recipe
+from autoprune.report.distance_page import render_comparison
 from autoprune.report.progress import following
 from autoprune.report.save import check_report_directory
 from autoprune.results.codec import dump_json, first_difference
-from autoprune.results.comparison import Comparison, Flips, ModelComparison, shift_from_json
+from autoprune.results.comparison import Comparison, Flips, ModelComparison
 from autoprune.results.comparison_tables import comparison_text
 from autoprune.run.api import modes_kept
+from autoprune.run.beside import SideBySide
 from autoprune.run.check import check_replay, check_values
 from autoprune.run.compare_memory import fitted
 from autoprune.run.kinship import check_alike, check_descent, shortest_context
 from autoprune.run.measure import check_room
-from autoprune.run.memory import Layout
 from autoprune.run.open import AnyTokenizer, Subject, chosen_tokenizer, fits, held_model, open_model
 from autoprune.run.plan import choose_seqlen, make_plan
 from autoprune.run.texts import source_name
@@ -45,24 +41,6 @@ from autoprune.storage.manifest import versions
 
 Model = str | Path | nn.Module
 STEM = "comparison"
-
-
-@dataclass(frozen=True)
-class _Run:
-    """What is compared, and how."""
-
-    recipe: Recipe
-    dense: Subject
-    others: Mapping[str, Subject]  # by the name in the tables
-    fingerprints: Mapping[str, str]  # by the subject's name: of all weights
-    windows: Mapping[str, Windows]
-    layout: Layout
-    emit: Emit
-
-    @property
-    def subjects(self) -> list[Subject]:
-        """All models, the dense one first."""
-        return [self.dense, *self.others.values()]
 
 
 def compare(
@@ -80,8 +58,8 @@ def compare(
     Models are hub ids, directories, ``"demo"``, or models in memory (which need their ``tokenizer`` unless texts are
     token ids). ``options`` are those of the recipe: ``eval_data``, ``seqlen``, ``tasks``, ``dtype``, ``memory``, …;
     without ``eval_data`` but with ``tasks`` only flips are counted. ``unrelated``: go on with models of which one was
-    not pruned from the other. ``save``: a directory for ``comparison.json`` and ``.txt``, where ``resume`` takes up
-    what a stopped run has measured.
+    not pruned from the other. ``save``: a directory for ``comparison.json``, ``.txt`` and ``.html``, where ``resume``
+    takes up what a stopped run has measured.
     Raises: AutoPruneError for everything that the user can mend.
     """
     models = [pruned] if isinstance(pruned, (str, Path, nn.Module)) else list(pruned)
@@ -105,15 +83,15 @@ def compare(
             stack.enter_context(modes_kept(model if isinstance(model, nn.Module) else None))
         chosen = chosen_tokenizer(tokenizer, recipe.model)
         run = _opened(recipe, [dense, *models], names, chosen, heard, **choices)
-        result = _measured(run, said, directory)
+        result = _measured(recipe, run, said, directory)
     return dataclasses.replace(result, warnings=heard.warnings)
 
 
-def _measured(run: _Run, said: Mapping[str, Any], directory: Path | None) -> Comparison:
+def _measured(recipe: Recipe, run: SideBySide, said: Mapping[str, Any], directory: Path | None) -> Comparison:
     """All that was asked for, saved where it was asked for."""
-    notes = Notes(directory / f"{STEM}.unfinished.json" if directory else None, resume=run.recipe.output.resume)
-    shifts = {text: _shifts(run, text, notes, directory) for text in run.windows}
-    flips = _flips(run) if run.recipe.zeroshot.tasks else {}
+    notes = Notes(directory / f"{STEM}.unfinished.json" if directory else None, resume=recipe.output.resume)
+    shifts = {text: run.shifts(text, notes, directory) for text in run.windows}
+    flips = _flips(recipe, run, notes) if recipe.zeroshot.tasks else {}
     found = tuple(
         ModelComparison(name, {text: by_model[name] for text, by_model in shifts.items()}, flips.get(name, ()))
         for name in run.others
@@ -135,7 +113,7 @@ def _opened(
     *,
     texts: bool,
     unrelated: bool,
-) -> _Run:
+) -> SideBySide:
     """Opens all models, sees whether they belong together, and cuts the windows.
 
     Raises: ModelError if they can't be compared, or if weights are NaN or infinite.
@@ -158,66 +136,51 @@ def _opened(
         recipe = dataclasses.replace(recipe, calibration=dataclasses.replace(recipe.calibration, seqlen=seqlen))
     unbound = dataclasses.replace(recipe, run=dataclasses.replace(recipe.run, memory=None))  # memory is planned below
     plan = make_plan(unbound, dense, emit, measure=texts)
-    layout = fitted(plan.layout, recipe, subjects, list(plan.evaluation.values()), emit)
-    fingerprints = {subject.name: check_values(subject, emit) for subject in subjects}
+    layout = fitted(
+        plan.layout, recipe, [(s, s.store.resident) for s in subjects], list(plan.evaluation.values()), emit
+    )
+    fingerprints = [check_values(subject, emit) for subject in subjects]
     for other in others if not unrelated else ():
-        check_descent(dense, fingerprints[dense.name], other)
+        check_descent(dense, fingerprints[0], other)
     for subject in subjects:
         if plan.evaluation and not subject.store.resident:
             check_replay(subject, next(iter(plan.evaluation.values())).ids, emit)
-    return _Run(recipe, dense, dict(zip(names, others, strict=True)), fingerprints, plan.evaluation, layout, emit)
+    first, *rest = (_identity(s, weights, layout.batch) for s, weights in zip(subjects, fingerprints, strict=True))
+    others_known = dict(zip(names, rest, strict=True))
+    by_name = dict(zip(names, others, strict=True))
+    return SideBySide(dense, first, by_name, others_known, plan.evaluation, layout, emit)
 
 
-def _shifts(run: _Run, text: str, notes: Notes, directory: Path | None) -> dict[str, PredictionShift]:
-    """Every model on one text; what was noted before is not measured again."""
-    windows = run.windows[text]
-    keys = {name: _key(run, subject, windows) for name, subject in run.others.items()}
-    kept = {name: note for name, key in keys.items() if key and (note := notes.find(key))}
-    for name in kept:
-        run.emit(Notice(f"{name} on {text}: measured before"))
-    missing = {name: subject.store for name, subject in run.others.items() if name not in kept}
-    found = {name: shift_from_json(note) for name, note in kept.items()}
-    if missing:
-        layout = run.layout
-        place = Place(layout.activations, run.dense.store.device, directory.resolve() if directory else None)
-        if layout.activations == "disk" and directory:
-            directory.mkdir(parents=True, exist_ok=True)
-        measured = compare_predictions(
-            run.dense.store, missing, windows, text, batch=layout.batch, place=place, emit=run.emit
-        )
-        for name, shift in measured.items():
-            if keys[name]:
-                notes.add(keys[name], shift)
-        found |= measured
-    return found
-
-
-def _key(run: _Run, subject: Subject, windows: Windows) -> dict[str, object]:
-    """What a shift depends on; empty for models in memory, which can't be told from others."""
-    both = (run.dense, subject)
-    if any(model.checkpoint is None for model in both):
+def _identity(subject: Subject, weights: str, batch: int) -> dict[str, object]:
+    """What a model's figures depend on besides texts and tasks; empty for one in memory, which can't be told from
+    others.
+    """
+    if subject.checkpoint is None:
         return {}
-    configs = [file_sha256(model.checkpoint.directory / "config.json") for model in both if model.checkpoint]
-    store = run.dense.store
-    run_as = {"dtype": str(store.model.dtype), "device": store.device.type, "batch": run.layout.batch}
-    weights = [run.fingerprints[model.name] for model in both]
-    return {"weights": weights, "configs": configs, "windows": windows.fingerprint, **run_as, **versions()}
+    config = file_sha256(subject.checkpoint.directory / "config.json")
+    run_as = {"dtype": str(subject.store.model.dtype), "device": subject.store.device.type, "batch": batch}
+    return {"weights": weights, "config": config, **run_as, **versions()}
 
 
-def _flips(run: _Run) -> dict[str, tuple[Flips, ...]]:
+def _flips(recipe: Recipe, run: SideBySide, notes: Notes) -> dict[str, tuple[Flips, ...]]:
     """Every model's answers against the dense model's, which are asked for once."""
-    from autoprune.evaluation.flips import flips_of_runs
-    from autoprune.evaluation.tasks import run_harness
+    from autoprune.evaluation.flips import flips
+    from autoprune.evaluation.tasks import zeroshot
 
-    logs = []
-    for subject in run.subjects:
+    found = []
+    for subject, known in (
+        (run.dense, run.dense_known),
+        *((run.others[name], run.known[name]) for name in run.others),
+    ):
         for _ in walk(subject.store):
             pass  # a resident store keeps what it has loaded
         tokenizer = run.dense.load_tokenizer()
         model: Any = subject.store.model
-        log, _ = run_harness(model, tokenizer, run.recipe.zeroshot, batch=run.layout.batch, emit=run.emit)
-        logs.append(log)
-    return {name: flips_of_runs(logs[0], log) for name, log in zip(run.others, logs[1:], strict=True)}
+        result = zeroshot(
+            model, tokenizer, recipe.zeroshot, batch=run.layout.batch, emit=run.emit, notes=notes, known=known
+        )
+        found.append(result.tasks)
+    return {name: flips(found[0], tasks) for name, tasks in zip(run.others, found[1:], strict=True)}
 
 
 def _names(models: Sequence[Model]) -> list[str]:
@@ -258,7 +221,7 @@ def _save(directory: Path, result: Comparison) -> None:
     text = comparison_text(result, places=True) + "\n"
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        for ending, content in ((".json", dump_json(result)), (".txt", text)):
+        for ending, content in ((".json", dump_json(result)), (".txt", text), (".html", render_comparison(result))):
             draft = directory / f"{STEM}{ending}.writing"
             draft.write_text(content, encoding="utf-8")
             draft.replace(directory / f"{STEM}{ending}")

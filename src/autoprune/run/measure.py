@@ -39,22 +39,22 @@ def measured(
         plan.evaluation and not store.resident and plan.calibration is None
     ):  # else the replay check was made before pruning
         check_replay(subject, next(iter(plan.evaluation.values())).ids, emit)
-    identity = _identity(plan, subject) if plan.evaluation else {}
+    own = identity(plan, subject) if plan.evaluation else {}
     cached: dict[str, object] = {}
     if not plan.steps and plan.evaluation and cache_folder() and subject.checkpoint:
         cached = {
             "model": check_values(subject, emit),
-            **{key: value for key, value in identity.items() if key != "files"},
+            **{key: value for key, value in own.items() if key != "files"},
         }
     results = []
     for name, windows in plan.evaluation.items():
         measure = functools.partial(perplexity, store, windows, name, batch=plan.layout.batch, place=place, emit=emit)
         make = functools.partial(remembered, cached, windows, name, measure, emit) if cached else measure
-        results.append(notes.measured(identity, windows, name, make))
+        results.append(notes.measured(own, windows, name, make))
     return tuple(results)
 
 
-def _identity(plan: Plan, subject: Subject) -> dict[str, object]:
+def identity(plan: Plan, subject: Subject) -> dict[str, object]:
     """What a perplexity depends on besides the windows: the files of the model, and how it runs. Empty for a model in
     memory.
 
@@ -74,7 +74,7 @@ def _identity(plan: Plan, subject: Subject) -> dict[str, object]:
     return {"files": files, **run_as, **versions()}
 
 
-def accuracy(recipe: Recipe, plan: Plan, subject: Subject, emit: Emit) -> ZeroShotResult | None:
+def accuracy(recipe: Recipe, plan: Plan, subject: Subject, notes: Notes, emit: Emit) -> ZeroShotResult | None:
     """Zero-shot accuracy, if the recipe names tasks. Raises: ModelError as ``check_room`` does."""
     if not recipe.zeroshot.tasks:
         return None
@@ -84,7 +84,15 @@ def accuracy(recipe: Recipe, plan: Plan, subject: Subject, emit: Emit) -> ZeroSh
     for _ in walk(subject.store):
         pass  # a resident store keeps what it has loaded
     model: Any = subject.store.model
-    return zeroshot(model, subject.load_tokenizer(), recipe.zeroshot, batch=plan.layout.batch, emit=emit)
+    return zeroshot(
+        model,
+        subject.load_tokenizer(),
+        recipe.zeroshot,
+        batch=plan.layout.batch,
+        emit=emit,
+        notes=notes,
+        known=identity(plan, subject),
+    )
 
 
 def check_room(recipe: Recipe, subject: Subject, *, resident: bool) -> None:

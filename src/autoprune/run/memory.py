@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import psutil
 import torch
 
 from autoprune.errors import RecipeError
@@ -116,7 +117,21 @@ def need_of(shape: Shape, steps: Sequence[Step], layout: Layout, load: Load) -> 
         phases.append(_evaluation(shape, layout, load))
     if steps:
         phases.append(_pruning(shape, steps, layout, load))
+        phases.append(_whole(shape, steps, layout, load))
     return max(phases, key=lambda need: need.total)
+
+
+def check_whole(shape: Shape, steps: Sequence[Step], device: torch.device) -> None:
+    """Raises: RecipeError if a step trains the whole model and there is no memory for it."""
+    for step in steps:
+        whole = step.price(shape).whole
+        free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+        if whole > free:
+            raise RecipeError(
+                f"the step {step.name} trains the whole model at once, which takes about {human(whole)}, and"
+                f" {human(free)} of memory are free; leave it out, or give a"
+                " smaller --batch_size"
+            )
 
 
 def choose_layout(
@@ -199,6 +214,14 @@ def _pruning(shape: Shape, steps: Sequence[Step], layout: Layout, load: Load) ->
     )
     outside = shape.outside * shape.running * load.models
     return Need("pruning", PROGRAM, outside, weights, 0 if layout.activations == "disk" else hidden, work)
+
+
+def _whole(shape: Shape, steps: Sequence[Step], layout: Layout, load: Load) -> Need:
+    """Work on the whole model, after the walk; nothing where no step does any."""
+    shape = dataclasses.replace(shape, batch=layout.batch, samples=load.samples, tokens=load.tokens)
+    work = max(step.price(shape).whole for step in steps)
+    outside = (shape.outside + shape.head) * shape.running if work else 0
+    return Need("training the whole model", PROGRAM, outside, 0, 0, work)
 
 
 def _streams(config: Any) -> int:

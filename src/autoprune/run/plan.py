@@ -21,11 +21,13 @@ from autoprune.model.pruning import layer_targets
 from autoprune.recipe.recipe import Recipe
 from autoprune.run.estimate import arithmetic, clock, flops_per_second
 from autoprune.run.layout import batch_size, choose_for
-from autoprune.run.memory import Layout, shape_of
+from autoprune.run.memory import Layout, check_whole, shape_of
 from autoprune.run.open import Subject
 from autoprune.run.texts import calibration_of, evaluation_of
 from autoprune.steps.base import Step
+from autoprune.steps.price import Shape
 from autoprune.steps.table import make_steps
+from autoprune.steps.whole import ModelStep
 from autoprune.storage.complete import check_complete
 from autoprune.storage.locate import DEMO, locate
 from autoprune.storage.pruned import GivenPattern, check_ancestry, check_pattern
@@ -105,6 +107,8 @@ def make_plan(recipe: Recipe, subject: Subject, emit: Emit, *, measure: bool, ra
                 f"the calibration text is short: only {few} of the {len(calibration.ids)} windows drawn from it differ"
             )
         )
+    if calibration and any(isinstance(step, ModelStep) for step in steps):
+        check_whole(_shape(subject, calibration, layout.batch), steps, subject.store.device)
     if recipe.chosen.effort and calibration:
         emit(Notice(_announced(recipe, subject, steps, calibration)))
     targets = layer_targets(subject.store.anatomy, chosen, target, recipe.ratios)
@@ -141,12 +145,17 @@ def _tell(recipe: Recipe, subject: Subject, target: Target | None, steps: tuple[
 
 def _announced(recipe: Recipe, subject: Subject, steps: tuple[Step, ...], calibration: Windows) -> str:
     """What an effort stands for, and how long it will roughly take."""
-    store, (samples, tokens) = subject.store, calibration.ids.shape
-    shape = shape_of(store.model, store.anatomy, next(store.model.parameters()).dtype, moved=False)
-    shape = dataclasses.replace(shape, samples=samples, tokens=tokens)
-    time = clock(arithmetic(shape, steps) / flops_per_second(store.device))
+    shape, device = _shape(subject, calibration, 1), subject.store.device
+    samples, tokens = calibration.ids.shape
+    time = clock(arithmetic(shape, steps) / flops_per_second(device))
     titles = ", then ".join(step.title for step in steps)
     return f"--effort {recipe.chosen.effort}: {titles}, on {samples} windows of {tokens} tokens; {time} here"
+
+
+def _shape(subject: Subject, calibration: Windows, batch: int) -> Shape:
+    store, (samples, tokens) = subject.store, calibration.ids.shape
+    shape = shape_of(store.model, store.anatomy, next(store.model.parameters()).dtype, moved=False)
+    return dataclasses.replace(shape, samples=samples, tokens=tokens, batch=batch)
 
 
 def _check_held_out(steps: tuple[Step, ...], samples: int, batch: int) -> None:

@@ -32,9 +32,11 @@ from autoprune.results.codec import first_difference
 from autoprune.results.outcome import LayerOutcome
 from autoprune.results.types import PruningSummary
 from autoprune.run.check import check_model, check_values
+from autoprune.run.finish import Finished, dense_values, finish
 from autoprune.run.plan import Plan
 from autoprune.run.state import Run, timed
 from autoprune.run.write import already_complete, begin, put_in_place, stop, write
+from autoprune.steps.whole import ModelStep
 from autoprune.storage.identity import described_by
 from autoprune.storage.journal import Journal
 from autoprune.storage.manifest import MANIFEST, provenance
@@ -64,8 +66,9 @@ def prune_and_write(recipe: Recipe, plan: Plan, directory: Path | None, emit: Em
     )
     if workplace and not complete:
         looking = sum(any(step.needs.samples for step in group) for group in split_passes(plan.steps))
+        whole = any(isinstance(step, ModelStep) for step in plan.steps)  # its blocks lie beside the walk's
         begin(
-            workplace, run.subject, max(1, looking), emit
+            workplace, run.subject, max(1, looking) + whole, emit
         )  # what each but the last of them leaves is kept until the end
     try:
         with timed(run.seconds, "check"):
@@ -120,7 +123,9 @@ def _require_same(ranks: Ranks, about: dict[str, Any]) -> None:
 
 def _prune(run: Run) -> PruningSummary:
     journal = _journal(run)
-    summary = _summary(run, _prune_blocks(run, journal))
+    dense = dense_values(run)
+    found = finish(run, journal, dense, _prune_blocks(run, journal))
+    summary = _summary(run, found)
     if run.workplace:
         run.emit(Phase("writing"))
         write(run, journal.writer if journal else None, summary)
@@ -191,14 +196,15 @@ def _kept(journal: Journal | None, number: int, index: int, last: int) -> dict[s
     return journal.writer.read_block(index) if number == last else journal.pass_block(number, index)
 
 
-def _summary(run: Run, results: Sequence[BlockResult]) -> PruningSummary:
+def _summary(run: Run, found: Finished) -> PruningSummary:
+    results = found.results
     layers = tuple(layer for result in results for layer in result.layers)
     warnings = [*_short_of_tokens(layers)] if run.plan.calibration else [NO_ERRORS]
     for text in warnings:
         run.emit(Notice(text))
     sub_blocks = tuple(sub for result in results for sub in result.sub_blocks)
     trained = tuple(name for result in results for name in result.trained)
-    return PruningSummary(layers, sub_blocks, run.seconds, tuple(warnings), run.surveys, trained)
+    return PruningSummary(layers, sub_blocks, run.seconds, tuple(warnings), run.surveys, trained, found.notes)
 
 
 def _inputs(run: Run) -> tuple[Inputs, Stream | None]:

@@ -12,6 +12,7 @@ from torch import nn
 from autoprune.errors import ModelError
 from autoprune.recipe.recipe import Recipe
 from autoprune.report.layers import layer_table
+from autoprune.results.comparison import Comparison, comparison_of
 from autoprune.results.shown import perplexity_table, screen
 from autoprune.results.table import to_html
 from autoprune.results.types import EvaluationRow, PruningSummary
@@ -62,6 +63,11 @@ class PruneResult:
     def perplexity(self) -> dict[str, float]:
         """Perplexity by evaluation text."""
         return {result.source: result.perplexity for result in self.row.perplexity}
+
+    @property
+    def comparison(self) -> Comparison | None:
+        """How far predictions are from the dense model's; None unless ``compare`` asked for it."""
+        return comparison_of(self.row) if self.row.shifts else None
 
     def to_pandas(self) -> DataFrame:
         """What became of every layer, one line each; no line where nothing was pruned."""

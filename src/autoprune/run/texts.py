@@ -8,7 +8,8 @@ from pathlib import Path
 from autoprune.data.cache import cached_windows
 from autoprune.data.handed import CALIBRATION, EVALUATION, source_of
 from autoprune.data.hub import MIRROR_VARIABLE
-from autoprune.data.sources import Source
+from autoprune.data.mix import counts, mixed, split_mix
+from autoprune.data.sources import Source, parse_source
 from autoprune.data.windows import Windows, calibration_windows, evaluation_windows
 from autoprune.events import Emit, Phase
 from autoprune.recipe.recipe import Recipe
@@ -23,26 +24,39 @@ def source_name(word: str) -> str:
 
 
 def calibration_of(recipe: Recipe, subject: Subject, seqlen: int, emit: Emit) -> Windows:
-    """The calibration windows. Raises: DataError if the text can't be read or is too short."""
+    """The calibration windows, of one source or of a mix. Raises: DataError if one can't be read or is too short."""
     options = recipe.calibration
-    source = source_of(recipe, options.calibration_data, CALIBRATION)
+    word = options.calibration_data
+    parts = split_mix(word) if (CALIBRATION, word) not in recipe.held else ()
+    if not parts:
+        return _drawn(recipe, subject, word, seqlen, options.nsamples, emit)
+    shares = counts(parts, options.nsamples)
+    for part in parts:
+        parse_source(part.word, CALIBRATION)
+    drawn = [
+        _drawn(recipe, subject, part.word, seqlen, count, emit) for part, count in zip(parts, shares, strict=True)
+    ]
+    return mixed(parts, drawn)
+
+
+def _drawn(recipe: Recipe, subject: Subject, word: str, seqlen: int, nsamples: int, emit: Emit) -> Windows:
+    """So many windows of one source."""
+    options = recipe.calibration
+    source = source_of(recipe, word, CALIBRATION)
     emit(Phase(f"calibration data {source_name(source.name)}"))
 
     def draw() -> Windows:
         return calibration_windows(
             source,
             subject.load_tokenizer,
-            nsamples=options.nsamples,
+            nsamples=nsamples,
             seqlen=seqlen,
             seed=options.seed,
             vocab_size=subject.config.vocab_size,
             datasets_cache_dir=options.datasets_cache_dir,
         )
 
-    word = options.calibration_data
-    return cached_windows(
-        _key(subject, source, word, seqlen, nsamples=options.nsamples, seed=options.seed), draw, emit
-    )
+    return cached_windows(_key(subject, source, word, seqlen, nsamples=nsamples, seed=options.seed), draw, emit)
 
 
 def evaluation_of(recipe: Recipe, subject: Subject, seqlen: int, emit: Emit) -> dict[str, Windows]:

@@ -47,6 +47,7 @@ class Price:
     new_weights: bool = False  # whether it makes weights that wait beside the old ones until the block is written
     outputs: int = 0  # hidden states of all samples that are kept beside the streams, while a block is worked on
     streams: int = 0  # further streams of hidden states
+    whole: int = 0  # bytes of work on the whole model after the walk, beside the model's ends
     forwards: float = 0.0  # forward passes of all samples through all blocks
     flops: float = 0.0  # floating-point operations besides
 

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-from torch import Tensor
-
-from autoprune.core.masked_adam import Best, MaskedAdam, Schedule
 from autoprune.steps.base import Block, Needs, Step, Training
 from autoprune.steps.options import ReconstructOptions
 from autoprune.steps.price import FLOAT, Price, Shape
-
-HELD_OUT = 0.1  # share of the samples that judge
+from autoprune.steps.train import HELD_OUT, train
 
 
 @dataclass(frozen=True)
@@ -34,7 +28,7 @@ class Reconstruct(ReconstructOptions, Step):
         before = block.loss(held_out=True)
         with block.training(self.reconstruct_dtype, by_token=self.reconstruct_loss == "token") as training:
             rate = self._best_rate(training) if self.rate_trials else self.learning_rate
-            best = self._train(training, rate, self.epochs * len(training.fitted))
+            best = train(training, rate, self.epochs * len(training.fitted), self.name)
         with block.trial() as trial:
             block.assign_values(best.values)
             after = block.loss(held_out=True)
@@ -46,35 +40,11 @@ class Reconstruct(ReconstructOptions, Step):
         """Of half, once and twice the rate the one that is best on held-out samples after a quarter of the steps."""
         steps = max(1, self.epochs * len(training.fitted) // 4)
         rates = [self.learning_rate * factor for factor in (0.5, 1.0, 2.0)]
-        losses = [self._train(training, rate, steps).loss for rate in rates]
+        losses = [train(training, rate, steps, self.name).loss for rate in rates]
         return rates[losses.index(min(losses))]
-
-    def _train(self, training: Training, rate: float, steps: int) -> Best:
-        masters = {name: value.float().clone() for name, value in training.values.items()}
-        adam, schedule = MaskedAdam(masters, training.patterns), Schedule(rate, steps)
-        best = Best(training.judge(masters), masters)
-        order = _shuffled(training.fitted, steps)
-        look = max(1, steps // 8)
-        for step, i in enumerate(order):
-            adam.step(training.gradients(masters, i), schedule.rate(step))
-            training.progress(f"reconstruct, rate {rate:g}", step + 1, steps)
-            if (step + 1) % look == 0 or step + 1 == steps:
-                best.offer(training.judge(masters), masters)
-        return best
 
     def price(self, shape: Shape) -> Price:
         """Masters, their two moments, gradients and the best values, in float32, and a block's activations."""
         activations = 2 * shape.forward(FLOAT)
         work = shape.block * FLOAT * 6 + activations
         return Price(work=work, new_weights=True, forwards=3.0 * self.epochs + 2.0)
-
-
-def _shuffled(batches: range, steps: int) -> Iterator[int]:
-    """Numbers of micro-batches, every epoch in another order, the same in every run."""
-    generator = torch.Generator().manual_seed(0)
-    taken = 0
-    while taken < steps:
-        order: Tensor = torch.randperm(len(batches), generator=generator)
-        for place in order[: steps - taken].tolist():
-            yield batches[place]
-        taken += len(batches)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
@@ -17,6 +18,7 @@ from autoprune.steps.options import (
     ALPSOptions,
     AutoOptions,
     BarberOptions,
+    DistillOptions,
     MixedOptions,
     NoOptions,
     ReconstructOptions,
@@ -41,6 +43,7 @@ class Entry:
     title: str  # as tables and pages call it
     prunes: bool = True  # whether it chooses a pattern by itself
     refines: bool = False  # whether it goes on with the pattern of an earlier step
+    whole: bool = False  # whether it works on the whole model, after the walk
 
     def load(self) -> type[Step]:
         """The step's class; imports torch."""
@@ -64,6 +67,9 @@ BUILT_IN: dict[str, Entry] = {
     "reconstruct": Entry(
         ReconstructOptions, "autoprune.steps.reconstruct:Reconstruct", "Reconstruct", prunes=False, refines=True
     ),
+    "distill": Entry(
+        DistillOptions, "autoprune.steps.distill:Distill", "Distillation", prunes=False, refines=True, whole=True
+    ),
     "barber": Entry(BarberOptions, "autoprune.steps.barber:Barber", "LLM-Barber", prunes=False, refines=True),
 }
 PRICED = tuple((first, *rest) for rest in ((), ("barber",)) for first in ("magnitude", "wanda", "sparsegpt"))
@@ -80,7 +86,8 @@ def table() -> Mapping[str, Entry]:
     for entry in entry_points(group=ENTRY_POINT_GROUP):
         if entry.name not in found:
             options = entry.load()
-            facts = {"prunes": getattr(options, "prunes", True), "refines": getattr(options, "refines", False)}
+            known = {"prunes": True, "refines": False, "whole": False}
+            facts = {key: getattr(options, key, value) for key, value in known.items()}
             found[entry.name] = Entry(options, entry.value, getattr(options, "title", entry.name), **facts)
     return found
 
@@ -98,7 +105,9 @@ def check_order(names: Sequence[str], *, given: bool) -> None:
     Raises: RecipeError if a step has no pattern to go on with, or if none of them makes one.
     """
     there = given
-    for name in names:
+    for name, following in itertools.zip_longest(names, names[1:]):
+        if entry(name).whole and following and not entry(following).whole:
+            raise RecipeError(f"{name} sees the whole pruned model, so it must come behind {following}")
         if entry(name).refines and not there:
             first = next(n for n, step in BUILT_IN.items() if step.prunes)
             raise RecipeError(f"{name} goes on with a pattern, and no step before it makes one; put {first} before it")

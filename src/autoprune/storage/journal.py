@@ -91,6 +91,27 @@ class Journal:
         """A block as an earlier pass left it, by stored names."""
         return Checkpoint.one(self.workplace.path / _pass(number, index))
 
+    def keep_finished(self, index: int, tensors: dict[str, Tensor]) -> None:
+        """Keeps a block as steps on the whole model left it, beside the one that the walk wrote."""
+        self.workplace.save(_whole(index), tensors)
+
+    def mark_finished(self, notes: Mapping[str, Mapping[str, float]]) -> None:
+        """All blocks are kept: from now on they count, and the walk's don't."""
+        self.workplace.write(WHOLE, dump_json({"notes": notes}))
+
+    def finished(self) -> dict[str, dict[str, float]] | None:
+        """What ``mark_finished`` was given; None if it was not."""
+        try:
+            return dict(json.loads((self.workplace.path / WHOLE).read_text(encoding="utf-8"))["notes"])
+        except OSError:
+            return None
+
+    def put_finished(self) -> None:
+        """Writes the blocks that were kept; may be stopped and repeated."""
+        for path in sorted(self.workplace.path.glob(f"{JOURNAL}whole-block-*.safetensors")):
+            self.writer.write_block(int(path.stem.rpartition("-")[2]), Checkpoint.one(path))
+            path.unlink()
+
     def _read(self, index: int) -> BlockResult | None:
         try:
             raw = json.loads((self.workplace.path / _record(index)).read_text(encoding="utf-8"))
@@ -108,10 +129,15 @@ class Journal:
 
 
 SURVEY = f"{JOURNAL}survey.json"
+WHOLE = f"{JOURNAL}whole.json"
 
 
 def _record(index: int) -> str:
     return f"{JOURNAL}block-{index:05d}.json"
+
+
+def _whole(index: int) -> str:
+    return f"{JOURNAL}whole-block-{index:05d}.safetensors"
 
 
 def _pass(number: int, index: int) -> str:

@@ -73,6 +73,7 @@ def manifest(
         "warnings": list(summary.warnings),
         **({"surveys": to_jsonable(summary.surveys)} if summary.surveys else {}),
         **({"trained": list(summary.trained)} if summary.trained else {}),
+        **({"whole": to_jsonable(summary.whole)} if summary.whole else {}),
         **_contents(written),
         **({"delete": True} if delete else {}),
     }
@@ -198,6 +199,7 @@ class Manifest:
             tuple(self.raw["warnings"]),
             dict(self.raw.get("surveys", {})),
             self.trained,
+            dict(self.raw.get("whole", {})),
         )
 
     def keep(self) -> None:

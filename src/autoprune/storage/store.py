@@ -181,6 +181,10 @@ class CheckpointStore:
         self.skeleton.check_filled(block.module, block.name)
         self._loaded.add(index)
 
+    def dense_block(self, index: int) -> dict[str, Tensor]:
+        """The block as the checkpoint holds it, by stored names, whatever is loaded."""
+        return self.skeleton.checkpoint.read(self._names_of(index))
+
     def read_ahead(self, index: int) -> None:
         """Begins to read a block that will be loaded next, where that is of use."""
         if self._ahead and index not in self._loaded:

@@ -1,0 +1,112 @@
+"""A whole pruned model whose kept weights, norms and biases are trained towards the dense model's predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from autoprune.core.divergence import mean_divergence
+from autoprune.events import Emit
+from autoprune.events import Step as Progress
+from autoprune.model.training import is_vector, precision
+from autoprune.model.walk import Inputs
+
+Values = Mapping[str, Tensor]
+
+
+class WholeModel(Protocol):
+    """A store whose blocks are all loaded."""
+
+    @property
+    def model(self) -> nn.Module:
+        """The model itself."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where it lies."""
+        ...
+
+    def logits(self, ids: Tensor) -> Tensor:
+        """Runs the whole model."""
+        ...
+
+
+@dataclass(frozen=True)
+class TwoModels:
+    """The blocks' parameters by their full names, as the model runs with them: dense, and pruned."""
+
+    dense: Values
+    pruned: Values
+    layers: Collection[str]  # names of the parameters that were pruned
+
+
+class ModelTraining:
+    """Runs the whole model in a chosen precision with given float32 values, and gives their gradients.
+
+    While it lasts the model's parameters are copies; ``restore`` puts back its own.
+    """
+
+    def __init__(
+        self,
+        store: WholeModel,
+        ids: Int[Tensor, "samples tokens"],
+        inputs: Inputs,
+        models: TwoModels,
+        compute_dtype: str,
+        emit: Emit,
+    ) -> None:
+        self._store, self._emit, self._batches = store, emit, ids.split(inputs.batch)
+        self.fitted, self._judged = inputs.fitted, inputs.judged
+        parameters = dict(store.model.named_parameters())
+        self._trained = {
+            name: parameters[name]
+            for name in models.pruned
+            if name in models.layers or is_vector(name, parameters[name])
+        }
+        self.values: Values = {name: models.pruned[name].detach().clone() for name in self._trained}
+        self.patterns: Values = {name: value != 0 for name, value in self.values.items() if name in models.layers}
+        self._dtype = precision(compute_dtype, store.model, store.device)
+        self._own = {name: (p, p.data, p.requires_grad) for name, p in parameters.items()}
+        for name, (p, data, _) in self._own.items():
+            p.requires_grad_(name in self._trained)
+            p.data = models.pruned.get(name, data).to(self._dtype)
+        self._dense = {name: models.dense[name].to(self._dtype) for name in self._trained}
+
+    def gradients(self, values: Values, i: int) -> Values:
+        """Those of the mean divergence on micro-batch ``i``."""
+        wanted = self._logits(self._dense, i)
+        self._put(values)
+        with torch.enable_grad():
+            mean_divergence(wanted, self._store.logits(self._batches[i])).backward()
+        return {name: p.grad if p.grad is not None else torch.zeros_like(p) for name, p in self._trained.items()}
+
+    @torch.no_grad()
+    def judge(self, values: Values) -> float:
+        """The mean divergence on the held-out micro-batches."""
+        losses = [float(mean_divergence(self._logits(self._dense, i), self._logits(values, i))) for i in self._judged]
+        return sum(losses) / max(1, len(losses))
+
+    def progress(self, phase: str, done: int, total: int) -> None:
+        """Tells whoever watches."""
+        self._emit(Progress(0, 1, phase, done, total))
+
+    def restore(self) -> None:
+        """The model's own values."""
+        for p, data, flag in self._own.values():
+            p.data, p.grad = data, None
+            p.requires_grad_(flag)
+
+    @torch.no_grad()
+    def _logits(self, values: Values, i: int) -> Tensor:
+        self._put(values)
+        return self._store.logits(self._batches[i])
+
+    def _put(self, values: Values) -> None:
+        for name, p in self._trained.items():
+            p.data, p.grad = values[name].to(self._dtype), None

@@ -1,0 +1,50 @@
+"""The part of a page about the distance from the dense model, and the page of `autoprune compare`."""
+
+from __future__ import annotations
+
+from autoprune.report.distance import distance_table, distributions, places
+from autoprune.report.sections import Figure, Section, page_of
+from autoprune.results.comparison import Comparison
+from autoprune.results.comparison_tables import comparison_tables
+from autoprune.results.tidy import Results
+from autoprune.results.types import EvaluationRow
+
+
+def distance_section(results: Results) -> Section:
+    figures = []
+    for text in results.texts:
+        if drawn := distributions(results, text):
+            caption = (
+                "How the divergence of single tokens is spread, further left is nearer to the dense model. The line is"
+                " the median; each outline has its own height; all below a millionth of a nat is in the first bar."
+            )
+            figures.append(Figure(tuple(drawn), caption))
+        if drawn := places(results, text):
+            caption = "Whether long context suffers more: a line that rises says so. Rings: the first step alone."
+            figures.append(Figure(tuple(drawn), caption))
+    lead = (
+        "KL divergence of the pruned model’s predictions from the dense model’s, mean over the second half of each"
+        " window; lower is better. Same top: share of tokens for which both put the same token first. Δp: how the"
+        " following token’s probability changed."
+    )
+    table = distance_table(results)
+    return Section("Distance from the dense model", lead if table.rows else "", table, tuple(figures))
+
+
+def render_comparison(result: Comparison) -> str:
+    """All that `autoprune compare` found as a page of its own; the same bytes every time."""
+    names = {model.model: model.model + " (compared)" * (model.model == "dense") for model in result.models}
+    rows = [
+        EvaluationRow(names[model.model], "", 0.0, (), {"model": result.dense}, shifts=dict(model.shifts))
+        for model in result.models
+    ]
+    distance = distance_section(Results(rows))
+    tables = comparison_tables(result)
+    sections = [Section(distance.title, distance.lead, figures=distance.figures)] if distance.figures else []
+    sections += [Section(table.title, table=table) for table in tables]
+    settings = result.settings.get("measured", {})
+    windows = [f"{text}: {facts['windows']} windows" for text, facts in settings.get("windows", {}).items()]
+    versions = [f"{name} {version}" for name, version in settings.items() if isinstance(version, str)]
+    facts = [("dense model", result.dense), ("texts", ", ".join(windows)), ("versions", ", ".join(versions))]
+    words = {"title": f"Distance from {result.dense}", "subtitle": "", "command": None, "files": ["comparison.json"]}
+    return page_of(sections, {**words, "facts": [(name, value) for name, value in facts if value]})

@@ -1,0 +1,47 @@
+"""Distillation: the kept weights of all blocks learn the dense model's predictions (Hinton et al., arXiv 1503.02531).
+
+For sparse language models: sparse fine-tuning by distillation, arXiv 2310.06927; here on calibration samples alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from autoprune.core.masked_adam import Best
+from autoprune.steps.base import Needs, Training
+from autoprune.steps.options import DistillOptions
+from autoprune.steps.price import FLOAT, Price, Shape
+from autoprune.steps.train import HELD_OUT, train
+from autoprune.steps.whole import ModelStep
+
+
+@dataclass(frozen=True)
+class Distill(DistillOptions, ModelStep):
+    """Minimises ``KL(p || q)``, p of the dense model and q of the pruned one, over the tokens of the samples.
+
+    Adam on kept weights, norms and biases of all blocks at once; embeddings and head stay. A tenth of the samples is
+    held out, and the best values on them are kept, those of the beginning among them.
+    """
+
+    name: ClassVar[str] = "distill"
+    title: ClassVar[str] = "Distillation"
+    needs: ClassVar[Needs] = Needs(data=True, held_out=HELD_OUT, alone=True)
+
+    def fit(self, training: Training) -> Best:
+        """The values of the whole model."""
+        return train(training, self.distill_rate, self.distill_epochs * len(training.fitted), self.name)
+
+    @property
+    def compute_dtype(self) -> str:
+        """What its passes run in."""
+        return self.distill_dtype
+
+    def price(self, shape: Shape) -> Price:
+        """The whole model twice; for each weight a master, its moments, gradient, pattern and best value; logits."""
+        blocks = max(1, shape.parameters // max(1, shape.block))
+        logits = 4 * shape.batch * shape.tokens * shape.vocabulary * FLOAT
+        values = shape.parameters * (3 * shape.running + 7 * FLOAT)
+        head = 8.0 * shape.samples * shape.tokens * (shape.head or shape.outside) * self.distill_epochs
+        whole = values + 2 * blocks * shape.forward(shape.running) + logits
+        return Price(whole=whole, forwards=4.0 * self.distill_epochs, flops=head)

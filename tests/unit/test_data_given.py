@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from data_fixtures import calibrate, evaluate, no_tokenizer, refused, word_ids, words, write_texts
+from data_fixtures import calibrate, evaluate, no_tokenizer, refused, word_ids, word_tokenizer, words, write_texts
 from datasets import Dataset, DatasetDict
 from safetensors.torch import save_file
 from torch.utils.data import DataLoader
@@ -125,6 +125,22 @@ def test_the_record_names_what_it_was() -> None:
     assert word == f"list of 4 strings (sha256 {listed.provenance['sha256'][:12]})"
     assert word != of(calibration_data=[*TEXTS[:3], "other words"]).calibration.calibration_data
     refused(lambda: parse_source(word, FLAG), "handed over in Python", "hand them over again")
+
+
+def test_conversations() -> None:
+    """They go to the tokenizer's chat template, as those of a file do."""
+    talks = [[{"role": "user", "content": words(3, i)}, {"role": "assistant", "content": words(30)}] for i in range(4)]
+    tokenizer = word_tokenizer()
+    tokenizer.chat_template = "{% for turn in messages %}{{ turn.content }} {% endfor %}"
+    records = [{"messages": talk, "id": "x"} for talk in talks]
+    kinds = (talks, records, Dataset.from_list(records))
+    made = [drawn(data, load_tokenizer=lambda: tokenizer) for data in kinds]
+    assert all(windows.ids.equal(made[0].ids) for windows in made)
+    assert [windows.provenance["source"] for windows in made] == [
+        f"{kind} of 4 conversations" for kind in ("list", "list", "Dataset")
+    ]
+    refused(lambda: drawn(talks), "no chat template")
+    refused(lambda: of(calibration_data=talks[0]), "is one conversation; give a list of conversations")
 
 
 def test_the_hash_tells_items_apart() -> None:

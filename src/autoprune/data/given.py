@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -25,14 +26,14 @@ TAKEN = (
 
 @dataclass(frozen=True)
 class Given:
-    """Documents, or token ids: int64, ``[tokens]`` of one running text or ``[samples, seqlen]``.
+    """Documents (texts or conversations), or token ids: int64, ``[tokens]`` of one running text or ``[samples, seqlen]``.
 
     ``title`` says what was handed over, such as "list of 12 strings"; ``sha256`` is of all that it holds.
     """
 
     title: str
     sha256: str
-    documents: Sequence[str] | None = None
+    documents: Sequence[Any] | None = None
     ids: Tensor | None = None
     field: str | None = None  # of a dataset or of records: where the texts were
 
@@ -79,6 +80,10 @@ def _listed(value: Iterable[Any], name: str, flag: str, limit: int | None) -> Gi
     everything = itertools.chain([first], items)
     if isinstance(first, str):
         return _strings(value if isinstance(value, Sequence) else list(everything), name, flag)
+    if isinstance(first, (list, tuple)) and first and isinstance(first[0], Mapping) and is_turn(first[0]):
+        return _conversations(list(everything), name, flag)
+    if isinstance(first, Mapping) and is_turn(first):
+        raise DataError(f"{flag}: a {name} of turns is one conversation; give a list of conversations: [turns]")
     if isinstance(first, Mapping) and IDS not in first:
         return _records(list(everything), name, flag)
     if isinstance(first, int) and not isinstance(first, bool):
@@ -108,12 +113,27 @@ def _strings(texts: Sequence[Any], name: str, flag: str, field: str | None = Non
     return Given(title, digest.hexdigest(), documents=texts, field=field)
 
 
+def _conversations(talks: Sequence[Any], name: str, flag: str, field: str | None = None) -> Given:
+    """Conversations, each a list of turns; the tokenizer's chat template renders them (``data/chat.py``)."""
+    digest = hashlib.sha256()
+    for i, talk in enumerate(talks):
+        if not isinstance(talk, (list, tuple)):
+            raise DataError(
+                f"{flag}: item {i} of the {name} is no conversation ({one_line(talk)}); leave such items out"
+            )
+        raw = json.dumps(talk, sort_keys=True, default=str).encode()
+        digest.update(f"{len(raw)}:".encode() + raw)
+    return Given(f"{name} of {len(talks)} conversations", digest.hexdigest(), documents=talks, field=field)
+
+
 def _records(records: list[Any], name: str, flag: str) -> Given:
     kinds = {str(key): kind_of_value(value) for key, value in records[0].items()}
     field = document_field(kinds)
     if field is None:
         raise DataError(f"{flag}: a {name} of records with the fields {', '.join(kinds)}: {why_not(kinds, 'field')}")
     texts = [record.get(field) if isinstance(record, Mapping) else record for record in records]
+    if kinds[field] == "conversation":
+        return _conversations(texts, name, flag, field)
     return _strings(texts, name, flag, field, f"{name} of {len(texts)} records, field {field}")
 
 
@@ -133,6 +153,8 @@ def _dataset(data: Any, name: str, flag: str) -> Given:
             f"{flag}: a {name} with the columns {', '.join(kinds)}: {why_not(kinds)}, or give the column itself, such"
             f" as data[{next(iter(kinds), 'text')!r}]"
         )
+    if kinds[column] == "conversation":
+        return _conversations(data[column], name, flag, column)
     return _strings(data[column], name, flag, column, f"{name} of {len(data)} rows, column {column}")
 
 

@@ -12,7 +12,6 @@ from autoprune.data.given import IDS, TAKEN, Given, given
 from autoprune.data.sources import NAMED, Source, parse_source, reads_like_text
 from autoprune.errors import DataError
 from autoprune.recipe.checks import comma_list
-from autoprune.recipe.options import EvaluationOptions
 from autoprune.recipe.recipe import Recipe, recipe_from_flat, validated
 from autoprune.recipe.values import one_line
 
@@ -48,7 +47,8 @@ def with_data(recipe: Recipe, calibration_data: Any = None, eval_data: Any = Non
         calibration = dataclasses.replace(calibration, calibration_data=word, nsamples=nsamples)
     if "eval_data" in words:
         texts = words["eval_data"]
-        evaluation = EvaluationOptions(texts if isinstance(texts, tuple) else comma_list(str(texts)))
+        texts = texts if isinstance(texts, tuple) else comma_list(str(texts))
+        evaluation = dataclasses.replace(evaluation, eval_data=texts)
     calibration = dataclasses.replace(calibration, seqlen=calibration.seqlen or shape.get("seqlen"))
     held = {**recipe.held, **held}
     return validated(dataclasses.replace(recipe, calibration=calibration, evaluation=evaluation, held=held))

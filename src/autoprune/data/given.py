@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from autoprune.data.fields import document_field, kind_of_value, why_not
+from autoprune.data.fields import document_field, is_turn, kind_of_value, why_not
 from autoprune.data.hub import kind_of_feature
 from autoprune.errors import DataError
 from autoprune.recipe.values import one_line
@@ -26,7 +26,8 @@ TAKEN = (
 
 @dataclass(frozen=True)
 class Given:
-    """Documents (texts or conversations), or token ids: int64, ``[tokens]`` of one running text or ``[samples, seqlen]``.
+    """Documents, texts or conversations; or token ids, int64, ``[tokens]`` of one running text or
+    ``[samples, seqlen]``.
 
     ``title`` says what was handed over, such as "list of 12 strings"; ``sha256`` is of all that it holds.
     """

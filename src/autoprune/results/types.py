@@ -168,9 +168,8 @@ class EvaluationRow:
     zeroshot: ZeroShotResult | None = None
     cost: Cost | None = None
     about: About | None = None
-    shifts: dict[str, PredictionShift] = field(
-        default_factory=dict, repr=False
-    )  # by text: how far predictions are from the dense
+    # By text: how far predictions are from the dense model's.
+    shifts: dict[str, PredictionShift] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True, repr=False)

@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 NEWEST := out/newest
 
-.PHONY: setup demo test check bench figures results newest clean
+.PHONY: setup demo test quick check bench figures results newest clean
 
 setup: $(STAMP)  ## a virtual environment with everything
 
@@ -20,6 +20,9 @@ demo: setup  ## prunes the model that the project ships, in every way, and shows
 
 test: setup  ## the whole test suite
 	$(BIN)/python -m pytest
+
+quick: setup  ## a developer's loop: mathematics, recorded outputs, steps, rules
+	$(BIN)/python -m pytest -m "not slow"
 
 check: setup  ## style and types
 	$(BIN)/ruff check .

@@ -28,10 +28,12 @@ from autoprune.model.anatomy import examine
 from autoprune.run.memory import Layout, Load, need_of, shape_of
 from autoprune.steps.barber import Barber
 from autoprune.steps.base import Step
+from autoprune.steps.options import AutoOptions
 from autoprune.steps.table import make_steps
 from autoprune.storage.skeleton import hollow_model
 
 ROOT = Path(__file__).resolve().parent.parent
+RECORD = ROOT / "benchmarks" / "results" / "memory.json"
 SAMPLES, TOKENS, BATCH = 8, 512, 4
 RESIDENT = """
 import sys, autoprune
@@ -50,6 +52,7 @@ class Run:
     layout: Layout = field(default_factory=lambda: Layout(BATCH, "cpu"))
     resident: bool = False
     evaluated: int = 0  # windows
+    tries: tuple[str, ...] = ()  # of the automatic choice
     aim: float | None = None  # GB
     peak: float = 0.0  # GB
     reckoned: float = 0.0  # GB
@@ -57,6 +60,8 @@ class Run:
 
 DISK = Layout(BATCH, "disk")
 PERPLEXITY = ("--save_ppl", "{out}-ppl", "--eval_data", "{tokens}")
+TRAINED = ("--steps", "sparsegpt,reconstruct", "--epochs", "1")
+TRIES = ("wanda+refit", "mixed+sparsegpt")
 RUNS = (
     Run("22 blocks", "Wanda", "wanda", aim=1.3),
     Run("22 blocks", "Wanda + LLM-Barber", "wanda+barber", ("--prune_barber",), aim=1.8),
@@ -84,6 +89,9 @@ RUNS = (
         DISK,
     ),
     Run("3 blocks", "SparseGPT + LLM-Barber", "sparsegpt+barber", ("--prune_method", "sparsegpt", "--prune_barber")),
+    Run("3 blocks", "Wanda + refit", "wanda+refit", ("--steps", "wanda,refit")),
+    Run("3 blocks", "SparseGPT + reconstruct", "sparsegpt+reconstruct", TRAINED, aim=2.4),
+    Run("3 blocks", "auto", "auto", ("--steps", "auto", "--auto_tries", ",".join(TRIES)), tries=TRIES),
     Run("8 experts", "magnitude", "magnitude", ("--prune_method", "magnitude")),
     Run("8 experts", "Wanda", "wanda"),
     Run("8 experts", "SparseGPT", "sparsegpt", ("--prune_method", "sparsegpt")),
@@ -91,8 +99,8 @@ RUNS = (
 )
 
 
-def make_models(folder: Path) -> None:
-    """The models that are not there yet, and one file of tokens."""
+def make_models(folder: Path, wanted: set[str]) -> None:
+    """The wanted models that are not there yet, and one file of tokens."""
     wide: dict[str, Any] = {
         "hidden_size": 2048,
         "intermediate_size": 5632,
@@ -108,7 +116,7 @@ def make_models(folder: Path) -> None:
     }
     common = {"vocab_size": 32000, "max_position_embeddings": 2048}
     for name, blocks in (("22 blocks", 22), ("3 blocks", 3), ("8 experts", 2)):
-        if (folder / name).is_dir():
+        if name not in wanted or (folder / name).is_dir():
             continue
         begun = folder / f"{name} begun"
         if blocks > 2:
@@ -161,7 +169,8 @@ def reckoned(run: Run, folder: Path) -> float:
     """What `--memory` reckons with, GB."""
     model = hollow_model(folder / run.model, torch.bfloat16)
     anatomy = examine(model)
-    methods: Sequence[Step] = make_steps(run.methods.split("+"), {})
+    options = {"auto": AutoOptions(run.tries)} if run.tries else {}
+    methods: Sequence[Step] = make_steps(run.methods.split("+"), options)
     if "block" in run.flags:
         methods = (*methods[:-1], Barber("block"))
     load = Load(SAMPLES, TOKENS, run.evaluated, TOKENS)
@@ -187,8 +196,14 @@ def completed(runs: Sequence[Run], folder: Path) -> Iterator[Run]:
         yield done
 
 
+def _figures(line: dict[str, Any]) -> dict[str, float]:
+    return {name: line[name] for name in ("peak", "reckoned")}
+
+
 def main() -> None:
-    """Measures, prints, and puts the table into docs/scale.md unless only some runs were asked for."""
+    """Measures, prints, and puts the table into docs/scale.md; where only some runs were asked for, with the others as
+    they were.
+    """
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "--scratch", type=Path, help="where models of up to 2.2 GB are made and kept (default: a temporary folder)"
@@ -198,13 +213,14 @@ def main() -> None:
     wanted = [run for run in RUNS if given.only in f"{run.model}, {run.what}"]
     with tempfile.TemporaryDirectory() as folder:
         scratch = given.scratch or Path(folder)
-        make_models(scratch)
+        make_models(scratch, {run.model for run in wanted})
         done = list(completed(wanted, scratch))
-    if given.only:
-        return
-    record = {"date": str(date.today()), "machine": machine(), "runs": [asdict(run) for run in done]}
-    (ROOT / "benchmarks" / "results" / "memory.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    publish("\n".join(lines(done)), "memory", "scale.md")
+    earlier = {(line["model"], line["what"]): line for line in json.loads(RECORD.read_text(encoding="utf-8"))["runs"]}
+    lately = earlier | {(run.model, run.what): asdict(run) for run in done}
+    every = [replace(run, **_figures(lately[run.model, run.what])) for run in RUNS if (run.model, run.what) in lately]
+    record = {"date": str(date.today()), "machine": machine(), "runs": [asdict(run) for run in every]}
+    RECORD.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    publish("\n".join(lines(every)), "memory", "scale.md")
 
 
 if __name__ == "__main__":

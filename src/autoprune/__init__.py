@@ -4,12 +4,15 @@
 does what a recipe says,
 ``autoprune.compare(dense, pruned)`` says how far predictions moved, ``autoprune.benchmark(grid)`` compares ways of
 pruning, ``autoprune.inspect(model)`` describes, ``autoprune.rotate(model, out)`` writes the same function in a basis
-that is easier to prune; names are loaded when they are first used, so that importing the package is quick.
+that is easier to prune, ``autoprune.shrink(model, out, …)`` a smaller dense model, ``autoprune.speed(models)``
+measures how quick and large models are; names are loaded when they are first used, so that importing the package is
+quick.
 """
 
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 from autoprune.errors import AutoPruneError, DataError, ModelError, NumericsError, OutputError, RecipeError
@@ -23,6 +26,8 @@ if TYPE_CHECKING:
     from autoprune.run.inspect import inspect
     from autoprune.run.result import PruneResult
     from autoprune.run.rotate import rotate
+    from autoprune.run.shrink import ShrinkResult, shrink
+    from autoprune.run.speed import speed
 
 __all__ = [
     "AutoPruneError",
@@ -38,6 +43,7 @@ __all__ = [
     "Recipe",
     "RecipeError",
     "RotateOptions",
+    "ShrinkResult",
     "benchmark",
     "compare",
     "evaluate",
@@ -45,8 +51,14 @@ __all__ = [
     "prune",
     "rotate",
     "run",
+    "shrink",
+    "speed",
 ]
 __version__ = "0.1.0"
+
+# OpenMP reads it when torch is loaded: threads that wait for others sleep instead of spinning, which on a machine
+# where something else is at work takes the very time that the others wait for (docs/performance.md).
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 _LAZY = {
     "prune": "autoprune.run.api",
@@ -56,6 +68,9 @@ _LAZY = {
     "inspect": "autoprune.run.inspect",
     "benchmark": "autoprune.bench.bench",
     "rotate": "autoprune.run.rotate",
+    "shrink": "autoprune.run.shrink",
+    "ShrinkResult": "autoprune.run.shrink",
+    "speed": "autoprune.run.speed",
 }
 _LAZY |= {name: "autoprune.recipe.keywords" for name in __all__ if name.endswith("Options")}
 

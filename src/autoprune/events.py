@@ -9,12 +9,21 @@ from autoprune.results.outcome import LayerOutcome, SubBlockOutcome
 
 
 @dataclass(frozen=True)
-class Step:
-    """One micro-batch of one phase of one block is done."""
+class Progress:
+    """So much of one phase of one block is done: micro-batches, or steps of training."""
 
     block: int
     blocks: int
     phase: str  # e.g. "observe", "advance"
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Work:
+    """So much of something is done that does not go from block to block, such as learning a rotation."""
+
+    phase: str
     done: int
     total: int
 
@@ -49,7 +58,7 @@ class Notice:
     text: str
 
 
-Event = Step | BlockResult | Phase | Notice
+Event = Progress | Work | BlockResult | Phase | Notice
 Emit = Callable[[Event], None]
 
 

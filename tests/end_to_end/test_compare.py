@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import autoprune
 from autoprune.cli.main import main
 from autoprune.evaluation.compare import compare_predictions
-from autoprune.events import Event, Notice, Step
+from autoprune.events import Event, Notice, Progress, Work
 from autoprune.results.comparison import comparison_from_json
 from autoprune.storage.locate import DEMO
 from end_to_end.tiny import BLOCKS, SEQLEN, Texts, tiny_model, tiny_tokenizer
@@ -169,7 +169,7 @@ def test_blocks_of_a_streamed_model_come_one_at_a_time(
     said: list[Event] = []
     autoprune.compare(tiny, pruned, emit=said.append, **options)
     assert most == 1
-    phases = {event.phase for event in said if isinstance(event, Step)}
+    phases = {event.phase for event in said if isinstance(event, (Progress, Work))}
     assert {"forward the dense model", "forward half", "comparison heldout.txt"} <= phases
 
 

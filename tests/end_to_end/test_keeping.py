@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 
+from autoprune.machine import allocator
 from autoprune.recipe.recipe import recipe_from_flat
-from autoprune.run import api
+from autoprune.run import closing
 from autoprune.run import open as subject
 from autoprune.storage import shards
 from autoprune.storage.checkpoint import Checkpoint
@@ -33,7 +34,7 @@ def test_what_was_to_be_removed_is_removed_after_a_stop(
 ) -> None:
     options = {"save_model": tmp_path / "out", "delete": True}
     with monkeypatch.context() as patch:
-        patch.setattr(api, "accuracy", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+        patch.setattr(closing, "accuracy", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
         assert run_classic(capsys, flags(tiny, texts, **options)).status == 130
     assert (tmp_path / "out/autoprune.json").is_file()
     run(tiny, **options, resume=True)
@@ -46,7 +47,7 @@ def test_what_was_to_be_removed_may_stay_after_all(
     """Then it is as if it had been made to stay."""
     run(tiny, save_model=tmp_path / "reference")
     with monkeypatch.context() as patch:
-        patch.setattr(api, "accuracy", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+        patch.setattr(closing, "accuracy", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
         assert run_classic(capsys, flags(tiny, texts, save_model=tmp_path / "out", delete=True)).status == 130
     run(tiny, save_model=tmp_path / "out", resume=True)
     assert contents(tmp_path / "out") == contents(tmp_path / "reference")
@@ -156,11 +157,25 @@ def test_large_allocations_are_given_back_before_the_model_is_built(
         assert steps == expected
 
 
+def test_glibcs_limits_are_set_back_behind_a_run(run: Run, tiny: Path, tmp_path: Path) -> None:
+    asked: list[bool] = []
+
+    def limited() -> None:
+        allocator.return_large_blocks()
+        asked.append(allocator._Limits.changed)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(subject, "return_large_blocks", limited)
+        run(tiny, save_model=tmp_path / "out")
+    assert asked and all(asked) == (allocator._glibc() is not None)
+    assert not allocator._Limits.changed and not allocator._Limits.runs
+
+
 def test_a_manifest_that_can_not_be_written_again(
     run: Run, tiny: Path, texts: Texts, tmp_path: Path, capsys: Any, monkeypatch: Any
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(api, "accuracy", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+        patch.setattr(closing, "accuracy", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
         assert run_classic(capsys, flags(tiny, texts, save_model=tmp_path / "out", delete=True)).status == 130
     before = contents(tmp_path / "out")
 

@@ -182,7 +182,7 @@ def test_streamed_perplexity_equals_resident_perplexity(
     tiny: Path, texts: Texts, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """A checkpoint larger than the free memory is evaluated block by block; the number is the same to the last bit."""
-    from autoprune.run import api
+    from autoprune.run import closing
     from autoprune.run import open as subject
 
     common = {
@@ -196,8 +196,8 @@ def test_streamed_perplexity_equals_resident_perplexity(
     monkeypatch.setattr(subject, "RESIDENT_SHARE", 0.0)
     for batch in (1, 3, 64):
         streamed = autoprune.prune(tiny, save_model=tmp_path / f"{batch}", batch_size=batch, **common)
-        assert not api._reopened(
-            streamed.recipe, api.open_model(streamed.recipe, resident=False), streamed.directory
+        assert not closing.reopened(
+            streamed.recipe, subject.open_model(streamed.recipe, resident=False), streamed.directory
         ).store.resident
         assert streamed.row.perplexity[0].perplexity == pytest.approx(whole.row.perplexity[0].perplexity, rel=1e-6)
         monkeypatch.setattr(subject, "RESIDENT_SHARE", 0.5)

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 import autoprune
 from autoprune.cli.main import main
-from autoprune.events import Event, Notice, Step
+from autoprune.events import Event, Notice, Work
 from autoprune.storage.locate import DEMO
 from end_to_end.tiny import SEQLEN, Texts, contents, save_tiny, tensors, tiny_model
 
@@ -165,5 +165,5 @@ def test_bad_places(tmp_path: Path, tiny: Path, options: Options) -> None:
 def test_progress(tmp_path: Path, tiny: Path, options: Options) -> None:
     events: list[Event] = []
     autoprune.rotate(tiny, tmp_path / "out", emit=events.append, **options)
-    learned = [e for e in events if isinstance(e, Step) and e.phase == "learning the rotation"]
+    learned = [e for e in events if isinstance(e, Work) and e.phase == "learning the rotation"]
     assert [e.done for e in learned] == [*range(1, 11)] and learned[-1].total == 10

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 import autoprune
-from autoprune.errors import RecipeError
+from autoprune.errors import ModelError, RecipeError
 from autoprune.evaluation.audit import audit
 from autoprune.storage.locate import DEMO
 from autoprune.storage.manifest import Manifest
@@ -46,6 +46,27 @@ def test_a_changed_norm_that_was_not_trained_is_still_a_fault(tmp_path: Path) ->
     assert "byte for byte" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
 
 
+def test_a_trained_result_is_trained_further_with_its_norms(tmp_path: Path) -> None:
+    first, again, norm = tmp_path / "first", tmp_path / "again", "model.layers.3.input_layernorm.weight"
+    autoprune.prune("demo", steps="wanda,reconstruct", epochs=1, save_model=first, **RUN)
+    given: dict[str, Any] = {**RUN, "pruned_model": first}
+    # At a rate that moves nothing the result is what was given, norms and all.
+    autoprune.prune("demo", steps="reconstruct", epochs=1, learning_rate=1e-30, save_model=again, **given)
+    old, new = ({k: v for f in d.glob("*.safetensors") for k, v in load_file(f).items()} for d in (first, again))
+    dense = {k: v for f in DEMO.glob("*.safetensors") for k, v in load_file(f).items()}
+    assert not torch.equal(new[norm], dense[norm]), "the norm is the trained one"
+    assert all(torch.equal(value, new[name]) for name, value in old.items())
+    assert Manifest.read(again).trained == Manifest.read(first).trained
+    assert audit(again, DEMO).sound
+    with pytest.raises(
+        RecipeError, match=r"were trained beside its weights .* go on with reconstruct or distill alone"
+    ):
+        autoprune.prune("demo", steps="refit", **given)
+    (first / "autoprune.json").unlink()
+    with pytest.raises(ModelError, match=r"differs. Norms and biases may differ only where"):
+        autoprune.prune("demo", steps="reconstruct", **given)
+
+
 @pytest.mark.parametrize("steps", ["wanda,reconstruct", "auto"])
 def test_stopped_and_resumed_gives_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: str) -> None:
     options = {**RUN, "steps": steps, "epochs": 1, "auto_tries": "wanda+refit,mixed+wanda"}
@@ -76,6 +97,9 @@ def test_stopped_and_resumed_gives_the_same_bits(tmp_path: Path, monkeypatch: py
     ("options", "words"),
     [
         ({"steps": "wanda,reconstruct", "batch_size": 6}, "give a smaller --batch_size"),
+        ({"steps": "wanda,reconstruct,barber"}, "put reconstruct last"),
+        ({"steps": "wanda,reconstruct,sparsegpt"}, "put reconstruct last"),
+        ({"steps": "auto", "auto_tries": "wanda+reconstruct"}, "put it behind auto"),
         ({"steps": "wanda,mixed"}, "must come before the steps that prune"),
         ({"steps": "wanda,barber", "pruned_model": "x"}, "--pruned_model gives one"),
         ({"steps": "auto", "auto_tries": "wanda+barber-outpt1-0.1"}, "can't be read"),

@@ -50,9 +50,10 @@ def prune(
     target: Target = HALF,
     batch: int = 4,
     place: Place | None = None,
+    ignore: tuple[str, ...] = (),
 ) -> list[BlockResult]:
     """Prunes by these steps, one after the other on each block, with hidden states in ``place``."""
-    return prune_with(store, steps, target, ids, batch=batch, place=place)
+    return prune_with(store, steps, target, ids, batch=batch, place=place, ignore=ignore)
 
 
 def write_checkpoint(source: Path, directory: Path, tensors: Mapping[str, Tensor]) -> None:

@@ -38,6 +38,22 @@ from autoprune.steps.wanda import Wanda
 from autoprune.storage.store import MemoryStore
 
 
+class Listed(nn.Module):
+    """A block whose experts are modules in a list, beside a layer that sees all tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.proj = nn.Linear(8, 8)
+        self.experts = nn.ModuleList(nn.Linear(8, 8) for _ in range(3))
+
+
+def test_experts_of_a_list_are_known_as_such() -> None:
+    model = nn.Module()
+    model.layers = nn.ModuleList([Listed()])
+    (block,) = examine(model).blocks
+    assert block.experts == {"experts.0", "experts.1", "experts.2"}
+
+
 def routed_tokens(module: nn.Module, args: tuple[Tensor, ...]) -> list[Tensor]:
     """What each expert receives, read from how the model calls its experts."""
     count = module.num_experts

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from autoprune.core.statistics import InputNorm
 from autoprune.errors import ModelError, NumericsError
-from autoprune.events import Event, Step, silent
+from autoprune.events import Event, Work, silent
 from autoprune.model.anatomy import examine
 from autoprune.model.observe import InputObserver
 from autoprune.model.replay import replay_check, require_replay
@@ -89,7 +89,7 @@ def test_the_check_before_pruning_reads_every_block_twice(tmp_path: Path, monkey
     assert {n for n, count in times.items() if count == 3} == set(store.skeleton.stored_under("model.layers.0"))
     assert {n for n, count in times.items() if count == 1} == set(store.outside)
     assert set(times.values()) == {1, 2, 3}
-    assert [(e.done, e.total) for e in events if isinstance(e, Step) and e.phase == "replay check"] == [
+    assert [(e.done, e.total) for e in events if isinstance(e, Work) and e.phase == "replay check"] == [
         (i + 1, 6) for i in range(6)
     ]
     assert fingerprint == check_values(subject, silent)

@@ -20,7 +20,8 @@ from autoprune.core.sparsity import Target, Unstructured
 from autoprune.core.statistics import InputNorm
 from autoprune.model.anatomy import examine
 from autoprune.model.door import prune_with
-from autoprune.steps.base import Block, LayerStep, Needs, Step, Survey, SurveyResult
+from autoprune.steps.base import Block, LayerStep, Needs, Step
+from autoprune.steps.survey import Survey, SurveyResult
 from autoprune.steps.wanda import Wanda
 from autoprune.storage.store import MemoryStore
 

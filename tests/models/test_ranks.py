@@ -18,8 +18,7 @@ from autoprune.core.problem import LayerProblem, LayerSolution
 from autoprune.core.sparsity import Unstructured
 from autoprune.core.statistics import InputNorm
 from autoprune.errors import NumericsError
-from autoprune.events import BlockResult
-from autoprune.events import Step as Progress
+from autoprune.events import BlockResult, Progress
 from autoprune.machine.ranks import ALONE, Ranks
 from autoprune.model.door import prune_with
 from autoprune.model.sharing import share, shared_out

@@ -6,6 +6,7 @@ import copy
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -89,6 +90,24 @@ def test_what_can_not_be_done_in_sequence_is_refused(tmp_path: Path) -> None:
     }
     with pytest.raises(RecipeError, match=r"--true_sequential can't be used on a mixture of experts.*leave it out"):
         autoprune.prune(tmp_path / "model", true_sequential=True, **options)
+    for steps, name in (("wanda,reconstruct", "reconstruct"), ("mixed,wanda", "mixed")):
+        with pytest.raises(RecipeError, match=rf"which {name} can't do; leave out one of the two"):
+            # The text is not there either, so nothing was read before.
+            autoprune.prune("demo", true_sequential=True, steps=steps, sparsity_ratio=0.5, calibration_data="no.txt")
+
+
+def test_a_first_step_that_looks_at_nothing_does_not_switch_it_off(tmp_path: Path) -> None:
+    said: list[object] = []
+    weights = {}
+    for flag in (False, True):
+        options: dict[str, Any] = {"calibration_data": "demo", "nsamples": 4, "seqlen": 32, "sparsity_ratio": 0.5}
+        result = autoprune.prune("demo", steps="magnitude,refit", true_sequential=flag, emit=said.append, **options)
+        assert result.model is not None
+        weights[flag] = result.model.state_dict()
+    assert any(not torch.equal(value, weights[True][name]) for name, value in weights[False].items())
+    assert not any("--true_sequential" in str(event) for event in said)
+    autoprune.prune("demo", prune_method="magnitude", sparsity_ratio=0.5, true_sequential=True, emit=said.append)
+    assert any("--true_sequential changes nothing here" in str(event) for event in said)
 
 
 def test_from_the_front_door(tmp_path: Path) -> None:

@@ -13,11 +13,17 @@ from torch import Tensor
 
 from autoprune.core.selection import count_violations
 from autoprune.core.sparsity import SemiStructured, Target, Unstructured
+from autoprune.core.statistics import CrossGram, InputGram, InputNorm
 from autoprune.errors import RecipeError
 from autoprune.events import BlockResult
 from autoprune.model.anatomy import examine
+from autoprune.recipe.recipe import recipe_from_flat, recipe_from_record
+from autoprune.run.labels import method_label
 from autoprune.steps.auto import Auto
+from autoprune.steps.barber import Barber
 from autoprune.steps.base import Step
+from autoprune.steps.options import AutoOptions, BarberOptions, SwapsOptions
+from autoprune.steps.swaps import Swaps
 from autoprune.steps.table import make_steps
 from autoprune.storage.store import MemoryStore
 
@@ -33,10 +39,12 @@ def steps_of(words: str) -> tuple[Step, ...]:
     return make_steps(words.split(","), {})
 
 
-def pruned(words: str, target: Target = HALF) -> tuple[dict[str, Tensor], list[BlockResult]]:
+def pruned(
+    words: str, target: Target = HALF, name: str = "llama", ignore: tuple[str, ...] = ()
+) -> tuple[dict[str, Tensor], list[BlockResult]]:
     """The model's tensors afterwards, and what was said of its layers."""
-    model = tiny_model("llama")
-    results = prune(MemoryStore(model), steps_of(words), tiny_ids(8), target, batch=2)
+    model = tiny_model(name)
+    results = prune(MemoryStore(model), steps_of(words), tiny_ids(8), target, batch=2, ignore=ignore)
     return model.state_dict(), results
 
 
@@ -72,18 +80,62 @@ def test_reconstruction_is_never_worse_on_held_out_samples() -> None:
     assert all(note["held_out_after"] <= note["held_out_before"] for note in notes)
 
 
-def test_earlier_choices_give_the_same_bits() -> None:
-    """What was chosen stands in the record, layer by layer; given back in order, it is taken and not tried again."""
-    first, results = pruned("auto")
+@pytest.mark.parametrize("ignore", [(), ("*.0.mlp.*",)], ids=["equal blocks", "a block with one sub-block"])
+def test_earlier_choices_give_the_same_bits(ignore: tuple[str, ...]) -> None:
+    """What was chosen stands in the record, layer by layer; given back by name, it is taken and not tried again."""
+    first, results = pruned("auto", ignore=ignore)
     choices: dict[str, str] = {}
     for result in results:
         for layer in result.layers:
             choices.setdefault(".".join(layer.name.split(".")[:4]), layer.notes["auto"])
+    assert len(choices) == 4 - len(ignore)
     model = tiny_model("llama")
-    replay = dataclasses.replace(Auto(), auto_choices=tuple(choices.values()))
-    prune(MemoryStore(model), (replay,), tiny_ids(8), batch=2)
+    given = [f"{name}={words}" for name, words in choices.items()]
+    replay = dataclasses.replace(Auto(), auto_choices=tuple(given))
+    prune(MemoryStore(model), (replay,), tiny_ids(8), batch=2, ignore=ignore)
     again = model.state_dict()
     assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+def test_choices_that_do_not_fit_the_blocks_are_refused_by_name() -> None:
+    layers = {"model.layers.0": ["self_attn.q_proj", "mlp.up_proj"], "model.layers.1": ["mlp.up_proj"]}
+    Auto(auto_choices=("*.mlp=wanda", "*.self_attn=wanda+refit")).check_layers(layers)
+    with pytest.raises(RecipeError, match=r"says nothing of model\.layers\.0\.self_attn; add"):
+        Auto(auto_choices=("*.mlp=wanda",)).check_layers(layers)
+    with pytest.raises(RecipeError, match=r"\*\.attn=wanda fits no sub-block; they are called model\.layers\.0\.self"):
+        Auto(auto_choices=("*=wanda", "*.attn=wanda")).check_layers(layers)
+    with pytest.raises(RecipeError, match="is not PATTERN=STEPS"):
+        Auto(auto_choices=("wanda",)).check(HALF)
+
+
+def test_what_is_tried_has_the_users_options_and_needs_what_it_needs() -> None:
+    given = {"auto": AutoOptions(("wanda+swaps", "wanda+barber-layer-0.2")), "swaps": SwapsOptions(swap_limit=7)}
+    given |= {"barber": BarberOptions(prune_metric="D")}
+    (auto,) = make_steps(["auto"], given)
+    assert isinstance(auto, Auto)
+    swaps, barber = auto.steps_of("wanda+swaps")[1], auto.steps_of("wanda+barber-layer-0.2")[1]
+    assert isinstance(swaps, Swaps) and swaps.swap_limit == 7
+    assert isinstance(barber, Barber) and (barber.prune_metric, barber.prune_granularity) == ("D", "layer")
+    assert auto.needs.also == (InputNorm, InputGram) and auto.needs.gradients
+    assert CrossGram in Auto().needs.also and not Auto().needs.gradients
+    recipe = recipe_from_flat({"model": "m", "sparsity_ratio": 0.5, "steps": "auto", "swap_limit": 7})
+    assert recipe.to_dict()["steps"][0]["swap_limit"] == 7, "the record says so"
+    assert recipe_from_record(recipe.to_dict()).to_dict() == recipe.to_dict()
+    assert method_label(recipe) == "auto (swap limit 7)"
+
+
+@pytest.mark.parametrize("name", ["mixtral", "deepseek_v3"])
+def test_experts_keep_their_dense_weights_as_mixed_target(name: str) -> None:
+    mixed, _ = pruned("mixed,wanda", name=name)
+    plain, _ = pruned("wanda", name=name)
+    block = examine(tiny_model(name)).blocks[-1]
+    names = {f"{block.name}.{la.parameter_name}": la.name in block.experts for la in block.layers}
+    assert any(names.values()) and not all(names.values())
+    for layer, expert in names.items():
+        dense = tiny_model(name).state_dict()[layer]
+        kept = mixed[layer] != 0
+        assert torch.equal(mixed[layer][kept], dense[kept]) is expert, layer
+    assert mixed.keys() == plain.keys()
 
 
 @pytest.mark.parametrize("words", ["auto", "wanda,reconstruct"])

@@ -14,7 +14,7 @@ from typing import Any
 import made_keywords
 from pages import ROOT
 
-from autoprune.recipe.options import RotationOptions
+from autoprune.recipe.options import RotationOptions, ShrinkOptions, SpeedOptions
 from autoprune.recipe.recipe import Group, groups
 
 FLAGS, TREE = ROOT / "docs" / "flags.md", ROOT / "docs" / "tree.md"
@@ -25,12 +25,14 @@ WIDTH = 118
 def flag_tables() -> str:
     """The tables of flags: one for every group of options and every step that has some."""
     tables = [f"\n## {_title(group)}\n\n{_table(group.type)}" for group in groups()]
-    return "".join([*tables, f"\n## `autoprune rotate` alone\n\n{_table(RotationOptions)}"]) + "\n"
+    alone = {"rotate": RotationOptions, "shrink": ShrinkOptions, "speed": SpeedOptions}
+    tables += [f"\n## `autoprune {name}` alone\n\n{_table(options)}" for name, options in alone.items()]
+    return "".join(tables) + "\n"
 
 
 def flag_names() -> list[str]:
     """The flags of these tables, in their order."""
-    types = [*(group.type for group in groups()), RotationOptions]
+    types = [*(group.type for group in groups()), RotationOptions, ShrinkOptions, SpeedOptions]
     return [f.name for kind in types for f in dataclasses.fields(kind)]
 
 

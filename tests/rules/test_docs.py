@@ -45,9 +45,9 @@ def parse(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
         raise Parsed(original(self, arguments))
 
     monkeypatch.setattr(Parser, "parse_args", stop)
-    entry = command_line._classic if classic else command_line._console
+    entry = command_line.classic if classic else command_line.main
     try:
-        entry(words[2:] if classic else words[1:])
+        assert not entry(words[2:] if classic else words[1:]), "the program refuses the command"
     except Parsed as parsed:
         chosen = parsed.args[0]
         kind = "prune" if classic else chosen.command

@@ -10,6 +10,11 @@ from types import ModuleType
 
 import pytest
 
+from autoprune.results.codec import from_jsonable
+from autoprune.results.speed import ModelSpeed, SpeedResult
+from autoprune.results.speed_tables import speed_table
+from autoprune.results.table import to_markdown
+
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
 
@@ -63,6 +68,15 @@ def test_speed(monkeypatch: pytest.MonkeyPatch) -> None:
     names = bench.Row.__dataclass_fields__
     rows = [bench.Row(**{name: value for name, value in line.items() if name in names}) for line in facts["rows"]]
     assert shown("performance.md", "bench") == bench.lines(rows, facts)
+
+
+def test_speed_of_models() -> None:
+    """What `autoprune speed` saved, and what its sentences say."""
+    raw = json.loads((RESULTS / "speed.json").read_text())
+    result = SpeedResult(tuple(from_jsonable(ModelSpeed, one) for one in raw["models"]), raw["settings"])
+    assert shown("what-it-buys.md", "speed") == to_markdown(speed_table(result)).rstrip()
+    page = " ".join((ROOT / "docs" / "what-it-buys.md").read_text(encoding="utf-8").split())
+    assert all(sentence in page for sentence in result.sentences)
 
 
 def test_cost_of_a_comparison(monkeypatch: pytest.MonkeyPatch) -> None:

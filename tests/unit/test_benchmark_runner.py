@@ -25,7 +25,7 @@ from autoprune.bench.grid import Grid, make_grid
 from autoprune.bench.runner import CellResult, run_grid
 from autoprune.cli.main import main
 from autoprune.errors import AutoPruneError, OutputError, RecipeError
-from autoprune.events import Event, Notice, Step
+from autoprune.events import Event, Notice, Work
 
 ROW = {"method": "m", "target": "50 %", "sparsity": 0.5, "perplexity": [], "settings": {}, "pruning": None}
 COST = {"seconds": 1.0, "peak_bytes": 2}
@@ -70,7 +70,7 @@ def test_results_come_in_the_order_of_the_grid_and_are_taken_over(stub: Callable
     results = run_grid(cells, tmp_path, jobs=3, emit=said.append)
     assert [r.cell for r in results] == list(cells.cells)
     assert all(r.row and r.row.cost == r.cost and not r.error for r in results)
-    assert {event.done for event in said if isinstance(event, Step)} == {0, 1, 2, 3, 4}
+    assert {event.done for event in said if isinstance(event, Work)} == {0, 1, 2, 3, 4}
     assert {f"{i}/4" for i in range(1, 5)} == {e.text.split()[0] for e in said if isinstance(e, Notice)}
     stub("raise SystemExit('run again')")
     again: list[Event] = []
@@ -125,7 +125,7 @@ def test_interruption_ends_the_cells_under_way(stub: Callable[[str], None], tmp_
     stub("write() if seed == 0 else time.sleep(600) if seed else write()")
 
     def interrupt(event: Event) -> None:
-        if isinstance(event, Step) and event.done == 2:
+        if isinstance(event, Work) and event.done == 2:
             raise KeyboardInterrupt
 
     start = time.monotonic()

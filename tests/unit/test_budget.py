@@ -20,11 +20,13 @@ from autoprune.errors import RecipeError
 from autoprune.events import Event, Notice
 from autoprune.model.anatomy import examine
 from autoprune.recipe.recipe import recipe_from_flat
-from autoprune.run.memory import PROGRAM, Layout, Load, choose_layout, human, need_of, parse_memory, shape_of
+from autoprune.run.memory import PROGRAM, Layout, Load, Need, choose_layout, need_of, shape_of
 from autoprune.run.open import open_model
 from autoprune.run.plan import make_plan
+from autoprune.run.sizes import human, parse_memory
 from autoprune.steps.barber import Barber
 from autoprune.steps.base import Step
+from autoprune.steps.options import AutoOptions
 from autoprune.steps.price import Shape
 from autoprune.steps.table import PRICED, make_steps
 from autoprune.steps.wanda import Wanda
@@ -127,6 +129,25 @@ def test_options_that_need_more(large: Shape) -> None:
         == need_of(large, METHODS["wanda"], LAYOUT, LOAD).hidden
     ), "--layer_errors"
     assert need_of(large, METHODS["magnitude"], LAYOUT, Load()).hidden == 0
+
+
+def test_statistics_count_as_long_as_a_step_of_the_pass_is_to_come(large: Shape) -> None:
+    """And what a step puts in the dense weights' place, until the block is written."""
+
+    def need(words: str) -> Need:
+        return need_of(large, make_steps(words.split(","), {}), Layout(1, "disk"), LOAD)
+
+    grams = 4 * large.grams
+    training = need("wanda,reconstruct").work
+    assert training > 25 * large.block
+    assert need("sparsegpt,reconstruct").work == training, "reconstruct wants no Gram, so none is kept"
+    assert need("wanda,refit").work == 4 * max(3 * large.gram, large.gram + 6 * large.layer) + grams
+    alone, mixed = need("alps"), need("mixed,alps")
+    assert mixed.work == alone.work, "cross Grams go before ALPS begins"
+    assert mixed.weights == alone.weights + large.block * large.running
+    fixed, tried = need("wanda,refit").work, AutoOptions(("wanda+refit", "mixed+wanda"))
+    auto = need_of(large, make_steps(["auto"], {"auto": tried}), Layout(1, "disk"), LOAD).work
+    assert auto - fixed - grams - 2 * large.block * 3 == pytest.approx(4 * 2 * large.gram, rel=0.5)
 
 
 def test_what_makes_a_run_need_more(large: Shape) -> None:

@@ -134,3 +134,10 @@ def test_misspelt_flags_are_told_what_they_may_have_been(word: str, meant: str) 
     add_flags(parser)
     with pytest.raises(RecipeError, match=f"did you mean {meant}\\?"):
         parser.parse_args(["--model", "m", word, "0.5"])
+
+
+def test_a_flag_of_another_command_is_not_called_misspelt() -> None:
+    parser = Parser(prog="autoprune eval", allow_abbrev=False)
+    add_flags(parser, ("evaluation",), ("compare",))
+    with pytest.raises(RecipeError, match=r"unrecognized arguments: --compare \(a flag of other commands\)"):
+        parser.parse_args(["--compare"])

@@ -10,9 +10,9 @@ from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import Progress as Drawn
 
-from autoprune.events import BlockResult, Event, Notice, Phase, Step, silent
+from autoprune.events import BlockResult, Event, Notice, Phase, Progress, Work, silent
 from autoprune.report import progress
 from autoprune.report.progress import following, watching
 from autoprune.results.outcome import LayerOutcome
@@ -25,11 +25,11 @@ def story() -> Iterator[Event]:
     yield Phase("pruning", 2)
     for block in range(2):
         for step in range(3):
-            yield Step(block, 2, "observe", step + 1, 3)
+            yield Progress(block, 2, "observe", step + 1, 3)
         yield BlockResult(block, 2, f"model.layers.{block}", LAYERS)
     yield Notice("1:4: at most 1 of every 4 weights stay non-zero [bold]")
     yield Phase("perplexity [x].txt", 2)
-    yield Step(0, 1, "perplexity [x].txt", 1, 2)
+    yield Work("perplexity [x].txt", 1, 2)
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def test_plain_lines_inside_a_long_block(capsys: pytest.CaptureFixture[str], clo
         emit(Phase("pruning", 2))
         for i in range(100):
             clock(float(i))
-            emit(Step(0, 2, "observe", i + 1, 100))
+            emit(Progress(0, 2, "observe", i + 1, 100))
     lines = capsys.readouterr().err.splitlines()
     assert lines[:2] == ["pruning", "  observe 12/100, block 1/2"]
     assert 5 <= len(lines) <= 11
@@ -124,7 +124,7 @@ def test_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     with watching(quiet=False) as emit:
         for event in story():
             emit(event)
-            if isinstance(event, (BlockResult, Phase, Step)):
+            if isinstance(event, (BlockResult, Phase, Progress, Work)):
                 emit._progress.refresh()  # type: ignore[attr-defined]
     shown = screen.getvalue()
     for part in (
@@ -142,7 +142,7 @@ def test_time_left_never_rises_while_nothing_happens() -> None:
     """It is reckoned anew when something is done, and counted down in between; what an earlier run did is no pace."""
     now = [0.0]
     column = progress._TimeLeft()
-    bar = Progress(column, get_time=lambda: now[0])
+    bar = Drawn(column, get_time=lambda: now[0])
     bar.add_task("cells", total=13, since=3)
     (task,) = bar.tasks
 
@@ -172,7 +172,7 @@ def test_bar_says_count_and_cell(monkeypatch: pytest.MonkeyPatch, width: int) ->
     monkeypatch.setattr(progress, "Console", terminal)
     with watching(quiet=False) as emit:
         emit(Phase("cells", 13, done=2))
-        emit(Step(0, 1, "demo sparsegpt+barber layer 0.1, update kept 0.5 seed 0", 3, 13))
+        emit(Work("demo sparsegpt+barber layer 0.1, update kept 0.5 seed 0", 3, 13))
         emit._progress.refresh()  # type: ignore[attr-defined]
     shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.getvalue())
     lines = [line for line in re.split(r"[\r\n]+", shown) if "cells" in line]

@@ -43,6 +43,11 @@ except KeyboardInterrupt:
     pass
 assert mapped(20 * MIB)
 assert libc.mallinfo2().arena < size + 40 * MIB, "kept for longer than was asked"
+with heap.restored():
+    with heap.restored():
+        heap.return_large_blocks()
+    assert mapped(24 * MIB), "the outer run is not over"
+assert not mapped(24 * MIB) and mapped(40 * MIB)
 """
 
 

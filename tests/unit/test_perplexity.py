@@ -13,7 +13,7 @@ from torch import Tensor
 from autoprune.data.windows import Windows
 from autoprune.errors import NumericsError
 from autoprune.evaluation.perplexity import perplexity, window_losses
-from autoprune.events import Event, Phase, Step, silent
+from autoprune.events import Event, Phase, Work, silent
 from autoprune.model.stream import Place
 
 
@@ -141,4 +141,4 @@ def test_hopeless_model_has_a_finite_perplexity() -> None:
 def test_progress() -> None:
     seen: list[Event] = []
     perplexity(Oracle(0.5), windows(IDS), "text", batch=2, place=Place(), emit=seen.append)  # type: ignore[arg-type]
-    assert seen == [Phase("perplexity text", 3), *(Step(0, 1, "perplexity text", i + 1, 3) for i in range(3))]
+    assert seen == [Phase("perplexity text", 3), *(Work("perplexity text", i + 1, 3) for i in range(3))]

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from matplotlib.image import imread
 from test_report_costs import answered
+from test_report_distance import shift
 from test_report_samples import row
 
 from autoprune.report.draw import DARK, LIGHT
@@ -66,11 +67,9 @@ def full_rows() -> list[EvaluationRow]:
                     value = (5 + seed / 9 + i * 4 ** (3 - j)) * 0.9 ** len(settings)
                     made = row(name, target, value, seed=seed, sparsity=sparsity, **settings)
                     seconds = {"prune": 7.0**j + seed + 3 * len(settings)}
-                    rows.append(
-                        replace(
-                            made, pruning=replace(made.pruning, seconds=seconds), cost=Cost(90.0 + seed, 3 * 2**30)
-                        )
-                    )
+                    moved = {"wikitext2": shift(0.1 * 4.0**i * (j + 1) * 0.9 ** len(settings))}
+                    pruning = replace(made.pruning, seconds=seconds)
+                    rows.append(replace(made, pruning=pruning, cost=Cost(90.0 + seed, 3 * 2**30), shifts=moved))
     return [answered(r, "1100110011", "111000111") for r in rows]
 
 

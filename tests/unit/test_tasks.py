@@ -18,7 +18,7 @@ from autoprune.cli.main import classic
 from autoprune.errors import DataError, ModelError, RecipeError
 from autoprune.evaluation import harness
 from autoprune.evaluation.tasks import check_tasks
-from autoprune.events import Event, Notice, Phase, Step
+from autoprune.events import Event, Notice, Phase, Work
 from autoprune.recipe.recipe import ZeroShotOptions
 from autoprune.report.accuracy import zeroshot_table
 from autoprune.results.codec import row_from_json
@@ -128,7 +128,7 @@ def test_bars_of_the_harness_become_events(folder: Path, tmp_path: Path, capsys:
     capsys.readouterr()
     prune(tiny_model(), tokenizer=tiny_tokenizer(), sparsity_ratio=0, emit=said.append, **options)
     assert capsys.readouterr().err == ""
-    steps = [event for event in said if isinstance(event, Step) and event.phase == "running loglikelihood requests"]
+    steps = [event for event in said if isinstance(event, Work) and event.phase == "running loglikelihood requests"]
     assert steps
     assert {step.total for step in steps} == {3 * SAMPLES}
     assert huggingface.tqdm is tqdm

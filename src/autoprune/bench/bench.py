@@ -16,6 +16,7 @@ from autoprune.data.sources import parse_source
 from autoprune.data.windows import CALIBRATION_FLAG
 from autoprune.errors import AutoPruneError, RecipeError
 from autoprune.events import Emit, Phase, silent
+from autoprune.report.needs import check_pages
 from autoprune.report.progress import following
 from autoprune.report.publish import formats, tables_of
 from autoprune.results.codec import dump_json
@@ -84,6 +85,7 @@ def benchmark(
     """
     if jobs < 1:
         raise RecipeError(f"--jobs {jobs} is too small; give at least 1")
+    check_pages("autoprune bench")
     start, directory = time.monotonic(), Path(directory)
     chosen = make_grid(grid) if isinstance(grid, Mapping) else read_grid(Path(grid))
     with following(emit, quiet=quiet) as seen:

@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 from autoprune.bench.grid import Cell, Grid
 from autoprune.data.cache import VARIABLE
 from autoprune.errors import OutputError
-from autoprune.events import Emit, Notice, Phase, Step, silent
+from autoprune.events import Emit, Notice, Phase, Work, silent
 from autoprune.report.save import check_report_directory
 from autoprune.results.codec import dump_json, from_jsonable, row_from_json
 from autoprune.results.types import Cost, EvaluationRow
@@ -147,7 +147,7 @@ def _run_missing(grid: Grid, cells: Path, jobs: int, emit: Emit) -> None:
     workers, pool = Workers(cells, jobs), ThreadPoolExecutor(max_workers=jobs)
 
     def work(cell: Cell) -> None:
-        emit(Step(0, 1, cell.name, done, total))
+        emit(Work(cell.name, done, total))
         workers.run(cell)
 
     try:
@@ -156,7 +156,7 @@ def _run_missing(grid: Grid, cells: Path, jobs: int, emit: Emit) -> None:
             finished.result()
             done += 1
             cell = running[finished]
-            emit(Step(0, 1, cell.name, done, total))
+            emit(Work(cell.name, done, total))
             emit(Notice(f"{done}/{total} {cell.name}: {_said(_read(cells, cell))}"))
     finally:  # also when interrupted: then cells are under way, and others wait
         workers.stop()

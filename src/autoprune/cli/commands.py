@@ -8,6 +8,8 @@ from pathlib import Path
 from autoprune.cli.compare import add_compare
 from autoprune.cli.flags import Parser, add_flags, add_recipe
 from autoprune.cli.rotate import add_rotate
+from autoprune.cli.shrink import add_shrink
+from autoprune.cli.speed import add_speed
 
 VERIFY = (
     "Checks a pruned checkpoint: zeros, N:M groups, NaN, hashes, tensors that must be the dense model's. Exit status 1"
@@ -31,11 +33,23 @@ FLAGS: dict[
     "prune": (None, ()),
     "eval": (
         ("model", "calibration", "evaluation", "zeroshot", "output", "run"),
-        ("calibration_data", "nsamples", "save_model", "delete", "compare"),
+        ("calibration_data", "nsamples", "save_model", "delete", "no_dense", "compare"),
     ),
     "inspect": (
-        ("model", "calibration", "run"),
-        ("calibration_data", "seed", "datasets_cache_dir", "protocol", "memory", "activations", "quiet"),
+        ("model", "chosen", "calibration", "run"),
+        (
+            "prune_method",
+            "prune_barber",
+            "pruned_model",
+            "calibration_data",
+            "seed",
+            "datasets_cache_dir",
+            "protocol",
+            "memory",
+            "activations",
+            "quiet",
+            "no_dense",
+        ),
     ),
 }
 
@@ -45,6 +59,8 @@ def add_commands(commands: argparse._SubParsersAction[Parser]) -> None:
     _add_runs(commands)
     add_compare(commands)
     add_rotate(commands)
+    add_shrink(commands)
+    add_speed(commands)
     for add in (_add_verify, _add_bench, _add_report, _add_reproduce):
         add(commands)
 

@@ -23,6 +23,7 @@ WITHOUT = (
     "save_ppl",
     "save_zeroshot",
     "delete",
+    "no_dense",
     "compare",
 )
 

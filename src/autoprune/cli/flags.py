@@ -27,7 +27,8 @@ class Parser(argparse.ArgumentParser):
         wrong = [word.partition("=")[0] for word in message.split() if word.startswith("--")]
         if message.startswith("unrecognized arguments") and wrong:
             close = difflib.get_close_matches(wrong[0].replace("-", "_").replace("__", "--", 1), known, 1)
-            message += f" (did you mean {close[0]}?)" if close else ""
+            hint = "a flag of other commands" if wrong[0] in known else f"did you mean {close[0]}?" if close else ""
+            message += f" ({hint})" if hint else ""
         raise RecipeError(f"{message}; `{self.prog} --help` lists the flags")
 
 
@@ -40,12 +41,12 @@ def add_flags(
     optional_model: bool = False,
 ) -> None:
     """Adds a flag for every field of the recipe's option groups (all, or the ``chosen`` ones), but for those
-    ``without``.
+    ``without``. With the choice of steps come the steps' own.
 
     ``positional`` names a field that is given without a flag.
     """
     for group in groups():
-        if chosen is not None and (group.step or group.name not in chosen):
+        if chosen is not None and ("chosen" if group.step else group.name) not in chosen:
             continue
         add_options(parser, group.type, without, positional=positional, optional_model=optional_model)
 

@@ -15,6 +15,9 @@ from autoprune.cli.commands import add_commands
 from autoprune.cli.compare import run_compare
 from autoprune.cli.flags import Parser, add_flags, add_recipe, beneath, given
 from autoprune.cli.rotate import run_rotate
+from autoprune.cli.shrink import run_shrink
+from autoprune.cli.speed import run_speed
+from autoprune.cli.tasks import asks_for_tasks, list_tasks
 from autoprune.errors import AutoPruneError, OutputError, RecipeError
 from autoprune.machine.launch import launched, require_alone
 from autoprune.recipe.recipe import recipe_from_flat
@@ -24,7 +27,12 @@ INTRODUCTION = (
     " `autoprune prune MODEL OUT --sparsity 2:4`, then `autoprune compare MODEL OUT`."
 )
 NUMBERS = ("torch", "transformers", "safetensors")  # packages that can change a number
-ELSEWHERE = {"compare": run_compare, "rotate": run_rotate}  # commands with a file of their own
+ELSEWHERE = {  # commands with a file of their own
+    "compare": run_compare,
+    "rotate": run_rotate,
+    "shrink": run_shrink,
+    "speed": run_speed,
+}
 
 
 def _versions() -> str:
@@ -34,26 +42,29 @@ def _versions() -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The console script. Returns the exit status: 0, or 2 after an error that the user can mend."""
-    return _guarded(_console, list(sys.argv[1:] if arguments is None else arguments))
+    return _guarded(lambda: _console(list(sys.argv[1:] if arguments is None else arguments)))
 
 
 def classic(arguments: Sequence[str] | None = None) -> int:
     """``main.py``: the flags of `autoprune prune`, with the model as ``--model``."""
-    return _guarded(_classic, list(sys.argv[1:] if arguments is None else arguments))
-
-
-def _classic(arguments: list[str]) -> int:
     parser = Parser(prog="main.py", description=INTRODUCTION, allow_abbrev=False)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    return _guarded(lambda: list_tasks(words) if asks_for_tasks(words) else _prune(_flags_of(parser, words)))
+
+
+def _flags_of(parser: Parser, arguments: Sequence[str]) -> dict[str, object]:
     add_flags(parser, optional_model=True)
     add_recipe(parser)
     chosen = parser.parse_args(arguments)
     values = beneath(given(chosen), chosen.recipe)
     if "model" not in values:
         raise RecipeError("--model is missing: give a hub id, a local directory, or `demo`; --help lists the flags")
-    return _prune(values)
+    return values
 
 
 def _console(arguments: list[str]) -> int:
+    if asks_for_tasks(arguments):
+        return list_tasks(arguments)
     parser = Parser(prog="autoprune", description=INTRODUCTION, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=_versions())
     add_commands(parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser))
@@ -152,10 +163,14 @@ def _bench(grid: str, out: str, jobs: int) -> int:
 
 
 def _report(chosen: argparse.Namespace) -> int:
+    from autoprune.report.needs import check_pages
     from autoprune.report.publish import published
     from autoprune.results.codec import read_rows
+    from autoprune.results.variants import with_references
 
-    text = published(read_rows(chosen.results), chosen.format, title=chosen.title)
+    if chosen.format == "html":
+        check_pages("--format html")
+    text = published(with_references(read_rows(chosen.results)), chosen.format, title=chosen.title)
     if chosen.out is None:
         sys.stdout.write(text)
         return 0
@@ -189,9 +204,9 @@ def _reproduce(chosen: argparse.Namespace, overrides: dict[str, object]) -> int:
     return 0 if result.passed else 1
 
 
-def _guarded(command: Callable[[list[str]], int], arguments: list[str]) -> int:
+def _guarded(command: Callable[[], int]) -> int:
     try:
-        status = command(arguments)
+        status = command()
         sys.stdout.flush()
         return status
     except OSError as error:

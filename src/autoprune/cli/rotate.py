@@ -13,7 +13,7 @@ ABOUT = (
     " which importance is gathered in fewer weights. Prune it afterwards like any other model."
 )
 GROUPS = ("model", "calibration", "output", "run")
-WITHOUT = ("model", "protocol", "save_model", "save_ppl", "save_zeroshot", "delete", "resume", "memory")
+WITHOUT = ("model", "protocol", "save_model", "save_ppl", "save_zeroshot", "delete", "resume", "memory", "no_dense")
 
 
 def add_rotate(commands: argparse._SubParsersAction[Parser]) -> None:

@@ -64,42 +64,23 @@ class MaskedAdam:
         for name, kept in self._kept.items():
             self.masters[name].mul_(kept)
         # The fused step reads and writes every value once; plain tensor arithmetic would take several times as long.
-        self._adam = torch.optim.Adam(self.masters.values(), lr=0.0, betas=betas, eps=epsilon, fused=True)
+        # One for each master: so no more than one float32 gradient is there at a time.
+        self._adam = {
+            name: torch.optim.Adam([master], lr=0.0, betas=betas, eps=epsilon, fused=True)
+            for name, master in self.masters.items()
+        }
 
     def step(self, gradients: Values, rate: float) -> None:
         """One step of ``rate``. ``gradients`` has one for every master, in its shape and any precision.
 
         Gradients that are not finite spoil the masters: who trains looks at the loss, and keeps the `Best`.
         """
-        for name, master in self.masters.items():
-            gradient = gradients[name].to(torch.float32)
+        for name, adam in self._adam.items():
+            master, gradient = self.masters[name], gradients[name].to(torch.float32)
             master.grad = gradient * self._kept[name] if name in self._kept else gradient
-        for group in self._adam.param_groups:
-            group["lr"] = rate
-        self._adam.step()
-        for master in self.masters.values():
+            adam.param_groups[0]["lr"] = rate
+            adam.step()
             master.grad = None
-
-    def state(self) -> dict[str, Tensor]:
-        """All that a later ``load`` needs to go on with the same bits, as flat names and copies of the tensors."""
-        found = {f"master.{name}": master.clone() for name, master in self.masters.items()}
-        for name, master in self.masters.items():
-            for key, value in self._adam.state[master].items():
-                found[f"{key}.{name}"] = value.clone()
-        return found
-
-    def load(self, state: Mapping[str, Tensor]) -> None:
-        """Goes on where ``state`` was taken, with the same masters and patterns.
-
-        Raises: KeyError if the state is that of other masters.
-        """
-        moments = ("step", "exp_avg", "exp_avg_sq")
-        for name, master in self.masters.items():
-            master.copy_(state[f"master.{name}"])
-            if f"step.{name}" in state:  # not before the first step
-                self._adam.state[master] = {key: state[f"{key}.{name}"].clone() for key in moments}
-            else:
-                self._adam.state.pop(master, None)
 
 
 class Best:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from autoprune.data.fields import document_field, is_turn, kind_of_value, why_not
 from autoprune.data.hub import kind_of_feature
 from autoprune.errors import DataError
-from autoprune.recipe.values import one_line
+from autoprune.recipe.checks import short
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -67,7 +67,7 @@ def given(value: Any, flag: str, limit: int | None = None) -> Given:
             return _listed(value.tolist(), name, flag, limit)
         return _ids(_tensor(value, flag), name, flag)
     if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Iterable):
-        raise DataError(f"{flag}: {one_line(value)} is of type {name}; give {TAKEN}")
+        raise DataError(f"{flag}: {short(value)} is of type {name}; give {TAKEN}")
     return _listed(value, name, flag, limit)
 
 
@@ -92,7 +92,7 @@ def _listed(value: Iterable[Any], name: str, flag: str, limit: int | None) -> Gi
     if isinstance(first, Mapping) or hasattr(first, "shape") or _whole(first):
         return _rows(everything, name, flag, limit)
     raise DataError(
-        f"{flag}: a {name} whose first item is of type {type(first).__name__} ({one_line(first)}); give {TAKEN}"
+        f"{flag}: a {name} whose first item is of type {type(first).__name__} ({short(first)}); give {TAKEN}"
     )
 
 
@@ -105,7 +105,7 @@ def _strings(texts: Sequence[Any], name: str, flag: str, field: str | None = Non
     for i, text in enumerate(texts):
         if not isinstance(text, str):
             raise DataError(
-                f"{flag}: item {i} of the {name} is of type {type(text).__name__} and no string ({one_line(text)});"
+                f"{flag}: item {i} of the {name} is of type {type(text).__name__} and no string ({short(text)});"
                 " leave such items out"
             )
         raw = text.encode("utf-8", errors="surrogatepass")
@@ -119,9 +119,7 @@ def _conversations(talks: Sequence[Any], name: str, flag: str, field: str | None
     digest = hashlib.sha256()
     for i, talk in enumerate(talks):
         if not isinstance(talk, (list, tuple)):
-            raise DataError(
-                f"{flag}: item {i} of the {name} is no conversation ({one_line(talk)}); leave such items out"
-            )
+            raise DataError(f"{flag}: item {i} of the {name} is no conversation ({short(talk)}); leave such items out")
         raw = json.dumps(talk, sort_keys=True, default=str).encode()
         digest.update(f"{len(raw)}:".encode() + raw)
     return Given(f"{name} of {len(talks)} conversations", digest.hexdigest(), documents=talks, field=field)
@@ -208,7 +206,7 @@ def _tensor(value: Any, flag: str) -> Tensor:
         found = value if isinstance(value, torch.Tensor) else torch.as_tensor(value)
     except (TypeError, ValueError, RuntimeError) as error:
         raise DataError(
-            f"{flag}: {one_line(value)} can't be made a tensor of token ids ({one_line(str(error))}); give rows of one"
+            f"{flag}: {short(value)} can't be made a tensor of token ids ({short(str(error))}); give rows of one"
             " length, or the texts"
         ) from error
     if found.dtype == torch.bool or found.is_floating_point() or found.is_complex():

@@ -11,9 +11,8 @@ from typing import Any
 from autoprune.data.given import IDS, TAKEN, Given, given
 from autoprune.data.sources import NAMED, Source, parse_source, reads_like_text
 from autoprune.errors import DataError
-from autoprune.recipe.checks import comma_list
+from autoprune.recipe.checks import comma_list, short
 from autoprune.recipe.recipe import Recipe, recipe_from_flat, validated
-from autoprune.recipe.values import one_line
 
 CALIBRATION, EVALUATION = "--calibration_data", "--eval_data"
 Held = dict[tuple[str, str], Source]  # by flag and word
@@ -101,7 +100,7 @@ def _calibration(data: Any, nsamples: Any) -> Given:
     words = [item for item in data if _is_word(item)] if isinstance(data, (list, tuple)) else []
     if words:
         raise DataError(
-            f"{CALIBRATION}: a list is taken for texts, and {one_line(str(words[0]))} is the name of a source; give"
+            f"{CALIBRATION}: a list is taken for texts, and {short(str(words[0]))} is the name of a source; give"
             " the name alone, without a list"
         )
     return given(data, CALIBRATION, nsamples if isinstance(nsamples, int) else None)
@@ -130,7 +129,7 @@ def _evaluation(data: Any, held: Held) -> tuple[str, ...]:
 def _named(name: Any, value: Any, held: Held) -> str:
     if not isinstance(name, str) or not name.strip() or len(name) > LONGEST_NAME or not name.isprintable():
         raise DataError(
-            f"{EVALUATION}: {one_line(name)} is no name for a text; give a word of {LONGEST_NAME} letters at most"
+            f"{EVALUATION}: {short(name)} is no name for a text; give a word of {LONGEST_NAME} letters at most"
         )
     if isinstance(value, (str, PathLike)):
         word = f"{name}: {value}"
@@ -149,7 +148,7 @@ def _words_or_texts(data: Sequence[Any], held: Held) -> tuple[str, ...]:
         return tuple(str(item) for item in data)
     if names := [item for item in data if _is_word(item)]:
         raise DataError(
-            f"{EVALUATION}: {one_line(str(names[0]))} is the name of a source and {one_line(str(texts[0]))} a text, in"
+            f"{EVALUATION}: {short(str(names[0]))} is the name of a source and {short(str(texts[0]))} a text, in"
             f" one list; give them names of their own: eval_data={{'mine': [texts], 'other': {str(names[0])!r}}}"
         )
     return (_hold(_source(given(list(data), EVALUATION), EVALUATION), held),)

@@ -12,12 +12,12 @@ from typing import Any
 
 from tqdm import tqdm
 
-from autoprune.events import Emit, Step
+from autoprune.events import Emit, Work
 
 
 @contextmanager
 def bars_told(emit: Emit) -> Iterator[None]:
-    """Inside, the harness's bars become ``Step`` events, and datasets draws none.
+    """Inside, the harness's bars become ``Work`` events, and datasets draws none.
 
     Harness modules that are imported later draw theirs: it is only looks, so nothing depends on it.
     """
@@ -31,7 +31,7 @@ def bars_told(emit: Emit) -> Iterator[None]:
 
         def display(self, *_args: Any, **_options: Any) -> bool:
             if self.total:
-                emit(Step(0, 1, self.desc.rstrip(": ").lower() or "zero-shot", int(self.n), int(self.total)))
+                emit(Work(self.desc.rstrip(": ").lower() or "zero-shot", int(self.n), int(self.total)))
             return True
 
     users = [

@@ -14,11 +14,10 @@ from autoprune.core.divergence import TokenShifts, first_scored, summarise, toke
 from autoprune.core.shift import PredictionShift
 from autoprune.data.windows import Windows
 from autoprune.errors import NumericsError
-from autoprune.evaluation.perplexity import EvaluationStore
-from autoprune.events import Emit, Phase, Step
+from autoprune.events import Emit, Phase, Progress, Work
 from autoprune.model.calls import Mirror, hidden_of, probe_mirror, replaced_forward
 from autoprune.model.stream import Place
-from autoprune.model.walk import prepare_inputs, walk
+from autoprune.model.walk import Store, prepare_inputs, walk
 
 LOGITS = 2**23  # numbers of one model's logits that are there at a time
 
@@ -27,7 +26,7 @@ LOGITS = 2**23  # numbers of one model's logits that are there at a time
 class _Ends:
     """A model behind its last block: hidden states ``[samples, tokens, width]`` of scored tokens, by micro-batch."""
 
-    store: EvaluationStore
+    store: Store
     mirror: Mirror
     hidden: Callable[[int], Tensor]
 
@@ -46,8 +45,8 @@ class _Ends:
 
 @torch.no_grad()
 def compare_predictions(
-    dense: EvaluationStore,
-    pruned: Mapping[str, EvaluationStore],
+    dense: Store,
+    pruned: Mapping[str, Store],
     windows: Windows,
     source: str,
     *,
@@ -76,7 +75,7 @@ def compare_predictions(
         shifts = _score(ends, i, part.to(dense.device), scored)
         _check_finite(shifts, list(pruned), f"of {count} of {source}", i * batch)
         found.append(shifts)
-        emit(Step(0, 1, f"comparison {source}", i + 1, len(parts)))
+        emit(Work(f"comparison {source}", i + 1, len(parts)))
     return {
         name: summarise(TokenShifts.joined(of), seqlen)
         for name, of in zip(pruned, zip(*found, strict=True), strict=True)
@@ -114,9 +113,7 @@ def _check_finite(shifts: list[TokenShifts], names: list[str], where: str, befor
                 )
 
 
-def _resident(
-    store: EvaluationStore, ids: Tensor, batch: int, place: Place, scored: slice, name: str, emit: Emit
-) -> _Ends:
+def _resident(store: Store, ids: Tensor, batch: int, place: Place, scored: slice, name: str, emit: Emit) -> _Ends:
     """A model in memory runs when its hidden states are asked for: none are kept."""
     modules = [block.module for block in store.anatomy.blocks]
     for _ in walk(store):
@@ -138,9 +135,7 @@ def _resident(
     return _Ends(store, mirror, hidden)
 
 
-def _streamed(
-    store: EvaluationStore, ids: Tensor, batch: int, place: Place, scored: slice, name: str, emit: Emit
-) -> _Ends:
+def _streamed(store: Store, ids: Tensor, batch: int, place: Place, scored: slice, name: str, emit: Emit) -> _Ends:
     """All windows through one block after the other; behind the last one only the scored tokens are kept."""
     blocks = store.anatomy.blocks
     emit(Phase(f"forward {name}", total=len(blocks)))
@@ -153,5 +148,5 @@ def _streamed(
                 kept[i] = output[:, scored]
             else:
                 stream[i] = output
-            emit(Step(block.index, len(blocks), f"forward {name}", i + 1, len(stream)))
+            emit(Progress(block.index, len(blocks), f"forward {name}", i + 1, len(stream)))
     return _Ends(store, inputs.mirror, kept.__getitem__)

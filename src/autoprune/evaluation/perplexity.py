@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -15,25 +15,15 @@ from torch.nn import functional
 
 from autoprune.data.windows import Windows
 from autoprune.errors import NumericsError
-from autoprune.events import Emit, Phase, Step
+from autoprune.events import Emit, Phase, Progress, Work
 from autoprune.model.calls import replaced_forward
 from autoprune.model.stream import Place
 from autoprune.model.walk import Store, prepare_inputs, walk
 from autoprune.results.types import PerplexityResult
 
 
-class EvaluationStore(Store, Protocol):
-    """A store that can also run the whole model."""
-
-    resident: bool
-
-    def logits(self, ids: Int[Tensor, "samples tokens"]) -> Float[Tensor, "samples tokens vocab"]:
-        """Logits of every token, with the blocks as they are."""
-        ...
-
-
 def perplexity(
-    store: EvaluationStore, windows: Windows, source: str, *, batch: int, place: Place, emit: Emit
+    store: Store, windows: Windows, source: str, *, batch: int, place: Place, emit: Emit
 ) -> PerplexityResult:
     """Perplexity of the model on token windows ``[samples, seqlen]``.
 
@@ -47,7 +37,7 @@ def perplexity(
     run = _resident_logits if store.resident else streamed_logits
     for part, logits in run(store, windows.ids, batch, place, emit):
         losses.append(window_losses(logits, part.to(logits.device)).cpu())
-        emit(Step(0, 1, f"perplexity {source}", len(losses), -(-count // batch)))
+        emit(Work(f"perplexity {source}", len(losses), -(-count // batch)))
     mean = float(torch.cat(losses).double().mean())
     if not math.isfinite(mean):
         raise NumericsError(
@@ -81,7 +71,7 @@ def _with_bits_per_byte(windows: Windows, mean: float) -> dict[str, Any]:
 
 @torch.no_grad()
 def _resident_logits(
-    store: EvaluationStore, ids: Tensor, batch: int, place: Place, emit: Emit
+    store: Store, ids: Tensor, batch: int, place: Place, emit: Emit
 ) -> Iterator[tuple[Tensor, Tensor]]:
     for _ in walk(store):
         pass  # a resident store keeps what it has loaded
@@ -91,14 +81,14 @@ def _resident_logits(
 
 @torch.no_grad()
 def streamed_logits(
-    store: EvaluationStore, ids: Tensor, batch: int, place: Place, emit: Emit
+    store: Store, ids: Tensor, batch: int, place: Place, emit: Emit
 ) -> Iterator[tuple[Tensor, Tensor]]:
     inputs, stream = prepare_inputs(store, ids, batch, place)
     blocks = store.anatomy.blocks
     for block in walk(store):
         for i in range(len(stream)):
             stream[i] = inputs.calls.of(i, block.index)(block.module, stream[i])
-            emit(Step(block.index, len(blocks), "forward", i + 1, len(stream)))
+            emit(Progress(block.index, len(blocks), "forward", i + 1, len(stream)))
     modules = [block.module for block in blocks]
     for i, part in enumerate(ids.split(batch)):
         final = stream[i]

@@ -12,6 +12,14 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4
 LARGE = 4 * 2**20  # bytes
 MAPPINGS = 65536  # glibc's own limit
 ENDLESS = 2**31 - 1
+OWN = 32 * 2**20  # bytes: where glibc's own adjustment of the limit ends, which a first setting switches off
+
+
+class _Limits:
+    """What was changed, and how many runs are under way that want it as it was."""
+
+    changed = False
+    runs = 0
 
 
 @functools.cache
@@ -32,6 +40,24 @@ def return_large_blocks() -> None:
     """
     if library := _glibc():
         library.mallopt(M_MMAP_THRESHOLD, LARGE)
+        _Limits.changed = True
+
+
+@contextlib.contextmanager
+def restored() -> Iterator[None]:
+    """Behind the outermost of them, glibc keeps what is freed as it would after large allocations without us.
+
+    Not to the letter: what it had set can't be asked, and its own adjustment of the limits is over.
+    """
+    _Limits.runs += 1
+    try:
+        yield
+    finally:
+        _Limits.runs -= 1
+        if (library := _glibc()) and _Limits.changed and not _Limits.runs:
+            library.mallopt(M_MMAP_THRESHOLD, OWN)
+            library.mallopt(M_TRIM_THRESHOLD, 2 * OWN)
+            _Limits.changed = False
 
 
 def return_what_is_free() -> None:
@@ -60,3 +86,4 @@ def kept_for_reuse() -> Iterator[None]:
             library.mallopt(M_MMAP_MAX, MAPPINGS)
             library.mallopt(M_TRIM_THRESHOLD, 8 * LARGE)
             library.malloc_trim(0)
+            _Limits.changed = True

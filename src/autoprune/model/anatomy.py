@@ -10,7 +10,7 @@ from torch import nn
 
 from autoprune.core.sparsity import SemiStructured, Target
 from autoprune.errors import ModelError, RecipeError
-from autoprune.model.experts import fused_experts, routers
+from autoprune.model.experts import fused_experts, routers, sent_to
 from autoprune.model.layers import Expert, Layer, is_linear
 
 COVERAGE_FLOOR = 0.9  # below it, a "pruned" model would be mostly dense
@@ -43,6 +43,14 @@ class BlockAnatomy:
             if isinstance(m, nn.Embedding)
             for p in m.parameters(recurse=False)
         )
+
+    @property
+    def experts(self) -> frozenset[str]:
+        """The names of the layers that see only the tokens that are sent to them: fused experts, and those of a
+        list.
+        """
+        listed = sent_to(self.module)
+        return frozenset(la.name for la in self.layers if isinstance(la, Expert) or id(la.module) in listed)
 
     def full_name(self, layer: Layer) -> str:
         """The layer's name in the model."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,14 +16,13 @@ from autoprune.core.problem import LayerProblem, LayerSolution
 from autoprune.core.sparsity import Target
 from autoprune.core.statistics import Statistic
 from autoprune.errors import NumericsError
-from autoprune.events import Emit, Notice
-from autoprune.events import Step as Progress
+from autoprune.events import Emit, Notice, Progress
 from autoprune.model.anatomy import BlockAnatomy
 from autoprune.model.gradients import PartWork, work_by_parts
 from autoprune.model.layers import Layer, hold_originals
 from autoprune.model.observe import InputGroup, Kind
 from autoprune.model.observing import observe_block
-from autoprune.model.sharing import solve_all, solved
+from autoprune.model.sharing import solved
 from autoprune.model.stream import Stream
 from autoprune.model.training import BlockTraining
 from autoprune.model.trial import Trial
@@ -144,16 +143,22 @@ class Block:
         groups = [replace(g, layers=[la for la in g.layers if la.name in here]) for g in self._groups]
         return [group for group in groups if group.layers]
 
+    def forget(self, wanted: Collection[Kind]) -> None:
+        """Lets go of the statistics that no later step of the pass wants; samples for layer errors stay."""
+        for group in self._groups or ():
+            for kind in group.statistics.keys() - set(wanted):
+                del group.statistics[kind]
+
     def solve(self, groups: Sequence[Group], solve: Solve, statistic: Kind | None) -> None:
         """Group by group: problems, solutions, weights; of several ranks each solves a part of the groups."""
         observed = [group for group in groups if isinstance(group, InputGroup)]
 
-        def solution(i: int) -> list[LayerSolution]:
+        def problems(i: int) -> list[LayerProblem]:
             seen = observed[i].statistics.get(statistic) if statistic else None
-            return solve_all(solve, [self.problem(layer, seen) for layer in observed[i].layers])
+            return [self.problem(layer, seen) for layer in observed[i].layers]
 
         units = [group.layers for group in observed]
-        for group, solutions in zip(observed, solved(self.inputs.ranks, units, solution), strict=True):
+        for group, solutions in zip(observed, solved(self.inputs.ranks, units, problems, solve), strict=True):
             self.assign_group(group, solutions)
 
     def problem(self, layer: Layer, statistic: Statistic | None = None) -> LayerProblem:

@@ -62,10 +62,10 @@ class Mirror:
     """How a block or part returns its hidden states, of which width: alone, or first in a tuple or a list."""
 
     rest: tuple[Any, ...] | None
-    container: type[Any] = tuple
+    container: type = tuple
     width: int = 0
 
-    def wrap(self, hidden: Tensor) -> Any:
+    def wrap(self, hidden: Tensor) -> object:
         """Hidden states in the shape that the model expects of a block."""
         return hidden if self.rest is None else self.container((hidden, *self.rest))
 
@@ -99,7 +99,7 @@ def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     return value
 
 
-def leaves(value: Any) -> Iterator[Any]:
+def leaves(value: object) -> Iterator[object]:
     """Every value in nested tuples, lists and mappings; empty ones that blocks may write to are values themselves."""
     if isinstance(value, (tuple, list)) and len(value):
         for part in value:
@@ -113,7 +113,7 @@ def leaves(value: Any) -> Iterator[Any]:
 
 
 @contextlib.contextmanager
-def replaced_forward(modules: Sequence[nn.Module], forwards: Sequence[Callable[..., Any]]) -> Iterator[None]:
+def replaced_forward(modules: Sequence[nn.Module], forwards: Sequence[Callable[..., object]]) -> Iterator[None]:
     """Gives modules another forward for a while."""
     own = [module.__dict__.get("forward") for module in modules]  # set by the user, or by hooks that move weights
     try:

@@ -11,7 +11,14 @@ from autoprune.core.sparsity import Target
 from autoprune.events import BlockResult, Emit, silent
 from autoprune.machine.ranks import ALONE, Ranks
 from autoprune.model.anatomy import select_layers
-from autoprune.model.pruning import Targets, layer_targets, open_streams, prune_blocks, send_at_once
+from autoprune.model.pruning import (
+    Targets,
+    check_in_sequence,
+    layer_targets,
+    open_streams,
+    prune_blocks,
+    send_at_once,
+)
 from autoprune.model.stream import Place
 from autoprune.model.survey import survey
 from autoprune.model.walk import Inputs, Store, prepare_inputs
@@ -47,5 +54,6 @@ def prune_with(
     targets, _ = survey(steps, store, inputs, first, chosen, targets, uniform, emit)
     streams = open_streams(steps, inputs, first, errors=errors or steps[0].needs.samples)
     if in_sequence and ids is not None:
+        check_in_sequence(steps)
         send_at_once(store, streams, ids, inputs.place)
     return list(prune_blocks(store, streams, chosen, targets, inputs, emit))

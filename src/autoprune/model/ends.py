@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from autoprune.model.calls import Mirror, replaced_forward
@@ -15,22 +14,14 @@ from autoprune.model.turning import TOLERANCE, neutral_weight, noise, refusal, r
 from autoprune.model.walk import Store
 
 
-class FoldStore(Store, Protocol):
-    """What is needed of a store: blocks, and the model's own way from the last of them to the logits."""
-
-    def logits(self, ids: Int[Tensor, "samples tokens"]) -> Float[Tensor, "samples tokens vocab"]:
-        """The whole model on these tokens."""
-        ...
-
-
-def find_ends(store: FoldStore, mirror: Mirror, ids: Tensor, like: Tensor) -> Ends:
+def find_ends(store: Store, mirror: Mirror, ids: Tensor, like: Tensor) -> Ends:
     """What becomes of hidden states behind the last block. Raises: ModelError if that is not norm, then head."""
     model: Any = store.anatomy.model
     final = noise(7, tuple(like.shape), like.device).to(like.dtype)
     seen: dict[str, tuple[Tensor, Tensor]] = {}
 
-    def hook(name: str) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
-        def look(_module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    def hook(name: str) -> Callable[[nn.Module, tuple[object, ...], object], None]:
+        def look(_module: nn.Module, args: tuple[object, ...], output: object) -> None:
             if (
                 args
                 and isinstance(args[0], Tensor)

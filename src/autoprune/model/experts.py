@@ -69,6 +69,13 @@ def routers(block: nn.Module) -> set[int]:
     return found
 
 
+def sent_to(block: nn.Module) -> set[int]:
+    """Identities of the linear maps of a block that see only the tokens that are sent to them, for they lie in a list
+    of experts."""
+    lists = (part for part in block.modules() if isinstance(part, nn.ModuleList) and _experts_in(part))
+    return {id(module) for part in lists for module in part.modules() if is_linear(module)}
+
+
 def _experts_in(module: nn.Module) -> int:
     """Number of experts that a module holds, fused or as a list of modules; 0 if none."""
     if isinstance(module, nn.ModuleList):

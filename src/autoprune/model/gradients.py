@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from autoprune.core.problem import LayerSolution
+from autoprune.core.problem import LayerProblem, LayerSolution
 from autoprune.core.statistics import GradientEnergy
 from autoprune.errors import ModelError, NumericsError
 from autoprune.model.layers import Expert, Layer
 from autoprune.model.observe import FEW_TOKENS, InputSample
 from autoprune.model.parts import SubBlock, SubBlockRunner, find_sub_blocks, weight_gradients
 from autoprune.model.precision import COMPUTE_DTYPES, computing_in, narrowed, tensor_cores
-from autoprune.model.sharing import merge_gradients, solve_all, solved
+from autoprune.model.sharing import merge_gradients, solved
 from autoprune.model.stream import Stream
 from autoprune.results.outcome import SubBlockOutcome
 from autoprune.steps.base import Solve
@@ -100,10 +100,10 @@ class PartWork:
         layers = [layer for layer in self.layers if layer.name not in skipped]
         units = [[layer] for layer in layers] if not together else [layers] if layers else []
 
-        def solution(index: int) -> list[LayerSolution]:
-            return solve_all(solve, [block.problem(layer, energies[layer.name]) for layer in units[index]])
+        def problems(i: int) -> list[LayerProblem]:
+            return [block.problem(layer, energies[layer.name]) for layer in units[i]]
 
-        for unit, found in zip(units, solved(block.inputs.ranks, units, solution), strict=True):
+        for unit, found in zip(units, solved(block.inputs.ranks, units, problems, solve), strict=True):
             self.units.append(len(self.solutions))
             self.solutions += found
             for layer, answer in zip(unit, found, strict=True):

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from autoprune.core.statistics import CrossGram, tensors_of
-from autoprune.errors import NumericsError, RecipeError
-from autoprune.model.layers import Expert, Layer
+from autoprune.errors import NumericsError
+from autoprune.model.layers import Layer
 from autoprune.model.observe import InputGroup, InputObserver, check_finite, settle_experts
 from autoprune.model.sharing import merge_groups, observed_as
 from autoprune.model.watch import Use, Watch
@@ -63,16 +63,16 @@ def require_seen(block: Block, seen: Sequence[Layer]) -> None:
 def observe_pairs(block: Block, groups: Sequence[InputGroup]) -> None:
     """Adds what the layers see of the same tokens in the dense and in the pruned stream, with their dense weights.
 
-    Raises: RecipeError for experts: a token may go to one expert in one stream and to another in the other.
+    Experts have none: a token may go to one expert in one stream and to another in the other.
     """
     stream, dense = block.stream, block.dense_stream
     assert stream is not None and dense is not None, "the step's needs must name a dense stream"
+    experts = block.anatomy.experts
+    for group in groups:
+        if group.layers[0].name in experts:
+            del group.statistics[CrossGram]
+    groups = [group for group in groups if CrossGram in group.statistics]
     leaders = [group.layers[0] for group in groups]
-    if fused := [layer for layer in leaders if isinstance(layer, Expert)]:
-        raise RecipeError(
-            f"{block.anatomy.full_name(fused[0])} is an expert, and no expert sees the same tokens in the dense and in"
-            " the pruned model; leave the experts dense with --ignore, or choose steps that need no dense stream"
-        )
     seen: dict[str, Tensor] = {}
 
     def note(uses: list[Use], result: Tensor) -> Tensor:

@@ -52,7 +52,7 @@ def find_sub_blocks(
     order: list[tuple[nn.Module, Mirror]] = []
     returned: dict[nn.Module, Tensor] = {}
 
-    def note(module: nn.Module, _: Any, output: Any) -> None:
+    def note(module: nn.Module, _: object, output: object) -> None:
         order.append((module, mirror_of(output)))
         returned[module] = hidden_of(output).clone()
 
@@ -167,9 +167,9 @@ class SubBlockRunner:
         self.runs += 1
         return outputs[0].reshape(hidden.shape[0], -1, outputs[0].shape[-1]), result
 
-    def _stubs(self, active: int, earlier: Sequence[Tensor]) -> tuple[list[nn.Module], list[Callable[..., Any]]]:
+    def _stubs(self, active: int, earlier: Sequence[Tensor]) -> tuple[list[nn.Module], list[Callable[..., object]]]:
         modules: list[nn.Module] = []
-        stubs: list[Callable[..., Any]] = []
+        stubs: list[Callable[..., object]] = []
         for i, sub in enumerate(self.sub_blocks):
             if i == active:
                 continue
@@ -180,8 +180,8 @@ class SubBlockRunner:
         return modules, stubs
 
 
-def _returns(mirror: Mirror, output: Tensor) -> Callable[..., Any]:
-    def forward(*args: Any, **kwargs: Any) -> Any:
+def _returns(mirror: Mirror, output: Tensor) -> Callable[..., object]:
+    def forward(*args: object, **kwargs: object) -> Any:
         return mirror.wrap(
             output.reshape(*_input(args, kwargs).shape[:-1], output.shape[-1])
         )  # OPT flattens samples and tokens
@@ -193,8 +193,8 @@ def _input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     return args[0] if args else kwargs.get("hidden_states", next(iter(kwargs.values())))
 
 
-def _zeros(mirror: Mirror) -> Callable[..., Any]:
-    def forward(*args: Any, **kwargs: Any) -> Any:
+def _zeros(mirror: Mirror) -> Callable[..., object]:
+    def forward(*args: object, **kwargs: object) -> Any:
         x = _input(args, kwargs)
         return mirror.wrap(x.new_zeros((*x.shape[:-1], mirror.width)))
 

@@ -30,6 +30,11 @@ Chosen = Mapping[int, tuple[Layer, ...]]  # by block: the layers to prune
 Targets = Mapping[str, Target]  # by the layers' full names
 
 
+def kinds_of(steps: Sequence[Step]) -> tuple[Kind, ...]:
+    """The statistics that steps want, each once."""
+    return tuple(dict.fromkeys(kind for step in steps for kind in step.needs.statistics))
+
+
 @dataclass
 class Pass:
     """Consecutive steps that share one stream of hidden states; None if they look at no data.
@@ -47,8 +52,7 @@ class Pass:
     @property
     def kinds(self) -> tuple[Kind, ...]:
         """The statistics that its steps want, each observed once."""
-        wanted = [kind for step in self.steps for kind in (step.needs.statistic, *step.needs.also)]
-        return tuple(dict.fromkeys(kind for kind in wanted if kind is not None))
+        return kinds_of(self.steps)
 
     def inputs(self, common: Inputs) -> Inputs:
         """How its blocks are called, micro-batch by micro-batch, and what share of the samples is held out."""
@@ -140,8 +144,16 @@ def prune_blocks(
                 anatomy, layers, targets, called, emit, count, store.stored_as(anatomy), in_place, None, streams.dense
             )
             for number, current in enumerate(passes):
-                block.begin_pass(current.inputs(inputs), current.stream, current.kinds)
-                _apply(block, current, last=index == count - 1)
+                block.begin_pass(current.at_once or current.inputs(inputs), current.stream, current.kinds)
+                if current.at_once is not None:
+                    prune_in_sequence(block, [step for step in current.steps if isinstance(step, LayerStep)])
+                else:
+                    for after, step in enumerate(current.steps, start=1):
+                        block.advances = after == len(current.steps)
+                        step.apply(block)
+                        block.forget(kinds_of(current.steps[after:]))
+                if current.stream is not None and not block.advanced and index < count - 1:
+                    block.advance()
                 if current.stream is not None and current is not passes[-1]:
                     store.passed(number, anatomy, block.solutions, block.others)
             store.finish(anatomy, block.solutions, block.others)
@@ -150,18 +162,6 @@ def prune_blocks(
             trained = tuple(f"{anatomy.name}.{name}" for name in block.others)
             del block  # with it go the dense weights and the patterns, before the next block is loaded
             yield BlockResult(index, count, anatomy.name, outcomes, sub_blocks, trained)
-
-
-def _apply(block: Block, current: Pass, *, last: bool) -> None:
-    if current.at_once is not None:
-        block.inputs = replace(current.at_once, held_out=0.0)
-        prune_in_sequence(block, [step for step in current.steps if isinstance(step, LayerStep)])
-        return
-    for step in current.steps:
-        block.advances = step is current.steps[-1]
-        step.apply(block)
-    if current.stream is not None and not block.advanced and not last:
-        block.advance()
 
 
 def replay_finished(
@@ -197,16 +197,17 @@ def replay_finished(
                         block.advance(dtype)
 
 
-def send_at_once(store: Store, streams: Streams, ids: Int[Tensor, "samples tokens"], place: Place) -> None:
-    """The first pass goes through each block once, with all samples together.
-
-    Raises: RecipeError naming a step that does not treat layers by what enters them.
-    """
-    first = streams.passes[0]
-    for step in first.steps:
-        if not isinstance(step, LayerStep):
+def check_in_sequence(steps: Sequence[Step]) -> None:
+    """Raises: RecipeError naming a step of the first pass that does not treat layers by what enters them."""
+    for step in split_passes(steps)[0]:
+        if not isinstance(step, LayerStep) and not step.needs.survey:
             raise RecipeError(
                 f"--true_sequential prunes a block input group by input group, which {step.name} can't do; leave out"
                 " one of the two"
             )
+
+
+def send_at_once(store: Store, streams: Streams, ids: Int[Tensor, "samples tokens"], place: Place) -> None:
+    """The first pass goes through each block once, with all samples together."""
+    first = streams.passes[0]
     first.at_once, first.stream = prepare_inputs(store, ids, len(ids), place)

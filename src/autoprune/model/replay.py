@@ -11,7 +11,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from autoprune.errors import ModelError
-from autoprune.events import Emit, Phase, Step, silent
+from autoprune.events import Emit, Phase, Work, silent
 from autoprune.model.calls import hidden_of, replaced_forward
 from autoprune.model.stream import Place
 from autoprune.model.walk import Store, prepare_inputs, walk
@@ -72,8 +72,8 @@ def _own_outputs(store: Store, ids: Tensor, emit: Emit) -> dict[int, Tensor]:
     outputs: dict[int, Tensor] = {}
     walking = walk(store)
 
-    def loading(index: int, own: Callable[..., Any]) -> Callable[..., Any]:
-        def forward(*args: Any, **kwargs: Any) -> Any:
+    def loading(index: int, own: Callable[..., object]) -> Callable[..., object]:
+        def forward(*args: object, **kwargs: object) -> Any:
             reached = next(walking, None)
             if reached is None or reached.index != index:
                 raise ModelError(
@@ -95,7 +95,7 @@ def _own_outputs(store: Store, ids: Tensor, emit: Emit) -> dict[int, Tensor]:
 
 def _tick(store: Store, emit: Emit, done: int) -> None:
     total = 2 * len(store.anatomy.blocks)
-    emit(Step(0, 1, "replay check", done, total))
+    emit(Work("replay check", done, total))
 
 
 def require_replay(store: Store, ids: Int[Tensor, "samples tokens"], emit: Emit = silent) -> Replay:

@@ -21,18 +21,18 @@ from torch import Tensor, nn
 from autoprune.core.rotation import orthogonal
 from autoprune.model.anatomy import BlockAnatomy
 from autoprune.model.calls import PROBE_TOKENS, BlockCall
-from autoprune.model.ends import FoldStore, check_embedding, find_ends, notices
+from autoprune.model.ends import check_embedding, find_ends, notices
 from autoprune.model.experts import eager_experts
 from autoprune.model.fold import Fold, Norm, Seams, fold_block, matrices
 from autoprune.model.layers import Expert, Layer, is_linear
 from autoprune.model.stream import Place
 from autoprune.model.turning import NOTHING, TOLERANCE, along, neutral_weight, noise, refusal, rows_of
-from autoprune.model.walk import prepare_inputs, walk
+from autoprune.model.walk import Store, prepare_inputs, walk
 from autoprune.model.watch import Use, Watch
 
 
 @torch.no_grad()
-def find_fold(store: FoldStore, ids: Int[Tensor, "samples tokens"]) -> Fold:
+def find_fold(store: Store, ids: Int[Tensor, "samples tokens"]) -> Fold:
     """What a rotation changes in the store's model. Looks at one block of every kind and both ends; changes nothing.
 
     ``ids`` are any tokens; the first few are used.
@@ -59,7 +59,7 @@ def find_fold(store: FoldStore, ids: Int[Tensor, "samples tokens"]) -> Fold:
     return Fold(hidden.shape[-1], tuple(found), ends, notices(anatomy.model, ends))
 
 
-def _seams(store: FoldStore, index: int, call: BlockCall, like: Tensor) -> Seams:
+def _seams(store: Store, index: int, call: BlockCall, like: Tensor) -> Seams:
     (block,) = (
         replace(block, module=copy.deepcopy(block.module).double())
         for block in walk(store, start=index, stop=index + 1)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from autoprune.events import Step as Progress
+from autoprune.events import Progress
 from autoprune.machine.allocator import kept_for_reuse
 from autoprune.model.block import Block
 from autoprune.model.layers import Layer

@@ -167,18 +167,22 @@ def merge_gradients(
 
 
 def solved(
-    ranks: Ranks, units: Sequence[Sequence[Layer]], solve: Callable[[int], list[LayerSolution]]
+    ranks: Ranks,
+    units: Sequence[Sequence[Layer]],
+    problems: Callable[[int], list[LayerProblem]],
+    solve: Solve,
 ) -> Iterator[list[LayerSolution]]:
-    """The solutions of all units, in their order; a unit is what has to be solved together, ``solve(i)`` solves unit
-    i.
+    """The solutions of all units, in their order; a unit is what has to be solved together, ``problems(i)`` makes the
+    problems of unit i.
 
     Alone, each is solved when it is asked for. Several ranks solve a part of them each, and hand them round.
+    Raises: TypeError if a step does not answer every problem, in its order.
     """
     if ranks.count == 1:
-        yield from (solve(i) for i in range(len(units)))
+        yield from (_answers(solve, problems(i)) for i in range(len(units)))
         return
     owners = shared_out(ranks, [sum(layer.count * layer.shape[1] for layer in unit) for unit in units])
-    mine = {i: solve(i) for i, owner in enumerate(owners) if owner == ranks.rank}
+    mine = {i: _answers(solve, problems(i)) for i, owner in enumerate(owners) if owner == ranks.rank}
     heads: dict[int, list[_Head]] = {}
     for part in ranks.all_gather(
         {i: [_without_tensors(solution) for solution in solutions] for i, solutions in mine.items()}
@@ -221,8 +225,7 @@ def _received(ranks: Ranks, owner: int, layer: Layer, head: _Head, own: LayerSol
     return LayerSolution(head.name, keep, weight, head.notes)
 
 
-def solve_all(solve: Solve, problems: Sequence[LayerProblem]) -> list[LayerSolution]:
-    """Raises: TypeError if a step does not answer every problem, in its order."""
+def _answers(solve: Solve, problems: Sequence[LayerProblem]) -> list[LayerSolution]:
     solutions = list(solve(problems))
     if [s.name for s in solutions] != [p.name for p in problems]:
         answered = ", ".join(s.name for s in solutions) or "nothing"

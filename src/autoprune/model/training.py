@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from autoprune.core.problem import LayerSolution
-from autoprune.events import Step as Progress
+from autoprune.events import Progress
 
 if TYPE_CHECKING:
     from autoprune.model.block import Block
@@ -26,7 +26,8 @@ class BlockTraining:
         }
         self._own = {name: (p, p.data, p.requires_grad) for name, p in block.module.named_parameters()}
         self._dtype = precision(compute_dtype, block.module, block.inputs.place.device)
-        self.values: Mapping[str, Tensor] = {name: p.detach().clone() for name, p in self._parameters.items()}
+        # Training gives the parameters other tensors, so these stay as they are.
+        self.values: Mapping[str, Tensor] = {name: p.detach() for name, p in self._parameters.items()}
         self.patterns = _patterns(block, self._parameters)
         self.fitted = block.inputs.fitted
         for name, (p, data, _) in self._own.items():

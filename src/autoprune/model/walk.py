@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from jaxtyping import Float, Int
@@ -18,38 +17,37 @@ from autoprune.model.sharing import share
 from autoprune.model.stream import Place, Stream
 
 
-class Store(Protocol):
-    """Gives and takes the weights of one block at a time; a resident model and a streamed one run the same walk."""
+class Store:
+    """Gives and takes the weights of one block at a time; a resident model and a streamed one run the same walk.
 
-    @property
-    def anatomy(self) -> Anatomy:
-        """Blocks and layers of the model."""
-        ...
+    What a method does not say here, it need not do: a model in memory has its weights at hand.
+    """
 
-    @property
-    def device(self) -> torch.device:
-        """Where blocks run."""
-        ...
-
-    def stored_as(self, block: BlockAnatomy) -> Mapping[str, torch.dtype]:
-        """By the block's parameters: what new weights are rounded to when they are written; none stay as they are."""
-        ...
+    anatomy: Anatomy
+    device: torch.device  # where blocks run
+    resident: bool  # whether all blocks stay in memory
 
     def embed(self, ids: Int[Tensor, "samples tokens"]) -> object:
         """Runs ids through the model's embedding and its (hollow) blocks."""
-        ...
+        raise NotImplementedError
+
+    def logits(self, ids: Int[Tensor, "samples tokens"]) -> Float[Tensor, "samples tokens vocab"]:
+        """Of every token, by the whole model with the blocks as they are."""
+        raise NotImplementedError
+
+    def stored_as(self, block: BlockAnatomy) -> Mapping[str, torch.dtype]:
+        """By the block's parameters: what new weights are rounded to when they are written; none stay as they are."""
+        return {}
 
     def load(self, index: int) -> None:
         """The block's weights are on the device from now on."""
-        ...
 
     def load_stored(self, index: int, stored: Mapping[str, Tensor]) -> None:
         """The block's weights are these, by their stored names."""
-        ...
+        raise NotImplementedError
 
     def read_ahead(self, index: int) -> None:
         """This block will be loaded next."""
-        ...
 
     def passed(
         self,
@@ -59,17 +57,14 @@ class Store(Protocol):
         others: Mapping[str, Tensor],
     ) -> None:
         """An earlier pass is done with the block; a later one follows on hidden states of its own."""
-        ...
 
     def finish(
         self, block: BlockAnatomy, solutions: Mapping[str, LayerSolution], others: Mapping[str, Tensor]
     ) -> None:
         """The block's weights are final: write them. ``others``: parameters that are no layer's weight, by name."""
-        ...
 
     def release(self, index: int) -> None:
         """The block's weights are not needed for now."""
-        ...
 
 
 def walk(

@@ -11,8 +11,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from autoprune.core.divergence import mean_divergence
-from autoprune.events import Emit
-from autoprune.events import Step as Progress
+from autoprune.events import Emit, Work
 from autoprune.model.training import is_vector, precision
 from autoprune.model.walk import Inputs
 
@@ -94,7 +93,7 @@ class ModelTraining:
 
     def progress(self, phase: str, done: int, total: int) -> None:
         """Tells whoever watches."""
-        self._emit(Progress(0, 1, phase, done, total))
+        self._emit(Work(phase, done, total))
 
     def restore(self) -> None:
         """The model's own values."""

@@ -1,10 +1,12 @@
-"""What can be wrong with a recipe's values by themselves: bounds, places, protocols. Imports no torch."""
+"""What can be wrong with a recipe's values by themselves: kinds, bounds, places, protocols. Imports no torch."""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
 import re
+import typing
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,42 @@ from autoprune.recipe.options import PROTOCOLS, CalibrationOptions, EvaluationOp
 
 TEXTS = ("calibration_data", "eval_data")
 LONGEST_NAME, LONGEST_PATH = 255, 4096  # bytes, of one part and of all together: what file systems take
+
+
+def as_declared(field: dataclasses.Field[Any], hint: Any, value: Any) -> Any:
+    """A value from Python or TOML as the option's type wants it: paths become words, lists tuples, one word a list of
+    one.
+
+    Raises: RecipeError if it is of another type.
+    """
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    if field.metadata.get("place") and isinstance(value, str) and value.startswith("~"):
+        value = str(Path(value).expanduser())
+    if typing.get_origin(hint) is tuple:
+        if isinstance(value, str):
+            return comma_list(value) if field.metadata.get("comma") else (value,)
+        if isinstance(value, (list, tuple)) and all(isinstance(part, (str, os.PathLike)) for part in value):
+            return tuple(os.fspath(part) for part in value)
+        raise RecipeError(f"--{field.name} {short(value)} is no list of words")
+    kinds = typing.get_args(hint) or (hint,)
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    # The ratio has a judge of its own, core.sparsity.
+    if float in kinds and (whole or field.name == "sparsity_ratio"):
+        return value
+    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+        wanted = " or ".join(_WORDS.get(kind, kind.__name__) for kind in kinds)
+        raise RecipeError(f"--{field.name} {short(value)} is of the wrong kind; it must be {wanted}")
+    return value
+
+
+_WORDS = {str: "a word", int: "a whole number", float: "a number", bool: "true or false", type(None): "None"}
+
+
+def short(value: object) -> str:
+    """A user's value as an error quotes it: a line of it, no more."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 80 else f"{text[:80]}…"
 
 
 def check_bounds(options: Any) -> None:
@@ -27,7 +65,7 @@ def check_bounds(options: Any) -> None:
             close = difflib.get_close_matches(str(value), list(facts["choices"]), 1)
             hint = f" (did you mean {close[0]}?)" if close else ""
             raise RecipeError(
-                f"--{name} {_short(str(value))} is unknown{hint}; choose from {', '.join(facts['choices'])}"
+                f"--{name} {short(str(value))} is unknown{hint}; choose from {', '.join(facts['choices'])}"
             )
         if value is None:
             continue
@@ -44,12 +82,12 @@ def check_places(places: Mapping[str, str | None], read: Mapping[str, str | None
     for name, place in places.items():
         if place == "" or not _may_be_a_path(place or ""):
             raise RecipeError(
-                f"--{name} is empty or no name of a directory ({_short(place)}); name one, or leave the flag out"
+                f"--{name} is empty or no name of a directory ({short(place)}); name one, or leave the flag out"
             )
     for name, word in [*read.items(), *(("eval_data", word) for word in texts)]:
         if not _may_be_a_path(word or ""):
             raise RecipeError(
-                f"--{name} {_short(word)} is no name: too long for a file or a directory, or with a zero in it"
+                f"--{name} {short(word)} is no name: too long for a file or a directory, or with a zero in it"
                 + ("; a text itself is given in Python, in a list: [text]" if name in TEXTS else "")
             )
 
@@ -82,10 +120,6 @@ def check_tasks_chosen(options: ZeroShotOptions, *, saved: bool) -> None:
 def _may_be_a_path(word: str) -> bool:
     fits = len(word.encode()) < LONGEST_PATH
     return "\0" not in word and fits and all(len(part.encode()) <= LONGEST_NAME for part in re.split("[/,]", word))
-
-
-def _short(word: str | None) -> str:
-    return repr(word) if word is None or len(word) <= 60 else f"{word[:60]!r}…"
 
 
 def comma_list(text: str) -> tuple[str, ...]:

@@ -107,6 +107,7 @@ class PruneOptions(TypedDict, total=False):
     batch_size: int
     activations: str
     memory: str | None
+    no_dense: bool
     quiet: bool
     ratios: Mapping[str, float]
 
@@ -193,11 +194,8 @@ class InspectOptions(TypedDict, total=False):
     device: str
     cache_dir: Place | None
     trust_remote_code: bool
-    prune_method: str
-    prune_barber: bool
     steps: str | Sequence[str]
     effort: str | None
-    pruned_model: Place | None
     nsamples: int
     seqlen: int | None
     batch_size: int

@@ -7,7 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from autoprune.steps.options import option
+from autoprune.steps.options import HEALINGS, option
 
 ZEROSHOT_TASKS = ("boolq", "rte", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "openbookqa")
 PLACES = ("device", "cpu", "disk")
@@ -121,7 +121,7 @@ class ZeroShotOptions:
     tasks: tuple[str, ...] = option(
         (),
         "comma list of tasks, or of sets of them: classic (the seven of the papers, taken with --save_zeroshot and"
-        " without a list), knowledge (mmlu), reasoning (gsm8k, ifeval)",
+        " without a list), knowledge (mmlu), reasoning (gsm8k, ifeval); `--tasks list` names all that there are",
         metavar="TASK[,TASK]",
         comma=True,
     )
@@ -174,6 +174,9 @@ class RunOptions:
         "budget such as 8GiB: windows per pass and the place of hidden states are chosen to fit it",
         metavar="SIZE",
     )
+    no_dense: bool = option(
+        False, "measure the result alone: no perplexity of the dense model beside it, which takes as long again"
+    )
     quiet: bool = option(False, "no progress, no tables; errors only")
 
 
@@ -184,3 +187,49 @@ class RotationOptions:
     rotate_steps: int = option(100, "steps of the optimiser", metavar="N", at_least=1)
     rotate_rate: float = option(0.01, "its learning rate", metavar="RATE", positive=True)
     rotate_blocks: int = option(3, "random blocks that each step looks at", metavar="N", at_least=1)
+
+
+@dataclass(frozen=True)
+class ShrinkOptions:
+    """What of a model goes, and how the rest makes up for it."""
+
+    blocks: float | None = option(
+        None, "blocks to drop: how many, or which share of them if below 1", metavar="N", at_least=0
+    )
+    by: str = option(
+        "influence",
+        "which blocks go: those that turn hidden states least, the run over which the last token turns least, or one"
+        " by one those without which the predictions move least (slow)",
+        choices=("influence", "angular", "divergence"),
+    )
+    mlp: float | None = option(
+        None,
+        "share of the MLPs' width to drop; what is left makes up for it by least squares",
+        metavar="SHARE",
+        fraction=True,
+    )
+    multiple: int = option(64, "the width of the MLPs stays a multiple of this", metavar="N", at_least=1)
+    experts: float | None = option(
+        None, "experts to drop in every block: how many, or which share of them if below 1", metavar="N", at_least=0
+    )
+    experts_by: str = option(
+        "reap", "which experts go: those that add least (REAP), or that fewest tokens go to", choices=("reap", "load")
+    )
+    heal: str = option(
+        HEALINGS[-1],
+        "what makes up for what went: nothing, blocks behind it scaled so that sizes fit, or blocks beside it trained",
+        choices=HEALINGS,
+    )
+
+
+@dataclass(frozen=True)
+class SpeedOptions:
+    """What the stop-watch measures."""
+
+    rounds: int = option(
+        10, "how often every model is measured; ratios are taken round by round", metavar="N", at_least=6
+    )
+    prompt_tokens: int = option(128, "tokens of every prompt", metavar="N", at_least=1)
+    new_tokens: int = option(32, "tokens generated behind every prompt", metavar="N", at_least=2)
+    batch_size: int = option(8, "sequences at a time in the larger batch", metavar="N", at_least=2)
+    compiled: bool = option(False, "measure every model compiled (torch.compile) as well")

@@ -16,7 +16,13 @@ from typing import Any
 
 from autoprune.core.sparsity import SemiStructured, Target, check_ratio, parse_target
 from autoprune.errors import RecipeError
-from autoprune.recipe.checks import check_bounds, check_places, check_protocol, check_tasks_chosen
+from autoprune.recipe.checks import (
+    as_declared,
+    check_bounds,
+    check_places,
+    check_protocol,
+    check_tasks_chosen,
+)
 from autoprune.recipe.files import STEPS, flat_of, overridden, read_flat
 from autoprune.recipe.options import (
     PROTOCOLS,
@@ -29,7 +35,7 @@ from autoprune.recipe.options import (
     RunOptions,
     ZeroShotOptions,
 )
-from autoprune.recipe.values import as_declared, with_sparsity
+from autoprune.recipe.values import with_sparsity
 from autoprune.steps.classic import StepOptions, step_names, with_effort
 from autoprune.steps.table import check_order, entry, option_owners, table
 
@@ -124,6 +130,11 @@ class Recipe:
         """A step's options: those given, or their defaults."""
         return self.step_options.get(step) or entry(step).options()
 
+    def with_others(self, step: str) -> list[Any]:
+        """A step's options, and those of the steps that it takes along."""
+        own = self.options_of(step)
+        return [own, *(self.options_of(name) for name in getattr(own, "taken_along", ()) if name in table())]
+
     def with_model(self, model: str) -> Recipe:
         """The same recipe for another model, whose revision nobody has named."""
         revision = self.model.revision if model == self.model.model else None
@@ -133,7 +144,13 @@ class Recipe:
         """Nested plain values, as they go into ``autoprune.json``: the groups, and the steps with their options."""
         groups = {group.name: dataclasses.asdict(getattr(self, group.name)) for group in _static_groups()}
         del groups["chosen"]
-        steps = [{"name": name, **dataclasses.asdict(self.options_of(name))} for name in self.steps]
+        steps = [
+            {
+                "name": name,
+                **{k: v for options in self.with_others(name) for k, v in dataclasses.asdict(options).items()},
+            }
+            for name in self.steps
+        ]
         given = {"pruned_model": self.chosen.pruned_model} if self.chosen.pruned_model else {}
         return {**groups, STEPS: steps, **({"given": given} if given else {})}
 

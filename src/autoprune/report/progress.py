@@ -10,11 +10,12 @@ from collections.abc import Iterator
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, ProgressColumn, SpinnerColumn, Task, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Drawn
 from rich.table import Column
 from rich.text import Text
 
-from autoprune.events import BlockResult, Emit, Event, Notice, Phase, Step, silent
+from autoprune.events import BlockResult, Emit, Event, Notice, Phase, Progress, Work, silent
 
 NARROW, WIDE = 70, 100  # columns of a terminal: below no bar, above a long one
 CELL_EVERY = 0.25  # seconds between two looks of the line in a notebook
@@ -37,7 +38,7 @@ def watching(*, quiet: bool) -> Iterator[Emit]:
     note = TextColumn("{task.fields[note]}", markup=False, table_column=_cut(room))
     middle = (BarColumn(bar_width=bar), note, TimeElapsedColumn()) if bar else (note,)
     columns = (SpinnerColumn(), name, *middle, _TimeLeft())
-    with Progress(*columns, console=console, transient=True) as progress:
+    with Drawn(*columns, console=console, transient=True) as progress:
         yield _Bar(progress)
 
 
@@ -101,7 +102,7 @@ class _TimeLeft(ProgressColumn):
 class _Bar:
     """One bar for the phase that is under way."""
 
-    def __init__(self, progress: Progress) -> None:
+    def __init__(self, progress: Drawn) -> None:
         self._progress = progress
         self._phase = Phase("starting")
         self._task = progress.add_task("starting", total=None, note="", since=0)
@@ -111,8 +112,13 @@ class _Bar:
             self._phase = event
             self._progress.remove_task(self._task)
             self._task = self._progress.add_task(event.name, total=event.total, note="", since=event.done)
-        elif isinstance(event, Step):
-            self._step(event)
+        elif isinstance(event, Progress):
+            note = f"block {event.block + 1}/{event.blocks} {event.phase} {event.done}/{event.total}"
+            self._progress.update(self._task, completed=event.block, total=event.blocks, note=note)
+        elif isinstance(event, Work):
+            what = "" if event.phase == self._phase.name else f" {event.phase}"
+            note = f"{event.done}/{event.total}{what}"
+            self._progress.update(self._task, completed=event.done, total=event.total, note=note)
         elif isinstance(event, BlockResult):
             done = event.block + 1
             self._progress.update(
@@ -120,16 +126,6 @@ class _Bar:
             )
         elif isinstance(event, Notice):
             self._progress.console.print(event.text, highlight=False)
-
-    def _step(self, event: Step) -> None:
-        if event.blocks > 1:
-            note = f"block {event.block + 1}/{event.blocks} {event.phase} {event.done}/{event.total}"
-            self._progress.update(self._task, completed=event.block, total=event.blocks, note=note)
-        else:
-            what = "" if event.phase == self._phase.name else f" {event.phase}"
-            self._progress.update(
-                self._task, completed=event.done, total=event.total, note=f"{event.done}/{event.total}{what}"
-            )
 
 
 class _Lines:
@@ -153,10 +149,8 @@ class _Lines:
         elif isinstance(event, Notice):
             self._say(event.text)
         elif now - self._last > PLAIN_EVERY:
-            self._say(
-                f"  {event.phase} {event.done}/{event.total}"
-                + (f", block {event.block + 1}/{event.blocks}" if event.blocks > 1 else "")
-            )
+            where = f", block {event.block + 1}/{event.blocks}" if isinstance(event, Progress) else ""
+            self._say(f"  {event.phase} {event.done}/{event.total}{where}")
 
     def _say(self, text: str) -> None:
         self._last = time.monotonic()
@@ -184,7 +178,7 @@ class _Cell:
             self._left = f", about {left:.0f} s left"
             self._show(f"{self._phase}: block {done}/{event.blocks} is done{self._left}")
         elif time.monotonic() - self._last > CELL_EVERY:
-            where = f"block {event.block + 1}/{event.blocks} " if event.blocks > 1 else ""
+            where = f"block {event.block + 1}/{event.blocks} " if isinstance(event, Progress) else ""
             self._show(f"{self._phase}: {where}{event.phase} {event.done}/{event.total}{self._left}")
 
     def close(self) -> None:

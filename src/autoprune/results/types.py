@@ -145,6 +145,24 @@ class Cost:
 
 
 @dataclass(frozen=True)
+class Reference:
+    """The same texts under another model: the dense one, or the one before the last step."""
+
+    method: str  # dense, or the steps before the last, as an ``EvaluationRow`` names them
+    perplexity: tuple[PerplexityResult, ...]
+    # of the row's perplexity over these, as a fraction: 0.1 is 10 % more; geometric mean over the texts
+    change: float | None = None
+
+
+@dataclass(frozen=True)
+class FileSize:
+    """The weight files of a checkpoint, in bytes."""
+
+    stored: int
+    compressed: int  # about as many if each file were compressed as it is, without loss
+
+
+@dataclass(frozen=True)
 class About:
     """What a row was measured on and with."""
 
@@ -168,6 +186,8 @@ class EvaluationRow:
     zeroshot: ZeroShotResult | None = None
     cost: Cost | None = None
     about: About | None = None
+    beside: tuple[Reference, ...] = ()  # what it is compared with: the dense model, and the one before the last step
+    size: FileSize | None = None  # of the checkpoint that was written
     # By text: how far predictions are from the dense model's.
     shifts: dict[str, PredictionShift] = field(default_factory=dict, repr=False)
 

@@ -10,27 +10,29 @@ from pathlib import Path
 from torch import nn
 
 from autoprune.data.handed import recipe_given, with_data
-from autoprune.evaluation.remember import Notes
 from autoprune.events import Emit, Heard, Notice, silent
+from autoprune.machine.allocator import restored
 from autoprune.machine.launch import joined, launched
+from autoprune.machine.meter import Clock, forget_peaks
 from autoprune.recipe.keywords import Data, EvaluateOptions, PruneOptions, Unpack
 from autoprune.recipe.options import EvaluationOptions
 from autoprune.recipe.recipe import Recipe
 from autoprune.report.progress import following
-from autoprune.report.save import check_earlier, check_report_directory, notes_of, save_row, tables_claimed
+from autoprune.report.save import check_earlier, check_report_directory, tables_claimed
 from autoprune.results.types import Evaluation, EvaluationRow
-from autoprune.run.beside import check_beside, moved
+from autoprune.results.variants import DENSE
+from autoprune.run.before import Before
+from autoprune.run.beside import check_beside
 from autoprune.run.check import check_values
-from autoprune.run.labels import DENSE, labels_of, method_label, report_stem, target_label
-from autoprune.run.measure import about, accuracy, check_room, count_zeros, measured
+from autoprune.run.closing import delete_or_keep, evaluated
+from autoprune.run.labels import labels_of, method_label, report_stem, target_label
+from autoprune.run.measure import about, check_room, count_zeros
 from autoprune.run.open import AnyTokenizer, Subject, chosen_tokenizer, fits, held_model, open_model
 from autoprune.run.plan import Plan, check_apart, make_plan
 from autoprune.run.prune import prune_and_write
 from autoprune.run.result import PruneResult
 from autoprune.run.shortage import shortage_told
-from autoprune.storage.manifest import Manifest
 from autoprune.storage.result import check_target
-from autoprune.storage.store import CheckpointStore
 
 
 def prune(
@@ -73,6 +75,7 @@ def evaluate(
     return Evaluation(result.row.perplexity, result.row.zeroshot, result.warnings)
 
 
+@restored()
 def run(
     recipe: Recipe,
     emit: Emit | None = None,
@@ -82,13 +85,16 @@ def run(
     calibration_data: Data | None = None,
     eval_data: Data | None = None,
     measure: bool | None = None,
+    dense: bool = True,
 ) -> PruneResult:
     """Runs a recipe from beginning to end: open, check, prune, write, evaluate, report, delete.
 
     ``model``, ``calibration_data`` and ``eval_data`` take the place of the recipe's words for them.
     ``measure`` says whether perplexity is wanted; None: if the recipe saves it or names texts, or if nothing is pruned
-    and no tasks are measured. Under `torchrun` all processes prune together; then the first one goes on alone, and the
-    others' results hold no measurements. Raises: AutoPruneError for everything that the user can mend.
+    and no tasks are measured. Then the dense model's is set beside it, unless ``dense`` is False or the recipe says
+    ``no_dense``: from the user's cache where it was measured before, else measured. Under `torchrun` all processes
+    prune together; then the first one goes on alone, and the others' results hold no measurements.
+    Raises: AutoPruneError for everything that the user can mend.
     """
     recipe = with_data(recipe, calibration_data, eval_data)
     here = launched()
@@ -96,17 +102,21 @@ def run(
     with contextlib.ExitStack() as claims, shortage_told(recipe):
         heard = Heard(claims.enter_context(following(emit, quiet=quiet)))
         claims.enter_context(modes_kept(model))
-        result = _run(recipe, heard, claims, model, tokenizer, measure)
+        forget_peaks()
+        clock = Clock(heard, "opening")
+        result = _run(recipe, clock, claims, model, tokenizer, measure, dense=dense and not recipe.run.no_dense)
     return dataclasses.replace(result, warnings=heard.warnings)
 
 
 def _run(
     recipe: Recipe,
-    emit: Emit,
+    clock: Clock,
     claims: contextlib.ExitStack,
     held: nn.Module | None,
     tokenizer: AnyTokenizer | None,
     measure: bool | None,
+    *,
+    dense: bool,
 ) -> PruneResult:
     """``run``; ``claims`` keep its tables from being written by others meanwhile."""
     output = recipe.output
@@ -115,7 +125,7 @@ def _run(
         asked = bool(output.save_ppl) or recipe.evaluation != EvaluationOptions()
         measure = asked or (dense_only and not recipe.zeroshot.tasks)
     with joined() as ranks:
-        emit = emit if ranks.first else silent
+        emit: Emit = clock if ranks.first else silent
         if output.save_model and dense_only:
             emit(Notice("--save_model: nothing is pruned at ratio 0, so nothing is written"))
         if ranks.first:
@@ -136,52 +146,25 @@ def _run(
         plan = make_plan(recipe, subject, emit, measure=measure, ranks=ranks)
         ranks.from_first(lambda: _check_measurable(recipe, plan))
         directory = Path(output.save_model) if output.save_model and plan.steps else None
+        before = Before(recipe, plan, emit, wanted=dense)
         if plan.steps:
-            summary = prune_and_write(recipe, plan, directory, emit)
+            summary = prune_and_write(recipe, plan, directory, emit, before.checked)
             row = EvaluationRow(*labels, summary.sparsity, (), recipe.to_dict(), summary, about=about(subject))
         else:
-            check_values(subject, emit)
+            before.checked({"model": {"fingerprint": check_values(subject, emit)}})
             row = EvaluationRow(*labels, count_zeros(subject.store), (), recipe.to_dict(), about=about(subject))
     if ranks.first:
-        row = _evaluated(recipe, plan, row, directory, emit)
+        row = evaluated(recipe, plan, row, directory, before, clock)
         if directory:
-            _delete_or_keep(directory, output.delete, emit)
+            delete_or_keep(directory, output.delete, emit)
     in_memory = subject.store.model if subject.store.resident else None
     written = directory if directory and directory.is_dir() else None
     return PruneResult(recipe, row, in_memory, written)
 
 
-def _delete_or_keep(directory: Path, delete: bool, emit: Emit) -> None:
-    """The end of a result: what this run's command says, unless an earlier run made it, to be kept."""
-    found = Manifest.read(directory)
-    if not delete:
-        found.keep()
-    elif found.is_temporary:
-        found.delete()
-    else:
-        emit(Notice(f"{directory} was made by an earlier run that meant to keep it, so --delete leaves it there"))
-
-
 def _labels(subject: Subject) -> tuple[str, str]:
     """What a model is called that is only evaluated."""
     return labels_of(subject.checkpoint.directory) if subject.checkpoint else DENSE
-
-
-def _evaluated(recipe: Recipe, plan: Plan, row: EvaluationRow, directory: Path | None, emit: Emit) -> EvaluationRow:
-    """The row with all that the recipe wants measured, saved where it says."""
-    after = _reopened(recipe, plan.subject, directory) if plan.evaluation or recipe.zeroshot.tasks else plan.subject
-    stem = report_stem(recipe, (row.method, row.target))
-    notes = Notes(notes_of(recipe, stem), resume=recipe.output.resume, emit=emit)
-    folder = directory.resolve() if directory else None
-    row = dataclasses.replace(row, perplexity=measured(plan, after, notes, emit, folder=folder))
-    if recipe.evaluation.compare:
-        row = dataclasses.replace(row, shifts=moved(recipe, plan, after, notes, emit, folder))
-    save_row(recipe, row, stem)  # before the tasks, which take longer and may fail
-    if found := accuracy(recipe, plan, after, notes, emit):
-        row = dataclasses.replace(row, zeroshot=found)
-        save_row(recipe, row, stem)
-    notes.forget()
-    return row
 
 
 def _check_outputs(recipe: Recipe, emit: Emit) -> None:
@@ -207,15 +190,6 @@ def _check_measurable(recipe: Recipe, plan: Plan) -> None:
         from autoprune.evaluation.tasks import check_template
 
         check_template(recipe.zeroshot, plan.subject.load_tokenizer())
-
-
-def _reopened(recipe: Recipe, subject: Subject, directory: Path | None) -> Subject:
-    """What is evaluated: the written checkpoint itself, in memory if it fits, or the model pruned in memory."""
-    if directory is None or not isinstance(subject.store, CheckpointStore):
-        return subject
-    subject.store.release_all()
-    written = recipe.with_model(str(directory.resolve()))  # by its path: the user's word may be `demo`
-    return open_model(written, resident=None, tokenizer=subject.load_tokenizer() if subject.own_tokenizer else None)
 
 
 @contextlib.contextmanager

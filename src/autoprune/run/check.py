@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from autoprune.errors import ModelError
-from autoprune.events import Emit, Phase, Step
+from autoprune.events import Emit, Phase, Work
 from autoprune.model.replay import require_replay
 from autoprune.run.open import Subject
 from autoprune.storage.store import CheckpointStore
@@ -49,7 +49,7 @@ def check_replay(subject: Subject, ids: Tensor, emit: Emit) -> None:
 
 def _finish(values: ValueCheck, emit: Emit) -> str:
     emit(Phase("checking weights"))
-    return values.finish(lambda done, total: emit(Step(0, 1, "checking weights", done, total)))
+    return values.finish(lambda done, total: emit(Work("checking weights", done, total)))
 
 
 def _check_held(subject: Subject) -> str:

@@ -16,6 +16,7 @@ from autoprune.data.handed import recipe_given
 from autoprune.errors import OutputError, RecipeError
 from autoprune.evaluation.remember import Notes
 from autoprune.events import Emit, Heard
+from autoprune.machine.allocator import restored
 from autoprune.model.walk import walk
 from autoprune.recipe.keywords import CompareOptions, Unpack
 from autoprune.recipe.recipe import Recipe
@@ -30,10 +31,10 @@ from autoprune.run.beside import SideBySide
 from autoprune.run.check import check_replay, check_values
 from autoprune.run.compare_memory import fitted
 from autoprune.run.kinship import check_alike, check_descent, shortest_context
+from autoprune.run.labels import names_apart
 from autoprune.run.measure import check_room
 from autoprune.run.open import AnyTokenizer, Subject, chosen_tokenizer, fits, held_model, open_model
 from autoprune.run.plan import choose_seqlen, make_plan
-from autoprune.run.texts import source_name
 from autoprune.storage.checkpoint import Checkpoint
 from autoprune.storage.files import file_sha256
 from autoprune.storage.locate import locate
@@ -43,6 +44,7 @@ Model = str | Path | nn.Module
 STEM = "comparison"
 
 
+@restored()
 def compare(
     dense: Model,
     pruned: Model | Sequence[Model],
@@ -185,10 +187,7 @@ def _flips(recipe: Recipe, run: SideBySide, notes: Notes) -> dict[str, tuple[Fli
 
 def _names(models: Sequence[Model]) -> list[str]:
     """What the models are called in tables: the last part of a path where that tells them apart."""
-    words = ["model in memory" if isinstance(model, nn.Module) else str(model) for model in models]
-    short = ["demo" if word == "demo" else source_name(word) for word in words]
-    names = [brief if short.count(brief) == 1 else word for brief, word in zip(short, words, strict=True)]
-    return [name if names.count(name) == 1 else f"{name} {i + 1}" for i, name in enumerate(names)]
+    return names_apart(["model in memory" if isinstance(model, nn.Module) else str(model) for model in models])
 
 
 def _settings(recipe: Recipe, dense: str, names: Sequence[str]) -> dict[str, Any]:

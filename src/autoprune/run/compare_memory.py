@@ -10,8 +10,9 @@ from autoprune.errors import RecipeError
 from autoprune.evaluation.compare import LOGITS
 from autoprune.events import Emit, Notice
 from autoprune.recipe.recipe import Recipe
-from autoprune.run.memory import FLOAT, PROGRAM, Layout, Shape, forward_bytes, human, parse_memory, shape_of
+from autoprune.run.memory import FLOAT, PROGRAM, Layout, Shape, forward_bytes, shape_of
 from autoprune.run.open import Subject, held_bytes
+from autoprune.run.sizes import human, parse_memory
 from autoprune.storage.store import CheckpointStore
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import html
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from autoprune.errors import OutputError
+from autoprune.machine.allocator import restored
 from autoprune.machine.devices import choose_device
 from autoprune.model.anatomy import Anatomy, examine
 from autoprune.model.experts import eager_experts
@@ -29,6 +32,7 @@ from autoprune.run.open import context_of, open_model
 from autoprune.run.plan import choose_seqlen
 from autoprune.steps.table import PRICED, make_steps
 from autoprune.storage.locate import locate
+from autoprune.storage.manifest import Manifest
 from autoprune.storage.skeleton import hollow_model
 from autoprune.storage.store import beside
 from autoprune.storage.weight_files import has_weights
@@ -101,6 +105,7 @@ def inspect(model: str | Path, **options: Unpack[InspectOptions]) -> Inspection:
     return inspect_recipe(recipe_from_flat({"model": str(model), "sparsity_ratio": 0.5, **options}))
 
 
+@restored()
 def inspect_recipe(recipe: Recipe) -> Inspection:
     """Describes the recipe's model; where its weights are at hand, the blocks run on a few tokens."""
     directory = locate(recipe.model.model, recipe.model.cache_dir, recipe.model.revision)
@@ -131,12 +136,26 @@ def inspect_recipe(recipe: Recipe) -> Inspection:
         replay,
         _costs(model, anatomy, dtype, recipe, seqlen, recipe.steps),
         (
+            *_made_from(directory),
             (
                 f"estimates for {recipe.calibration.nsamples} windows of {seqlen} tokens, streamed from disk"
                 " (--save_model)"
             ),
         ),
     )
+
+
+def _made_from(directory: Path) -> Iterator[str]:
+    """What a smaller model was made from, by its own record."""
+    with contextlib.suppress(OutputError):  # no record, or none that can be read
+        found = Manifest.read(directory)
+        if found.shrink is not None:
+            gone = ", ".join(map(str, found.shrink["dropped"])) or "none"
+            narrower = "".join(f" {c['entry']} was {c['before']};" for c in found.shrink["narrower"])
+            yield (
+                f"made smaller from {found.raw['model']['name']}: blocks gone: {gone};{narrower}"
+                f" {found.shrink['parameters_before']:,} parameters before"
+            )
 
 
 def _stated_dtype(directory: Any, recipe: Recipe) -> torch.dtype:

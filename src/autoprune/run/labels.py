@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from autoprune.core.sparsity import SemiStructured, Target, Unstructured
 from autoprune.errors import OutputError, RecipeError
 from autoprune.recipe.recipe import Recipe
+from autoprune.results.variants import DENSE
 from autoprune.storage.manifest import Manifest
 
-DENSE = ("dense", "dense")
+
+def names_apart(words: Sequence[str]) -> list[str]:
+    """Names for models given by these words: the last part of a path where that tells them apart, else the word,
+    with a number where one stands twice.
+    """
+    short = [Path(word).name if word != "demo" and Path(word).exists() else word for word in words]
+    names = [brief if short.count(brief) == 1 else word for brief, word in zip(short, words, strict=True)]
+    return [name if names.count(name) == 1 else f"{name} {i + 1}" for i, name in enumerate(names)]
 
 
 def method_label(recipe: Recipe) -> str:
@@ -21,11 +30,14 @@ def method_label(recipe: Recipe) -> str:
     """
     words = ["given"] if recipe.chosen.pruned_model else []
     for name in recipe.steps:
-        options, shown, named = recipe.options_of(name), list[str](), list[str]()
-        for field in dataclasses.fields(options):
-            value, spelled = getattr(options, field.name), field.name.replace("_", " ")
+        own, *others = recipe.with_others(name)
+        shown, named = list[str](), list[str]()
+        for field, value in [
+            (f, getattr(group, f.name)) for group in (own, *others) for f in dataclasses.fields(group)
+        ]:
+            spelled = field.name.replace("_", " ")
             word = f"{value:g}" if isinstance(value, float) else str(value)
-            if field.metadata.get("shown"):
+            if field.metadata.get("shown") and hasattr(own, field.name):
                 shown.append(word)
             elif value != field.default:
                 named.append(spelled if value is True else f"{spelled} {word}")

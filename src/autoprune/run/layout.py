@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from autoprune.data.windows import Windows
 from autoprune.errors import RecipeError
 from autoprune.events import Emit, Notice
+from autoprune.model.pruning import split_passes
 from autoprune.recipe.recipe import Recipe
-from autoprune.run.memory import Layout, Load, choose_layout, human, parse_memory, shape_of
+from autoprune.run.memory import Layout, Load, choose_layout, shape_of
 from autoprune.run.open import Subject, fits, held_bytes
+from autoprune.run.sizes import human, parse_memory
 from autoprune.steps.base import Step
 from autoprune.storage.store import CheckpointStore
 
@@ -33,7 +35,7 @@ def choose_for(
     anatomy = subject.store.anatomy
     if anatomy.has_experts and any(step.needs.gradients for step in steps):
         batch = 1  # experts' gradients are taken sample by sample
-    at_once = recipe.pruning.true_sequential and bool(steps) and steps[0].needs.samples
+    at_once = recipe.pruning.true_sequential and looks_first(steps)
     if at_once:
         _check_in_sequence(anatomy.has_experts, ranks)
     wanted = Layout(batch, recipe.run.activations, at_once)
@@ -50,6 +52,11 @@ def choose_for(
     chosen = f"{layout.batch} windows per pass, hidden states on {layout.activations}"
     emit(Notice(f"plan for {human(budget)}: {chosen}, about {human(need.total + whole)} at the peak ({need.phase})"))
     return layout
+
+
+def looks_first(steps: Sequence[Step]) -> bool:
+    """Whether a step of the first pass looks at data."""
+    return bool(steps) and any(step.needs.samples for step in split_passes(steps)[0])
 
 
 def _load(recipe: Recipe, subject: Subject, windows: Sequence[Windows | None], batch: int, ranks: int) -> Load:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,26 +11,16 @@ from typing import Any
 import psutil
 import torch
 
+from autoprune.core.statistics import CrossGram, InputGram
 from autoprune.errors import RecipeError
 from autoprune.model.anatomy import Anatomy, BlockAnatomy
 from autoprune.model.layers import Expert
-from autoprune.model.pruning import split_passes
+from autoprune.model.pruning import kinds_of, split_passes
+from autoprune.run.sizes import human
 from autoprune.steps.base import Step
 from autoprune.steps.price import FLOAT, Shape
 
 PROGRAM = 512 * 2**20  # the interpreter with its libraries (about 480 MiB), and holes in memory
-UNITS = {
-    "": 1,
-    "B": 1,
-    "KB": 10**3,
-    "MB": 10**6,
-    "GB": 10**9,
-    "TB": 10**12,
-    "KIB": 2**10,
-    "MIB": 2**20,
-    "GIB": 2**30,
-    "TIB": 2**40,
-}
 
 
 def shape_of(model: Any, anatomy: Anatomy, stored: torch.dtype, *, moved: bool) -> Shape:
@@ -162,23 +151,6 @@ def choose_layout(
     )
 
 
-def parse_memory(text: str) -> int:
-    """Bytes of a size such as ``8GiB``, ``500 MB`` or ``2e9``. Raises: RecipeError if it is none."""
-    match = re.fullmatch(r"\s*([0-9.]+(?:e[0-9]+)?)\s*([KMGT]?i?B?)\s*", text, re.IGNORECASE)
-    unit = match[2].upper() if match else ""
-    try:
-        if not match or (unit not in UNITS and unit + "B" not in UNITS):
-            raise ValueError(text)
-        return int(float(match[1]) * UNITS.get(unit, UNITS.get(unit + "B", 1)))
-    except ValueError as error:
-        raise RecipeError(f"--memory {text!r} is no size; write for example 8GiB or 500MB") from error
-
-
-def human(size: float) -> str:
-    """A size for people."""
-    return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
-
-
 def _opening(shape: Shape) -> Need:
     """Embeddings and head are read, one after the other: what is read lies in memory twice, as the file and as a
     tensor.
@@ -207,13 +179,25 @@ def _pruning(shape: Shape, steps: Sequence[Step], layout: Layout, load: Load) ->
     # As stored, as they run, pruned, the pattern, and new ones, which wait to be written.
     kept = shape.stored * (load.models + any(price.new_weights for price in prices))
     weights = shape.block * (kept + (shape.copies - 1) * shape.running + shape.running + 1)
-    work = max(
-        _at_once(shape, load) if layout.at_once else forward_bytes(shape, layout.batch, load.tokens),
-        shape.block * (shape.copies + shape.stored),  # the pattern and the result, laid out as they are stored
-        *(price.work for price in prices),
-    )
+    weights += max(price.stays for price in prices)
+    forward = forward_bytes(shape, layout.batch, load.tokens)
+    phases = [shape.block * (shape.copies + shape.stored)]  # the pattern and the result, laid out as they are stored
+    for number, group in enumerate(split_passes(steps)):
+        if number == 0 and layout.at_once:  # input groups one by one, each solved with half of the activations there
+            one, all_windows = dataclasses.replace(shape, grams=shape.gram), _at_once(shape, load)
+            solving = _statistics(one, group) + max(step.price(shape).work for step in group)
+            phases.append(max(all_windows, all_windows // 2 + solving))
+            continue
+        phases.append(forward + _statistics(shape, group))
+        phases += [step.price(shape).work + _statistics(shape, group[i:]) for i, step in enumerate(group)]
+    work = max(phases)
     outside = shape.outside * shape.running * load.models
     return Need("pruning", PROGRAM, outside, weights, 0 if layout.activations == "disk" else hidden, work)
+
+
+def _statistics(shape: Shape, steps: Sequence[Step]) -> int:
+    """What is observed for steps of one pass, as long as one of them is to come; norms weigh nothing."""
+    return FLOAT * shape.grams * len({InputGram, CrossGram}.intersection(kinds_of(steps)))
 
 
 def _whole(shape: Shape, steps: Sequence[Step], layout: Layout, load: Load) -> Need:

@@ -15,11 +15,12 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from autoprune.errors import DataError, ModelError
 from autoprune.machine.allocator import return_large_blocks
 from autoprune.machine.devices import choose_device
+from autoprune.recipe.checks import short
 from autoprune.recipe.options import ModelOptions
 from autoprune.recipe.recipe import Recipe
-from autoprune.recipe.values import one_line
 from autoprune.run.held import check_held
-from autoprune.run.memory import PROGRAM, parse_memory
+from autoprune.run.memory import PROGRAM
+from autoprune.run.sizes import parse_memory
 from autoprune.storage.checkpoint import Checkpoint
 from autoprune.storage.complete import check_complete
 from autoprune.storage.locate import DEMO, locate
@@ -135,7 +136,7 @@ def chosen_tokenizer(given: AnyTokenizer | None, options: ModelOptions) -> PreTr
         return given
     if not isinstance(given, (str, Path)):
         raise ModelError(
-            f"tokenizer is of type {type(given).__name__} ({one_line(given)}); give a transformers tokenizer, its"
+            f"tokenizer is of type {type(given).__name__} ({short(given)}); give a transformers tokenizer, its"
             " directory, or its name on the hub"
         )
     directory = DEMO if given == "demo" else Path(given).expanduser()
@@ -147,8 +148,8 @@ def chosen_tokenizer(given: AnyTokenizer | None, options: ModelOptions) -> PreTr
         )
     except Exception as error:  # of many libraries: files, network, the tokenizers themselves
         raise ModelError(
-            f"tokenizer {one_line(str(given))}: there is no such directory, and the hub gives none of that name"
-            f" ({one_line(str(error))}); check the spelling, or give the directory that it is in"
+            f"tokenizer {short(str(given))}: there is no such directory, and the hub gives none of that name"
+            f" ({short(str(error))}); check the spelling, or give the directory that it is in"
         ) from error
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from autoprune.core.sparsity import Target, reading
+from autoprune.core.statistics import CrossGram
 from autoprune.data.handed import EVALUATION, source_of
 from autoprune.data.windows import Windows
 from autoprune.errors import OutputError, RecipeError
@@ -17,10 +18,10 @@ from autoprune.events import Emit, Notice
 from autoprune.machine.ranks import ALONE, Ranks
 from autoprune.model.anatomy import check_coverage, select_layers
 from autoprune.model.layers import Layer
-from autoprune.model.pruning import layer_targets
+from autoprune.model.pruning import check_in_sequence, layer_targets
 from autoprune.recipe.recipe import Recipe
 from autoprune.run.estimate import arithmetic, clock, flops_per_second
-from autoprune.run.layout import batch_size, choose_for
+from autoprune.run.layout import batch_size, choose_for, looks_first
 from autoprune.run.memory import Layout, check_whole, shape_of
 from autoprune.run.open import Subject
 from autoprune.run.texts import calibration_of, evaluation_of
@@ -30,7 +31,7 @@ from autoprune.steps.table import make_steps
 from autoprune.steps.whole import ModelStep
 from autoprune.storage.complete import check_complete
 from autoprune.storage.locate import DEMO, locate
-from autoprune.storage.pruned import GivenPattern, check_ancestry, check_pattern
+from autoprune.storage.pruned import GivenPattern, check_ancestry, check_pattern, trained_in
 from autoprune.storage.skeleton import build_skeleton
 from autoprune.storage.source import open_checkpoint
 from autoprune.storage.store import CheckpointStore
@@ -86,12 +87,8 @@ def make_plan(recipe: Recipe, subject: Subject, emit: Emit, *, measure: bool, ra
         check_coverage(subject.store.anatomy, recipe.pruning.allow_partial)
         chosen = select_layers(subject.store.anatomy, recipe.pruning.ignore, target, recipe.pruning.include)
         if isinstance(steps[0], GivenPattern):
-            check_pattern(steps[0].pruned, chosen, target, recipe.pruning.sparsity_ratio, emit)
-    for step in steps:
-        step.check(target)
-        step.check_machine(subject.store.device.type, ranks.count)
-        if step.needs.survey and recipe.pruning.ratio:
-            raise RecipeError(f"{step.name} settles the ratio of every layer, and so does --ratio; leave out one")
+            check_pattern(steps[0], chosen, target, recipe.pruning.sparsity_ratio, emit)
+    _check_steps(recipe, subject, steps, chosen, ranks, emit)
     _tell(recipe, subject, target, steps, emit)
     looks = needs_data(recipe, steps)
     calibration = ranks.from_first(lambda: calibration_of(recipe, subject, seqlen, emit)) if looks else None
@@ -113,6 +110,37 @@ def make_plan(recipe: Recipe, subject: Subject, emit: Emit, *, measure: bool, ra
         emit(Notice(_announced(recipe, subject, steps, calibration)))
     targets = layer_targets(subject.store.anatomy, chosen, target, recipe.ratios)
     return Plan(subject, steps, target, targets, chosen, calibration, evaluation, seqlen, layout, ranks)
+
+
+def _check_steps(
+    recipe: Recipe,
+    subject: Subject,
+    steps: tuple[Step, ...],
+    chosen: Mapping[int, tuple[Layer, ...]],
+    ranks: Ranks,
+    emit: Emit,
+) -> None:
+    """Raises: RecipeError if a step does not fit the target, the machine, the model, or the other options."""
+    blocks = subject.store.anatomy.blocks if chosen else ()
+    layers = {block.name: [layer.name for layer in chosen[block.index]] for block in blocks}
+    experts = sum(layer.name in block.experts for block in blocks for layer in chosen[block.index])
+    for step in steps:
+        step.check(recipe.target)
+        step.check_machine(subject.store.device.type, ranks.count)
+        step.check_layers(layers)
+        if step.needs.survey and recipe.pruning.ratio:
+            raise RecipeError(f"{step.name} settles the ratio of every layer, and so does --ratio; leave out one")
+        if experts and CrossGram in step.needs.also:
+            emit(
+                Notice(
+                    f"{step.name}: no expert sees the same tokens in the dense and in the pruned model, so {experts}"
+                    " layers of experts keep their dense weights as target"
+                )
+            )
+    if recipe.pruning.true_sequential and steps:
+        check_in_sequence(steps)
+        if not looks_first(steps):
+            emit(Notice("--true_sequential changes nothing here: no step of the first pass looks at data"))
 
 
 def _say_of_weights(subject: Subject, emit: Emit) -> None:
@@ -203,5 +231,6 @@ def _steps(recipe: Recipe, subject: Subject) -> tuple[Step, ...]:
     )
     check_complete(skeleton)
     pruned = CheckpointStore(skeleton, resident=False)
-    check_ancestry(subject.store, pruned)
-    return (GivenPattern(pruned), *steps)
+    trained = trained_in(pruned, recipe.steps)
+    check_ancestry(subject.store, pruned, trained)
+    return (GivenPattern(pruned, trained), *steps)

@@ -19,7 +19,8 @@ from autoprune.data.handed import recipe_given
 from autoprune.data.windows import Windows
 from autoprune.errors import ModelError, RecipeError
 from autoprune.evaluation.perplexity import streamed_logits
-from autoprune.events import Emit, Notice, Phase, Step
+from autoprune.events import Emit, Notice, Phase, Progress, Work
+from autoprune.machine.allocator import restored
 from autoprune.model.experts import eager_experts
 from autoprune.model.fold import Fold, fold_block, fold_ends, folded_names
 from autoprune.model.seams import find_fold
@@ -66,6 +67,7 @@ class RotateResult:
         return self.entropy_after / self.entropy_before - 1 if self.entropy_before else 0.0
 
 
+@restored()
 def rotate(
     model: str | Path, out: str | Path, *, emit: Emit | None = None, **options: Unpack[RotateOptions]
 ) -> RotateResult:
@@ -170,7 +172,7 @@ class _Rotation:
                     for i in inputs.batches:
                         stream[i] = inputs.calls.of(i, block.index)(block.module, stream[i])
                         observer.next_pass()
-                        self.emit(Step(block.index, self.blocks, "observe", i + 1, len(stream)))
+                        self.emit(Progress(block.index, self.blocks, "observe", i + 1, len(stream)))
                 self.terms.keep(block.index, observer.terms())
 
     def _learned(self) -> Float[Tensor, "width width"]:
@@ -185,7 +187,7 @@ class _Rotation:
                 lambda index: self.terms.read(index, device),
                 Schedule(how.rotate_steps, how.rotate_rate, how.rotate_blocks),
                 torch.Generator().manual_seed(self.recipe.calibration.seed),
-                lambda step: self.emit(Step(0, 1, name, step + 1, how.rotate_steps)),
+                lambda step: self.emit(Work(name, step + 1, how.rotate_steps)),
                 device,
             ).matrix
 
@@ -202,7 +204,7 @@ class _Rotation:
             fold_block(block, seams, rotation)
             turned = {name: block.module.get_parameter(name).data.cpu() for name in folded_names(block, seams)}
             self.store.finish(block, {}, turned)
-            self.emit(Step(block.index, self.blocks, "write", 1, 1))
+            self.emit(Progress(block.index, self.blocks, "write", 1, 1))
         fold_ends(self.store.model, self.fold.ends, rotation)
         writer.finish()
         return writer

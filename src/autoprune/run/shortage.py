@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -19,6 +19,13 @@ def shortage_told(recipe: Recipe) -> Iterator[None]:
 
     Raises: ShortageError.
     """
+    with told_with(lambda: ", ".join(remedies(recipe))):
+        yield
+
+
+@contextmanager
+def told_with(remedy: Callable[[], str]) -> Iterator[None]:
+    """The same with another remedy. Raises: ShortageError."""
     try:
         yield
     except (MemoryError, RuntimeError, OSError) as error:  # torch.OutOfMemoryError is a RuntimeError
@@ -26,7 +33,7 @@ def shortage_told(recipe: Recipe) -> Iterator[None]:
             raise
         device = "the device's memory" if isinstance(error, torch.OutOfMemoryError) else "memory"
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ShortageError(f"{device} ran out ({first[:160]}); {', '.join(remedies(recipe))}") from error
+        raise ShortageError(f"{device} ran out ({first[:160]}); {remedy()}") from error
 
 
 def remedies(recipe: Recipe) -> list[str]:

@@ -36,5 +36,5 @@ class ADMM(ADMMOptions, LayerStep):
 
     def price(self, shape: Shape) -> Price:
         """Twenty products for every layer."""
-        price = layer_price(shape, gram=True, looks=True)
-        return Price(work=price.work, new_weights=True, forwards=2.0, flops=price.flops + 20 * 2.0 * shape.sweeps)
+        price = layer_price(shape, gram=True)
+        return Price(work=price.work, new_weights=True, flops=price.flops + 20 * 2.0 * shape.sweeps)

@@ -12,8 +12,9 @@ from torch import Tensor
 from autoprune.core.allocation import block_ratios, counted, median_score, outlier_share
 from autoprune.core.sparsity import Unstructured
 from autoprune.core.statistics import InputNorm
-from autoprune.steps.base import Block, Group, Needs, Step, Survey, SurveyResult
+from autoprune.steps.base import Block, Group, Needs, Step
 from autoprune.steps.options import AllocateOptions
+from autoprune.steps.survey import Survey, SurveyResult
 
 
 @dataclass(frozen=True)
@@ -47,14 +48,14 @@ class Allocate(AllocateOptions, Step):
         targets = counted([ratios[b] for b in members], [n for mine in sizes for n in mine], ratio)
         return SurveyResult(dict(zip(names, targets, strict=True)), {"worth": worth, "ratios": ratios})
 
-    def _worth(self, scores: list[Float[Tensor, "out in"]]) -> float:
+    def _worth(self, scores: list[Float[Tensor, "_ _"]]) -> float:
         """Blocks are worth more with more outliers, or with a lower median."""
         if not scores:
             return 0.0
         return outlier_share(scores, self.owl_factor) if self.allocation == "owl" else -median_score(scores)
 
 
-def _scores(groups: Sequence[Group]) -> Iterator[Float[Tensor, "out in"]]:
+def _scores(groups: Sequence[Group]) -> Iterator[Float[Tensor, "_ _"]]:
     """Wanda's, of all layers of a block."""
     for group in groups:
         norm = group.statistics[InputNorm]

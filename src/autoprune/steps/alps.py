@@ -38,6 +38,6 @@ class ALPS(ALPSOptions, LayerStep):
 
     def price(self, shape: Shape) -> Price:
         """The decomposition is in double precision; some 60 iterations of two products for every layer."""
-        price = layer_price(shape, gram=True, looks=True)
-        work = FLOAT * (shape.grams + 6 * shape.gram + 8 * shape.layer)
-        return Price(work=work, new_weights=True, forwards=2.0, flops=price.flops + 60 * 2.0 * shape.sweeps)
+        price = layer_price(shape, gram=True)
+        work = FLOAT * (6 * shape.gram + 8 * shape.layer)
+        return Price(work=work, new_weights=True, flops=price.flops + 60 * 2.0 * shape.sweeps)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -14,8 +14,11 @@ from autoprune.core.problem import LayerProblem, LayerSolution
 from autoprune.core.sparsity import Target
 from autoprune.core.statistics import CrossGram, InputGram, InputNorm
 from autoprune.errors import RecipeError
-from autoprune.results.outcome import LayerOutcome
+from autoprune.results.outcome import LayerOutcome, SubBlockOutcome
 from autoprune.steps.price import Price, Shape, layer_price
+
+if TYPE_CHECKING:
+    from autoprune.steps.survey import Survey, SurveyResult
 
 InputStatistic = type[InputNorm] | type[InputGram] | type[CrossGram]
 
@@ -35,10 +38,14 @@ class Needs:
     alone: bool = False  # one process has to see all samples
 
     @property
+    def statistics(self) -> tuple[InputStatistic, ...]:
+        """All kinds."""
+        return (*((self.statistic,) if self.statistic else ()), *self.also)
+
+    @property
     def samples(self) -> bool:
         """Whether calibration data is read at all."""
-        looks = self.statistic is not None or self.gradients or self.data
-        return looks or self.dense_stream or self.survey
+        return bool(self.statistics) or self.gradients or self.data or self.dense_stream or self.survey
 
 
 @runtime_checkable
@@ -147,9 +154,7 @@ class Block(Protocol):
     def training(self, compute_dtype: str, *, by_token: bool) -> AbstractContextManager[Training]:
         """The layers to prune, norms and biases, ready to be trained in ``auto``, ``float32`` or ``bfloat16``.
 
-        ``by_token``: the mean of every token's relative error, not that of all tokens together.
-
-        Nothing of the block has changed when it ends.
+        ``by_token``: the mean of every token's relative error, not that of all together. It changes nothing itself.
         """
         ...
 
@@ -229,7 +234,7 @@ class Trial(Protocol):
 
 @dataclass(frozen=True)
 class Step:
-    """One thing that is done to every block. A frozen dataclass: its fields are flags, TOML keys and the record.
+    """One thing that is done to every block: a frozen dataclass, whose fields are flags, TOML keys and the record.
 
     Subclasses state ``name`` (in recipes), ``title`` (in tables and pages) and ``needs`` as class variables.
     """
@@ -246,6 +251,10 @@ class Step:
         """What is to be known of the whole dense model beforehand, if ``needs.survey``."""
         raise NotImplementedError
 
+    def remarks(self, layers: Sequence[LayerOutcome], sub_blocks: Sequence[SubBlockOutcome]) -> list[str]:
+        """What a user should know when all blocks are done, by what became of them: none, or one a sentence."""
+        return []
+
     def check(self, target: Target | None) -> None:
         """Raises: RecipeError if the options do not fit the target."""
 
@@ -257,9 +266,16 @@ class Step:
                 " step out"
             )
 
+    def check_layers(self, layers: Mapping[str, Sequence[str]]) -> None:
+        """Raises: RecipeError if the options do not fit the model: by block, the names of the layers to prune."""
+
+    def beside(self, options: Mapping[str, Any]) -> Step:
+        """Itself, told the options of all steps by name; for one that takes others along."""
+        return self
+
     def price(self, shape: Shape) -> Price:
         """Memory and arithmetic, for ``--memory`` and ``inspect``."""
-        return layer_price(shape, gram=self.needs.statistic not in (None, InputNorm), looks=self.needs.samples)
+        return layer_price(shape, gram=self.needs.statistic not in (None, InputNorm))
 
 
 @dataclass(frozen=True)
@@ -273,22 +289,3 @@ class LayerStep(Step):
     def solve(self, problems: Sequence[LayerProblem]) -> list[LayerSolution]:
         """One solution for each problem, in order; the layers of an input group come together."""
         raise NotImplementedError
-
-
-@runtime_checkable
-class Survey(Protocol):
-    """A walk that only looks: the dense model, block by block, on the calibration samples."""
-
-    target: Target | None
-
-    def blocks(self, statistic: InputStatistic | None) -> Iterator[tuple[Block, Sequence[Group]]]:
-        """Every block with the input groups of its dense layers; nothing may be assigned."""
-        ...
-
-
-@dataclass(frozen=True)
-class SurveyResult:
-    """What a survey found: targets of single layers, by their full names, and what the record says of it."""
-
-    targets: Mapping[str, Target] = field(default_factory=dict)
-    notes: Mapping[str, Any] = field(default_factory=dict)

@@ -17,7 +17,8 @@ class Mixed(MixedOptions, Step):
     """``W + share * W (C - G) (G + lambda I)^-1`` takes the dense weight's place for all later steps.
 
     ``G`` is the Gram of the pruned stream, ``C = X_dense X_pruned^T``: with share 1 the least-squares weight for
-    ``W X_dense`` from the pruned inputs, which overfits.
+    ``W X_dense`` from the pruned inputs, which overfits. Experts keep their dense weights as target, for no expert
+    sees the same tokens in both streams.
     """
 
     name: ClassVar[str] = "mixed"
@@ -25,8 +26,10 @@ class Mixed(MixedOptions, Step):
     needs: ClassVar[Needs] = Needs(statistic=InputGram, also=(CrossGram,), dense_stream=True)
 
     def apply(self, block: Block) -> None:
-        """Every layer of the block, before anything in it is pruned."""
+        """Every layer of the block that sees the same tokens in both streams, before anything in it is pruned."""
         for group in block.observe(InputGram):
+            if CrossGram not in group.statistics:
+                continue  # experts
             gram, cross = group.statistics[InputGram], group.statistics[CrossGram]
             assert isinstance(gram, InputGram) and isinstance(cross, CrossGram)
             for layer in group.layers:
@@ -36,7 +39,7 @@ class Mixed(MixedOptions, Step):
                 block.retarget(layer, weight)
 
     def price(self, shape: Shape) -> Price:
-        """Grams and cross Grams of a block; factorising is in double precision."""
-        price = layer_price(shape, gram=True, looks=True)
-        work = price.work + FLOAT * (shape.grams + 2 * shape.gram)
-        return Price(work=work, new_weights=True, forwards=4.0, flops=2 * price.flops)
+        """Factorising is in double precision, and the targets stay beside the dense weights."""
+        price = layer_price(shape, gram=True)
+        work, stays = price.work + FLOAT * 2 * shape.gram, shape.block * shape.running
+        return Price(work=work, stays=stays, new_weights=True, flops=2 * price.flops)

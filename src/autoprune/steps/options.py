@@ -13,6 +13,7 @@ from autoprune.core.sparsity import SemiStructured, Target
 from autoprune.errors import RecipeError
 
 ALLOCATIONS = ("uniform", "owl", "dlp")
+HEALINGS = ("none", "rescale", "reconstruct")  # how a smaller model is healed: the last one is a step
 GRANULARITIES = ("block", "layer", "output1", "input1")
 METRICS = ("WD", "W", "D")
 PRECISIONS = ("auto", "float32", "tf32", "bfloat16")
@@ -205,7 +206,15 @@ class AutoOptions:
     )
     auto_choices: tuple[str, ...] = option(
         (),
-        "auto: what an earlier run chose, in the order of blocks and sub-blocks; then nothing is tried",
-        metavar="STEPS[,STEPS]",
+        "auto: what to choose without trying, by sub-blocks' names or patterns of them, such as *.0.mlp=wanda+refit;"
+        " the last one that fits counts",
+        metavar="PATTERN=STEPS[,...]",
         comma=True,
     )
+
+    @property
+    def taken_along(self) -> tuple[str, ...]:
+        """The other steps whose options hold for it too."""
+        words = [*self.auto_tries, *(choice.rpartition("=")[2] for choice in self.auto_choices)]
+        names = (word.partition("-")[0] for tried in words for word in tried.split("+"))
+        return tuple(dict.fromkeys(names))

@@ -34,7 +34,7 @@ class Shape:
     sweeps: int = 0  # weights times inputs, summed over all layers
 
     def forward(self, dtype_bytes: int) -> int:
-        """Bytes of the activations that are kept for a backward pass through a sub-block."""
+        """Bytes of the activations that are kept for a backward pass through a sub-block, or both."""
         inside = (12 * self.width + 6 * self.widest) * dtype_bytes + 3 * self.heads * self.tokens * FLOAT
         return self.batch * self.tokens * inside
 
@@ -43,23 +43,24 @@ class Shape:
 class Price:
     """What a step adds to a run that only walks over the blocks."""
 
-    work: int = 0  # bytes beside the block's weights, at the peak
+    work: int = 0  # bytes beside the block's weights and the statistics of its pass, at the peak
+    stays: int = 0  # bytes that stay until the block is written
     new_weights: bool = False  # whether it makes weights that wait beside the old ones until the block is written
     outputs: int = 0  # hidden states of all samples that are kept beside the streams, while a block is worked on
     streams: int = 0  # further streams of hidden states
     whole: int = 0  # bytes of work on the whole model after the walk, beside the model's ends
-    forwards: float = 0.0  # forward passes of all samples through all blocks
+    forwards: float = 0.0  # of all samples through all blocks, beside observing, the dense stream and going on
     flops: float = 0.0  # floating-point operations besides
 
 
-def layer_price(shape: Shape, *, gram: bool, looks: bool) -> Price:
+def layer_price(shape: Shape, *, gram: bool) -> Price:
     """A step that treats layers by what enters them: the largest one in float32 with scores and what choosing needs.
 
-    With Grams: all of a block's, and beside them the more of what factorising the largest one needs, and its factor
-    with two layers that are solved together.
+    With Grams: the more of what factorising the largest one needs, and its factor with two layers that are solved
+    together.
     """
     if not gram:
-        return Price(work=shape.layer * FLOAT * 5, forwards=2.0 if looks else 0.0)
-    work = FLOAT * (shape.grams + max(3 * shape.gram, shape.gram + 6 * shape.layer))
+        return Price(work=shape.layer * FLOAT * 5)
+    work = FLOAT * max(3 * shape.gram, shape.gram + 6 * shape.layer)
     flops = 2.0 * shape.samples * shape.tokens * shape.squares + 2.0 * shape.sweeps
-    return Price(work=work, new_weights=True, forwards=2.0, flops=flops)
+    return Price(work=work, new_weights=True, flops=flops)

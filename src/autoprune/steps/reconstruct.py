@@ -8,7 +8,7 @@ from typing import ClassVar
 from autoprune.steps.base import Block, Needs, Step, Training
 from autoprune.steps.options import ReconstructOptions
 from autoprune.steps.price import FLOAT, Price, Shape
-from autoprune.steps.train import HELD_OUT, train
+from autoprune.steps.train import HELD_OUT, LOOKS, train
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,12 @@ class Reconstruct(ReconstructOptions, Step):
         return rates[losses.index(min(losses))]
 
     def price(self, shape: Shape) -> Price:
-        """Masters, their two moments, gradients and the best values, in float32, and a block's activations."""
-        activations = 2 * shape.forward(FLOAT)
-        work = shape.block * FLOAT * 6 + activations
-        return Price(work=work, new_weights=True, forwards=3.0 * self.epochs + 2.0)
+        """In float32 masters, their two moments, the pattern and the best values; the pattern as it was; values and
+        gradients in the precision of the passes, where float32 values are the masters; a block's activations.
+        """
+        passes = 2 if self.reconstruct_dtype == "bfloat16" else FLOAT
+        work = shape.block * (5 * FLOAT + 1 + FLOAT) + shape.layer * FLOAT + shape.forward(passes)
+        fitted = 3.0 * (1 - HELD_OUT) * self.epochs  # forward, and twice as much back
+        trials = (3 * fitted / 4, 4) if self.rate_trials else (0.0, 1)
+        looks = (LOOKS + 1) * trials[1] + 2
+        return Price(work=work, new_weights=True, forwards=fitted + trials[0] + HELD_OUT * looks)

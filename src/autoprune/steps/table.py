@@ -43,6 +43,7 @@ class Entry:
     title: str  # as tables and pages call it
     prunes: bool = True  # whether it chooses a pattern by itself
     refines: bool = False  # whether it goes on with the pattern of an earlier step
+    trains: bool = False  # whether it changes norms and biases too
     whole: bool = False  # whether it works on the whole model, after the walk
 
     def load(self) -> type[Step]:
@@ -65,10 +66,21 @@ BUILT_IN: dict[str, Entry] = {
     "swaps": Entry(SwapsOptions, "autoprune.steps.swaps:Swaps", "Swaps", prunes=False, refines=True),
     "refit": Entry(RefitOptions, "autoprune.steps.refit:Refit", "Refit", prunes=False, refines=True),
     "reconstruct": Entry(
-        ReconstructOptions, "autoprune.steps.reconstruct:Reconstruct", "Reconstruct", prunes=False, refines=True
+        ReconstructOptions,
+        "autoprune.steps.reconstruct:Reconstruct",
+        "Reconstruct",
+        prunes=False,
+        refines=True,
+        trains=True,
     ),
     "distill": Entry(
-        DistillOptions, "autoprune.steps.distill:Distill", "Distillation", prunes=False, refines=True, whole=True
+        DistillOptions,
+        "autoprune.steps.distill:Distill",
+        "Distillation",
+        prunes=False,
+        refines=True,
+        trains=True,
+        whole=True,
     ),
     "barber": Entry(BarberOptions, "autoprune.steps.barber:Barber", "LLM-Barber", prunes=False, refines=True),
 }
@@ -86,8 +98,8 @@ def table() -> Mapping[str, Entry]:
     for entry in entry_points(group=ENTRY_POINT_GROUP):
         if entry.name not in found:
             options = entry.load()
-            known = {"prunes": True, "refines": False, "whole": False}
-            facts = {key: getattr(options, key, value) for key, value in known.items()}
+            known = {"prunes": True, "refines": False, "trains": False, "whole": False}
+            facts = {key: getattr(options, key, usual) for key, usual in known.items()}
             found[entry.name] = Entry(options, entry.value, getattr(options, "title", entry.name), **facts)
     return found
 
@@ -102,10 +114,16 @@ def entry(name: str, flag: str = "--steps") -> Entry:
 def check_order(names: Sequence[str], *, given: bool) -> None:
     """``given``: a pattern is there already.
 
-    Raises: RecipeError if a step has no pattern to go on with, or if none of them makes one.
+    Raises: RecipeError if a step has no pattern to go on with, or if none of them makes one; or if a step would undo
+    half of what an earlier one trained.
     """
     there = given
-    for name, following in itertools.zip_longest(names, names[1:]):
+    for i, (name, following) in enumerate(itertools.zip_longest(names, names[1:])):
+        if not entry(name).trains and (training := next((n for n in names[:i] if entry(n).trains), None)):
+            raise RecipeError(
+                f"{training} trains norms and biases beside the weights, and {name} behind it would measure or restore"
+                f" the dense weights behind trained norms; put {training} last"
+            )
         if entry(name).whole and following and not entry(following).whole:
             raise RecipeError(f"{name} sees the whole pruned model, so it must come behind {following}")
         if entry(name).refines and not there:
@@ -142,7 +160,7 @@ def make_steps(names: Iterable[str], options: Mapping[str, Any]) -> tuple[Step, 
     for name in names:
         chosen = options.get(name)
         values = {f.name: getattr(chosen, f.name) for f in dataclasses.fields(chosen)} if chosen is not None else {}
-        made.append(entry(name).load()(**values))
+        made.append(entry(name).load()(**values).beside(options))
     return tuple(made)
 
 

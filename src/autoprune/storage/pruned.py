@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
@@ -15,9 +15,12 @@ from autoprune.core.selection import count_violations
 from autoprune.core.sparsity import SemiStructured, Target
 from autoprune.errors import ModelError, RecipeError
 from autoprune.events import Emit, Notice, silent
+from autoprune.model.anatomy import BlockAnatomy
 from autoprune.model.layers import Layer
 from autoprune.model.walk import walk
 from autoprune.steps.base import Block, LayerStep
+from autoprune.steps.table import entry, table
+from autoprune.storage.manifest import MANIFEST, Manifest
 from autoprune.storage.store import CheckpointStore
 
 RATIO_TOLERANCE = 0.01  # between the ratio that the user states and the zeros that a given pattern has
@@ -28,6 +31,7 @@ class GivenPattern(LayerStep):
     """A first step that chooses nothing: weights and zeros come from a pruned copy, one block at a time."""
 
     pruned: CheckpointStore
+    trained: tuple[str, ...] = ()  # parameters beside the layers' weights that come from the copy too
     name: ClassVar[str] = "given"
     title: ClassVar[str] = "Given pattern"
 
@@ -36,6 +40,9 @@ class GivenPattern(LayerStep):
         for given in walk(self.pruned, start=block.index, stop=block.index + 1):
             weights = {given.full_name(layer): layer.matrix.float() for layer in given.layers}
             block.solve(block.observe(None), partial(self._taken, weights), None)
+            block.assign_values(
+                {name: given.module.get_parameter(name).data for name in _of_block(self.trained, given)}
+            )
 
     def _taken(self, weights: Mapping[str, Tensor], problems: Sequence[LayerProblem]) -> list[LayerSolution]:
         if lost := [p.name for p in problems if p.name not in weights]:
@@ -43,8 +50,31 @@ class GivenPattern(LayerStep):
         return [LayerSolution(p.name, weights[p.name] != 0, weights[p.name]) for p in problems]
 
 
+def _of_block(trained: Sequence[str], block: BlockAnatomy) -> list[str]:
+    """By their names in the block: those of some parameters that lie in it."""
+    return [name.removeprefix(f"{block.name}.") for name in trained if name.startswith(f"{block.name}.")]
+
+
+def trained_in(pruned: CheckpointStore, steps: Sequence[str]) -> tuple[str, ...]:
+    """The parameters beside the layers' weights that were trained in a pruned copy, by its record; ``steps`` follow.
+
+    Raises: RecipeError if there are some and a step would measure against dense weights behind them.
+    """
+    directory = pruned.skeleton.checkpoint.directory
+    trained = Manifest.read(directory).trained if (directory / MANIFEST).is_file() else ()
+    unfit = [name for name in steps if not entry(name).trains]
+    if trained and unfit:
+        fit = " or ".join(name for name, known in table().items() if known.trains)
+        raise RecipeError(
+            f"--pruned_model {directory}: its norms and biases were trained beside its weights ({trained[0]} and"
+            f" {len(trained) - 1} more), and {unfit[0]} would measure or restore the dense weights behind them; go on"
+            f" with {fit} alone, or give a result that was not trained"
+        )
+    return trained
+
+
 def check_pattern(
-    pruned: CheckpointStore,
+    given: GivenPattern,
     chosen: Mapping[int, Sequence[Layer]],
     target: Target | None,
     ratio: float | None,
@@ -52,19 +82,22 @@ def check_pattern(
 ) -> None:
     """Reads the pruned copy once, block by block.
 
-    Raises: ModelError if a layer has no zeros, is not N:M sparse as asked for, or holds NaN; RecipeError if all of
-    them together are not as sparse as ``ratio`` says.
+    Raises: ModelError if a layer has no zeros, is not N:M sparse as asked for, or if it or a trained parameter holds
+    NaN; RecipeError if all layers together are not as sparse as ``ratio`` says.
     """
+    pruned = given.pruned
     where = f"--pruned_model {pruned.skeleton.checkpoint.directory}"
     zeros = total = 0
     for block in walk(pruned):
         names = {layer.name for layer in chosen[block.index]}
+        read = {block.full_name(layer): layer.matrix for layer in block.layers if layer.name in names}
+        read |= {f"{block.name}.{name}": block.module.get_parameter(name) for name in _of_block(given.trained, block)}
+        if bad := [name for name, value in read.items() if not bool(torch.isfinite(value).all())]:
+            raise ModelError(f"{where}: {bad[0]} holds NaN or infinity; the checkpoint is damaged")
         for layer in block.layers:
             if layer.name not in names:
                 continue
             name, weight = block.full_name(layer), layer.matrix
-            if not bool(torch.isfinite(weight).all()):
-                raise ModelError(f"{where}: {name} holds NaN or infinity; the checkpoint is damaged")
             if bool((weight != 0).all()):
                 raise ModelError(
                     f"{where}: {name} has no zeros, so there is no pattern to rebuild; was this model pruned? --ignore"
@@ -101,18 +134,21 @@ def _warn_of_groups(where: str, pruned: CheckpointStore, chosen: Mapping[int, Se
                 break
 
 
-def check_ancestry(dense: CheckpointStore, pruned: CheckpointStore) -> None:
-    """Raises: ModelError unless the pruned checkpoint has the dense shapes, and dense values outside the layers."""
-    if difference := unlike(dense, pruned):
+def check_ancestry(dense: CheckpointStore, pruned: CheckpointStore, trained: Collection[str]) -> None:
+    """Raises: ModelError unless the pruned checkpoint has the dense shapes, and dense values outside the layers and
+    what its record calls trained.
+    """
+    if difference := unlike(dense, pruned, trained):
         raise ModelError(
             f"--pruned_model {pruned.skeleton.checkpoint.directory} is no pruned copy of --model"
-            f" {dense.skeleton.checkpoint.directory}: {difference}"
+            f" {dense.skeleton.checkpoint.directory}: {difference}. Norms and biases may differ only where a step"
+            f" trained them and {MANIFEST} beside them says so"
         )
 
 
-def unlike(dense: CheckpointStore, pruned: CheckpointStore) -> str | None:
+def unlike(dense: CheckpointStore, pruned: CheckpointStore, trained: Collection[str] = ()) -> str | None:
     """By what a checkpoint is no pruned copy of the dense one, in words; None if it has its shapes, and its values
-    wherever no layer is.
+    wherever no layer is and nothing was ``trained``.
     """
     here, there = dense.skeleton, pruned.skeleton
     state = here.model.state_dict()
@@ -123,7 +159,7 @@ def unlike(dense: CheckpointStore, pruned: CheckpointStore) -> str | None:
         {owner: name for name, owner in skeleton.owners.items()} for skeleton in (here, there)
     )
     shared = sorted(  # files may call a parameter by different names
-        set(mine_by_owner) & set(theirs_by_owner) & set(state) - layers
+        set(mine_by_owner) & set(theirs_by_owner) & set(state) - layers - set(trained)
     )
     if not shared:
         return "they have no tensors outside the layers that could be compared"

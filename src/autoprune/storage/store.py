@@ -14,6 +14,7 @@ from autoprune.core.problem import LayerSolution
 from autoprune.errors import AutoPruneError, ModelError
 from autoprune.machine.allocator import return_what_is_free
 from autoprune.model.anatomy import Anatomy, BlockAnatomy, examine
+from autoprune.model.walk import Store
 from autoprune.storage.ahead import ReadAhead
 from autoprune.storage.applied import apply_solutions
 from autoprune.storage.complete import not_loaded, unplaced
@@ -25,12 +26,12 @@ Writer = Callable[[int, dict[str, Tensor]], None]  # block index, stored tensors
 PassWriter = Callable[[int, int, dict[str, Tensor]], None]  # pass number, block index, stored tensors
 
 
-class MemoryStore:
+class MemoryStore(Store):
     """A model that is in memory already; pruning changes it in place."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        self.anatomy: Anatomy = examine(model)
+        self.anatomy = examine(model)
         self.device = next(self.anatomy.blocks[0].module.parameters()).device
         self.storage_dtype: torch.dtype | None = None
         self.resident = True
@@ -48,38 +49,8 @@ class MemoryStore:
         """Runs the whole model."""
         return self.model(input_ids=ids.to(self.device), use_cache=False).logits
 
-    def stored_as(self, block: BlockAnatomy) -> dict[str, torch.dtype]:
-        """Weights stay in the dtypes that they have."""
-        return {}
 
-    def load(self, index: int) -> None:
-        """Nothing to do: the weights are there."""
-
-    def load_stored(self, index: int, stored: Mapping[str, Tensor]) -> None:
-        """Never asked for: only runs that write to disk are resumed."""
-
-    def read_ahead(self, index: int) -> None:
-        """Nothing to do: the weights are there."""
-
-    def passed(
-        self,
-        number: int,
-        block: BlockAnatomy,
-        solutions: Mapping[str, LayerSolution],
-        others: Mapping[str, Tensor],
-    ) -> None:
-        """Nothing to do: a model in memory is not resumed."""
-
-    def finish(
-        self, block: BlockAnatomy, solutions: Mapping[str, LayerSolution], others: Mapping[str, Tensor]
-    ) -> None:
-        """Nothing to do: the weights were changed in place."""
-
-    def release(self, index: int) -> None:
-        """Nothing to do: the weights stay."""
-
-
-class CheckpointStore:
+class CheckpointStore(Store):
     """A checkpoint on disk: one block in memory at a time, or with ``resident`` all of them, once loaded.
 
     Finished blocks go to the writer as they are stored; tensors that no method touched go unchanged.
@@ -87,7 +58,7 @@ class CheckpointStore:
 
     def __init__(self, skeleton: Skeleton, *, resident: bool) -> None:
         self.skeleton, self.model = skeleton, skeleton.model
-        self.anatomy: Anatomy = examine(skeleton.model)
+        self.anatomy = examine(skeleton.model)
         self.device, self.storage_dtype = skeleton.device, skeleton.storage_dtype
         self.resident = resident
         self._write: Writer | None = None

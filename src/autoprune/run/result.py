@@ -93,6 +93,9 @@ class PruneResult:
         lines = [f"model: {self._where}", *([OPENED] if self.directory else [])]
         if self.row.perplexity:
             lines.append("perplexity: " + ", ".join(f"{name} {value:.4g}" for name, value in self.perplexity.items()))
+        for other in self.row.beside:
+            figures = ", ".join(f"{text.source} {text.perplexity:.4g}" for text in other.perplexity)
+            lines.append(f"{other.method}: {figures}")
         if self.row.zeroshot:
             lines.append(repr(self.row.zeroshot))
         if self.summary and self.summary.layers:

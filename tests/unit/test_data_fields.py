@@ -12,7 +12,7 @@ import pytest
 from pyarrow import parquet
 
 from autoprune.data.fields import Kind, kind_of_value, text_field, why_not
-from autoprune.data.hub import _kind
+from autoprune.data.hub import kind_of_feature
 from autoprune.data.texts import parse_source, read_corpus
 from autoprune.errors import DataError
 from autoprune.recipe.checks import comma_list
@@ -103,7 +103,7 @@ def test_strings_of_every_kind_are_read(tmp_path: Path, kind: pa.DataType) -> No
 
 def test_columns_of_datasets_are_judged_alike() -> None:
     talk = datasets.Dataset.from_list([{**SHARE_GPT, "tags": ["a"], "meta": {"b": 1}, "score": 1.0}])
-    found = {name: _kind(feature, str(getattr(feature, "dtype", ""))) for name, feature in talk.features.items()}
+    found = {name: kind_of_feature(feature) for name, feature in talk.features.items()}
     assert found == {
         "id": "text",
         "conversations": "conversation",

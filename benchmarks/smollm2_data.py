@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("out/smollm2"))
     given = parser.parse_args()
     (given.out / "tasks").mkdir(parents=True, exist_ok=True)
-    link = given.out / "model"
+    link = given.out / "SmolLM2-135M-Instruct"
     link.unlink(missing_ok=True)
     link.symlink_to(given.model.resolve())
     documents = [json.loads(line)["text"] for line in given.c4.read_text(encoding="utf-8").splitlines() if line]

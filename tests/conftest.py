@@ -22,6 +22,7 @@ for name, value in {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "TOKENIZERS_PARALLELISM": "false",
+    "MPLCONFIGDIR": str(Path.home() / ".cache/matplotlib"),  # its list of fonts, wherever XDG_CACHE_HOME is
 }.items():
     os.environ.setdefault(name, value)
 
@@ -39,6 +40,14 @@ torch.set_num_threads(1)
 
 hypothesis.settings.register_profile("autoprune", derandomize=True, deadline=None, max_examples=40, database=None)
 hypothesis.settings.load_profile("autoprune")
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache of its own for every test: what one has measured must not change another."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+    return folder / "autoprune"
 
 
 # A developer's loop, `pytest -m "not slow"`: the mathematics, the recorded outputs of the papers' programs, the steps

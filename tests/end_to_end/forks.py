@@ -1,5 +1,5 @@
-"""Starts runs of ``main.py`` as processes of their own, at once, because torch is imported already: ``python
-forks.py``.
+"""Starts runs of ``main.py``, or of ``autoprune shrink``, as processes of their own, at once, for torch is imported
+already: ``python forks.py``.
 
 Every line of its input is an order in JSON: flags, a file for what the run says, and the number of the safetensors
 file in the middle of whose writing it kills itself (0: none). It answers with the process's number, and when that has
@@ -66,14 +66,15 @@ def serve() -> None:
 
 def obey(order: dict[str, Any]) -> int:
     """The run itself."""
-    from autoprune.cli.main import classic
+    from autoprune.cli.main import classic, main
 
     log = os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(log, 1)
     os.dup2(log, 2)
     if order["die_in_save"]:
         die_in_save(order["die_in_save"])
-    status = classic(order["flags"])
+    flags = order["flags"]
+    status = main(flags) if flags[0] == "shrink" else classic(flags)
     sys.stdout.flush()
     return status
 

@@ -219,7 +219,7 @@ def test_refusals_do_not_depend_on_the_order_of_flags(
 ) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out/mine").touch()
-    words = flags(tiny, texts, save_model=tmp_path / "out")
+    words = flags(tiny, texts, save_model=tmp_path / "out", no_dense=None)
     pairs = [words[i : i + 2] for i in range(0, len(words), 2)]
     refused(run_classic(capsys, [word for pair in reversed(pairs) for word in pair]), "not empty")
 

@@ -12,7 +12,7 @@ import torch
 
 from autoprune.machine import allocator
 from autoprune.recipe.recipe import recipe_from_flat
-from autoprune.run import api
+from autoprune.run import closing
 from autoprune.run import open as subject
 from autoprune.storage import shards
 from autoprune.storage.checkpoint import Checkpoint
@@ -34,7 +34,7 @@ def test_what_was_to_be_removed_is_removed_after_a_stop(
 ) -> None:
     options = {"save_model": tmp_path / "out", "delete": True}
     with monkeypatch.context() as patch:
-        patch.setattr(api, "accuracy", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+        patch.setattr(closing, "accuracy", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
         assert run_classic(capsys, flags(tiny, texts, **options)).status == 130
     assert (tmp_path / "out/autoprune.json").is_file()
     run(tiny, **options, resume=True)
@@ -47,7 +47,7 @@ def test_what_was_to_be_removed_may_stay_after_all(
     """Then it is as if it had been made to stay."""
     run(tiny, save_model=tmp_path / "reference")
     with monkeypatch.context() as patch:
-        patch.setattr(api, "accuracy", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+        patch.setattr(closing, "accuracy", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
         assert run_classic(capsys, flags(tiny, texts, save_model=tmp_path / "out", delete=True)).status == 130
     run(tiny, save_model=tmp_path / "out", resume=True)
     assert contents(tmp_path / "out") == contents(tmp_path / "reference")
@@ -175,7 +175,7 @@ def test_a_manifest_that_can_not_be_written_again(
     run: Run, tiny: Path, texts: Texts, tmp_path: Path, capsys: Any, monkeypatch: Any
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(api, "accuracy", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+        patch.setattr(closing, "accuracy", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
         assert run_classic(capsys, flags(tiny, texts, save_model=tmp_path / "out", delete=True)).status == 130
     before = contents(tmp_path / "out")
 

@@ -13,7 +13,7 @@ from autoprune.errors import ModelError
 from autoprune.recipe.recipe import recipe_from_flat
 from autoprune.report.save import tables_claimed
 from autoprune.results.types import TaskResult, ZeroShotResult
-from autoprune.run import api
+from autoprune.run import api, closing
 from autoprune.run.labels import report_stem
 from end_to_end.conftest import Refuse, Run
 from end_to_end.tiny import SEQLEN, Texts, contents, flags, run_classic, save_tiny
@@ -50,7 +50,7 @@ def test_options_that_change_no_perplexity_make_no_other_table(
     run: Run, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where caches lie, how the run behaves, and tasks that are measured besides."""
-    monkeypatch.setattr(api, "accuracy", lambda *_: None)
+    monkeypatch.setattr(closing, "accuracy", lambda *_: None)
     monkeypatch.setattr("autoprune.evaluation.tasks.check_tasks", lambda *_: None)
     monkeypatch.setattr(api, "check_room", lambda *_, **__: None)
     run(tiny, save_ppl=tmp_path / "ppl")
@@ -83,7 +83,7 @@ def test_figures_that_are_nowhere_else_are_not_lost(
 ) -> None:
     """Each JSON holds the whole row: perplexities and accuracies."""
     accuracies = ZeroShotResult((TaskResult("boolq", "1", 0, 2, {"acc": 0.5}, {"acc": 0.1}, {"acc": "10"}),))
-    monkeypatch.setattr(api, "accuracy", lambda *_: accuracies)
+    monkeypatch.setattr(closing, "accuracy", lambda *_: accuracies)
     monkeypatch.setattr("autoprune.evaluation.tasks.check_tasks", lambda *_: None)
     monkeypatch.setattr(api, "check_room", lambda *_, **__: None)
     placed = [{k: tmp_path / v if v == "t" else v for k, v in options.items()} for options in (first, then)]
@@ -182,7 +182,7 @@ def test_perplexity_is_saved_before_the_tasks(
         raise ModelError("the harness gave up")
 
     options = {"save_ppl": tmp_path / "ppl"}
-    monkeypatch.setattr(api, "accuracy", failing)
+    monkeypatch.setattr(closing, "accuracy", failing)
     answer = run_classic(capsys, flags(tiny, texts, **options))
     assert (answer.status, answer.err.splitlines()[-1]) == (2, "error: the harness gave up")
     assert json.loads((tmp_path / "ppl/log_wanda_50pct.json").read_text())["perplexity"][0]["perplexity"] > 1

@@ -182,7 +182,7 @@ def test_streamed_perplexity_equals_resident_perplexity(
     tiny: Path, texts: Texts, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """A checkpoint larger than the free memory is evaluated block by block; the number is the same to the last bit."""
-    from autoprune.run import api
+    from autoprune.run import closing
     from autoprune.run import open as subject
 
     common = {
@@ -196,8 +196,8 @@ def test_streamed_perplexity_equals_resident_perplexity(
     monkeypatch.setattr(subject, "RESIDENT_SHARE", 0.0)
     for batch in (1, 3, 64):
         streamed = autoprune.prune(tiny, save_model=tmp_path / f"{batch}", batch_size=batch, **common)
-        assert not api._reopened(
-            streamed.recipe, api.open_model(streamed.recipe, resident=False), streamed.directory
+        assert not closing.reopened(
+            streamed.recipe, subject.open_model(streamed.recipe, resident=False), streamed.directory
         ).store.resident
         assert streamed.row.perplexity[0].perplexity == pytest.approx(whole.row.perplexity[0].perplexity, rel=1e-6)
         monkeypatch.setattr(subject, "RESIDENT_SHARE", 0.5)
@@ -216,10 +216,10 @@ def test_dense_model_larger_than_memory_is_measured_block_by_block(
     options = {"eval_data": texts.heldout, "seqlen": SEQLEN}
     whole = autoprune.prune(tiny, sparsity_ratio=0, **options)
     assert whole.model is not None
-    assert autoprune.prune(tiny, sparsity_ratio=0, memory=f"{PROGRAM + 200_000}", **options).model is None
+    assert autoprune.prune(tiny, sparsity_ratio=0, memory=f"{PROGRAM + 200_000}", **options).in_memory is None
     monkeypatch.setattr(subject, "RESIDENT_SHARE", 0.0)
     streamed = autoprune.prune(tiny, sparsity_ratio=0, **options)
-    assert streamed.model is None
+    assert streamed.in_memory is None
     assert streamed.row.perplexity == whole.row.perplexity
 
 

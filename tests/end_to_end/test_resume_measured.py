@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from autoprune.evaluation.perplexity import perplexity
-from autoprune.run import api
+from autoprune.run import closing
 from autoprune.run import measure as measuring
 from end_to_end.conftest import Run
 from end_to_end.test_resume_same import damp
@@ -119,7 +119,7 @@ def test_perplexities_survive_a_stop_in_zero_shot(
     options = {"save_model": tmp_path / "out", "save_ppl": tmp_path / "ppl"}
     seen = measuring_of(None)
     with monkeypatch.context() as patch:
-        patch.setattr(api, "accuracy", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+        patch.setattr(closing, "accuracy", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
         assert run_classic(capsys, flags(tiny, texts, **options)).status == 130
     assert seen == ["heldout.txt"]
     answer: Answer = run(tiny, **options, resume=True)

@@ -89,8 +89,8 @@ class Answer(NamedTuple):
 
 
 def flags(model: Path | str, texts: Texts | None = None, **options: Any) -> list[str]:
-    """Command-line flags: Wanda at 50 % on the tiny texts, with ``options`` changed; None drops one, True is a bare
-    flag.
+    """Command-line flags: Wanda at 50 % on the tiny texts, and nothing of the dense model, with ``options`` changed;
+    None drops one, True is a bare flag.
     """
     chosen: dict[str, Any] = {
         "model": model,
@@ -98,6 +98,7 @@ def flags(model: Path | str, texts: Texts | None = None, **options: Any) -> list
         "sparsity_ratio": 0.5,
         "nsamples": 8,
         "seqlen": SEQLEN,
+        "no_dense": True,
     }
     if texts is not None:
         chosen |= {"calibration_data": texts.calibration, "eval_data": texts.heldout}

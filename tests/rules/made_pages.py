@@ -11,9 +11,10 @@ import re
 from pathlib import Path
 from typing import Any
 
+import made_keywords
 from pages import ROOT
 
-from autoprune.recipe.options import RotationOptions, SpeedOptions
+from autoprune.recipe.options import RotationOptions, ShrinkOptions, SpeedOptions
 from autoprune.recipe.recipe import Group, groups
 
 FLAGS, TREE = ROOT / "docs" / "flags.md", ROOT / "docs" / "tree.md"
@@ -24,14 +25,14 @@ WIDTH = 118
 def flag_tables() -> str:
     """The tables of flags: one for every group of options and every step that has some."""
     tables = [f"\n## {_title(group)}\n\n{_table(group.type)}" for group in groups()]
-    alone = {"rotate": RotationOptions, "speed": SpeedOptions}
+    alone = {"rotate": RotationOptions, "shrink": ShrinkOptions, "speed": SpeedOptions}
     tables += [f"\n## `autoprune {name}` alone\n\n{_table(options)}" for name, options in alone.items()]
     return "".join(tables) + "\n"
 
 
 def flag_names() -> list[str]:
     """The flags of these tables, in their order."""
-    types = [*(group.type for group in groups()), RotationOptions, SpeedOptions]
+    types = [*(group.type for group in groups()), RotationOptions, ShrinkOptions, SpeedOptions]
     return [f.name for kind in types for f in dataclasses.fields(kind)]
 
 
@@ -96,9 +97,10 @@ def _line(name: str, depth: int, about: str) -> str:
 
 
 def write() -> None:
-    """Puts both between the marks of their pages."""
+    """Puts both between the marks of their pages, and the types of the options into their file."""
     for page, mark, made in ((FLAGS, "flags", flag_tables()), (TREE, "tree", tree())):
         text = page.read_text(encoding="utf-8")
         begin = text.index("\n", text.index(f"<!-- {mark}:begin")) + 1
         end = text.index(f"<!-- {mark}:end -->", begin)
         page.write_text(text[:begin] + made + text[end:], encoding="utf-8")
+    made_keywords.FILE.write_text(made_keywords.keywords(), encoding="utf-8")

@@ -10,7 +10,7 @@ import torch
 from end_to_end.tiny import change_weights, save_tiny, tiny_model, tiny_tokenizer, write_words
 
 import autoprune
-from autoprune.data.cache import VARIABLE, cached_json, cached_windows
+from autoprune.data.cache import VARIABLE, cached_windows, keep
 from autoprune.data.windows import Windows
 from autoprune.errors import RecipeError
 from autoprune.evaluation import perplexity as module
@@ -136,6 +136,6 @@ def test_a_cache_that_can_not_be_written_costs_time_alone(tmp_path: Path, monkey
     monkeypatch.setenv(VARIABLE, str(tmp_path / "file/cache"))
     windows, told = Windows(torch.arange(6).view(2, 3), {"source": "x"}), list[Event]()
     assert cached_windows({"a": 1}, lambda: windows, told.append) is windows
-    assert cached_json("dense", {"a": 1}, lambda: {"b": 2}, told.append) == {"b": 2}
+    keep(tmp_path / "file/cache", "dense", {"a": 1}, {"b": 2}, told.append)
     assert [str(event).count("AUTOPRUNE_CACHE=") for event in told] == [1, 1]
     assert "so nothing is kept for later runs" in str(told[0])

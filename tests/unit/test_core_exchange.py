@@ -82,6 +82,14 @@ def test_exchange_equals_brute_force(granularity: str, given_layers: Layers, thr
         assert set(result.inverted) == {wanted.inverted} and set(result.compared) == {wanted.compared}
     else:
         assert sum(result.inverted) == wanted.inverted and sum(result.compared) == wanted.compared
+    for number, count in enumerate(result.sets):
+        sets = oracle.compared_sets([tuple(k.shape) for k in keep], granularity)
+        own = [
+            [(scores[n][r, c].item(), bool(keep[n][r, c])) for n, r, c in s]
+            for s in sets
+            if (number in {p[0] for p in s})
+        ]
+        assert count == sum(oracle.inverted(*map(list, zip(*places, strict=True))) > 0 for places in own if places)
 
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)

@@ -7,6 +7,7 @@ import io
 import json
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from test_report_samples import row, sample_rows
 
 from autoprune.cli.main import main
 from autoprune.errors import DataError
+from autoprune.report import needs
 from autoprune.report.publish import FORMATS, published
 from autoprune.report.significance import findings, paired, two_sided
 from autoprune.results.codec import dump_json, from_jsonable, read_rows, row_from_json
@@ -146,3 +148,21 @@ def test_latex_compiles(tmp_path: Path) -> None:
     (tmp_path / "table.tex").write_text(text)
     subprocess.run([str(LATEX), "table.tex"], cwd=tmp_path, check=True, timeout=120, stdin=subprocess.DEVNULL)
     assert (tmp_path / "table.pdf").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("lacking", [("jinja2",), ("jinja2", "matplotlib")])
+def test_pages_without_their_packages_are_refused_beforehand(
+    lacking: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And what needs no page works."""
+    monkeypatch.setattr(needs, "find_spec", lambda name: None if name in lacking else object())
+    for name in (*lacking, *(f"{name}.figure" for name in lacking)):
+        monkeypatch.setitem(sys.modules, name, None)
+    (tmp_path / "grid.toml").write_text('models = ["demo"]\nmethods = ["wanda"]\ntargets = [0.5]\n')
+    results = tmp_path / "log_x.json"
+    results.write_text(dump_json(EvaluationRow("wanda", "50 %", 0.5, ())), encoding="utf-8")
+    for words in (["bench", str(tmp_path / "grid.toml")], ["report", str(results), "--format", "html"]):
+        assert main(words) == 2
+        assert f"pip install {' '.join(lacking)}" in capsys.readouterr().err
+    for form in ("md", "csv", "latex"):
+        assert main(["report", str(results), "--format", form]) == 0

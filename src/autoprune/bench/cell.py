@@ -8,34 +8,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import resource
 import sys
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
-
-class Clock:
-    """Wall seconds of every phase, in the words of the progress that a run tells."""
-
-    def __init__(self) -> None:
-        self.phases: dict[str, float] = {}
-        self._name, self._since = "", time.perf_counter()
-
-    def __call__(self, event: object) -> None:
-        """Listens to the run's events."""
-        from autoprune.events import Phase
-
-        if isinstance(event, Phase):
-            self.start(event.name)
-
-    def start(self, name: str) -> None:
-        """Ends the phase that was under way and begins another."""
-        now = time.perf_counter()
-        if self._name:
-            self.phases[self._name] = self.phases.get(self._name, 0.0) + now - self._since
-        self._name, self._since = name, now
+from autoprune.machine.meter import Clock, device_bytes, peak_bytes
 
 
 def main(options: Path, result: Path) -> int:
@@ -46,15 +25,15 @@ def main(options: Path, result: Path) -> int:
     from autoprune.recipe.recipe import recipe_from_flat
     from autoprune.results.codec import dump_json
     from autoprune.results.types import Cost
+    from autoprune.results.variants import DENSE
     from autoprune.run.api import run
-    from autoprune.run.labels import DENSE
 
     clock.start("opening")
     outcome: dict[str, Any] = {"error": None, "row": None}
     values = json.loads(options.read_text(encoding="utf-8"))["options"]
     try:
         recipe = recipe_from_flat(values)
-        row = run(recipe, clock, measure=True).row
+        row = run(recipe, clock, measure=True, dense=False).row  # the dense model has a cell of its own
         as_it_is = row.pruning is None  # what the others are compared with, also where somebody has pruned it before
         outcome["row"] = dataclasses.replace(row, method=DENSE[0], target=DENSE[1]) if as_it_is else row
     except AutoPruneError as error:
@@ -65,23 +44,6 @@ def main(options: Path, result: Path) -> int:
     draft.write_text(dump_json(outcome), encoding="utf-8")
     draft.replace(result)
     return 0
-
-
-def peak_bytes() -> int:
-    """Peak resident memory of this process."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
-def device_bytes() -> int:
-    """Peak memory of this process on CUDA devices together."""
-    import torch
-
-    return (
-        sum(torch.cuda.max_memory_allocated(i) for i in range(torch.cuda.device_count()))
-        if torch.cuda.is_initialized()
-        else 0
-    )
 
 
 def end_with_the_starter() -> None:

@@ -6,8 +6,9 @@ import argparse
 from pathlib import Path
 
 from autoprune.cli.compare import add_compare
-from autoprune.cli.flags import Parser, add_flags
+from autoprune.cli.flags import Parser, add_flags, add_recipe
 from autoprune.cli.rotate import add_rotate
+from autoprune.cli.shrink import add_shrink
 from autoprune.cli.speed import add_speed
 
 VERIFY = (
@@ -32,7 +33,7 @@ FLAGS: dict[
     "prune": (None, ()),
     "eval": (
         ("model", "calibration", "evaluation", "zeroshot", "output", "run"),
-        ("calibration_data", "nsamples", "save_model", "delete", "compare"),
+        ("calibration_data", "nsamples", "save_model", "delete", "no_dense", "compare"),
     ),
     "inspect": (
         ("model", "chosen", "calibration", "run"),
@@ -47,6 +48,7 @@ FLAGS: dict[
             "memory",
             "activations",
             "quiet",
+            "no_dense",
         ),
     ),
 }
@@ -57,6 +59,7 @@ def add_commands(commands: argparse._SubParsersAction[Parser]) -> None:
     _add_runs(commands)
     add_compare(commands)
     add_rotate(commands)
+    add_shrink(commands)
     add_speed(commands)
     for add in (_add_verify, _add_bench, _add_report, _add_reproduce):
         add(commands)
@@ -76,6 +79,8 @@ def _add_runs(commands: argparse._SubParsersAction[Parser]) -> None:
                 "place", metavar="OUT", nargs="?", help="where the result goes, instead of --save_model"
             )
         add_flags(command, groups, without, positional=None if name == "prune" else "model", optional_model=True)
+        if name == "prune":
+            add_recipe(command)
 
 
 def _add_verify(commands: argparse._SubParsersAction[Parser]) -> None:

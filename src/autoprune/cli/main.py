@@ -13,9 +13,11 @@ from pathlib import Path
 import autoprune
 from autoprune.cli.commands import add_commands
 from autoprune.cli.compare import run_compare
-from autoprune.cli.flags import Parser, add_flags, given
+from autoprune.cli.flags import Parser, add_flags, add_recipe, beneath, given
 from autoprune.cli.rotate import run_rotate
+from autoprune.cli.shrink import run_shrink
 from autoprune.cli.speed import run_speed
+from autoprune.cli.tasks import asks_for_tasks, list_tasks
 from autoprune.errors import AutoPruneError, OutputError, RecipeError
 from autoprune.machine.launch import launched, require_alone
 from autoprune.recipe.recipe import recipe_from_flat
@@ -25,7 +27,12 @@ INTRODUCTION = (
     " `autoprune prune MODEL OUT --sparsity 2:4`, then `autoprune compare MODEL OUT`."
 )
 NUMBERS = ("torch", "transformers", "safetensors")  # packages that can change a number
-ELSEWHERE = {"compare": run_compare, "rotate": run_rotate, "speed": run_speed}  # commands with a file of their own
+ELSEWHERE = {  # commands with a file of their own
+    "compare": run_compare,
+    "rotate": run_rotate,
+    "shrink": run_shrink,
+    "speed": run_speed,
+}
 
 
 def _versions() -> str:
@@ -41,15 +48,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def classic(arguments: Sequence[str] | None = None) -> int:
     """``main.py``: the flags of `autoprune prune`, with the model as ``--model``."""
     parser = Parser(prog="main.py", description=INTRODUCTION, allow_abbrev=False)
-    return _guarded(lambda: _prune(_flags_of(parser, arguments)))
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    return _guarded(lambda: list_tasks(words) if asks_for_tasks(words) else _prune(_flags_of(parser, words)))
 
 
-def _flags_of(parser: Parser, arguments: Sequence[str] | None) -> dict[str, object]:
-    add_flags(parser)
-    return given(parser.parse_args(arguments))
+def _flags_of(parser: Parser, arguments: Sequence[str]) -> dict[str, object]:
+    add_flags(parser, optional_model=True)
+    add_recipe(parser)
+    chosen = parser.parse_args(arguments)
+    values = beneath(given(chosen), chosen.recipe)
+    if "model" not in values:
+        raise RecipeError("--model is missing: give a hub id, a local directory, or `demo`; --help lists the flags")
+    return values
 
 
 def _console(arguments: list[str]) -> int:
+    if asks_for_tasks(arguments):
+        return list_tasks(arguments)
     parser = Parser(prog="autoprune", description=INTRODUCTION, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=_versions())
     add_commands(parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser))
@@ -80,6 +95,7 @@ def _placed(values: dict[str, object], chosen: argparse.Namespace) -> dict[str, 
                 f"{word!r} and --{name} {values[name]} say the same thing twice; leave out one of the two"
             )
         values |= {name: word} if word is not None else {}
+    values = beneath(values, chosen.recipe)
     if "model" not in values:
         raise RecipeError(
             "no model is named; write `autoprune prune MODEL OUT --sparsity 2:4`, or give --model; `autoprune prune"
@@ -96,15 +112,16 @@ def _prune(values: dict[str, object]) -> int:
             "--quiet shows nothing and nothing is saved; add --save_model, --save_ppl or --save_zeroshot, or leave out"
             " --quiet"
         )
-    from autoprune.cli.progress import watching
     from autoprune.cli.show import show_result
+    from autoprune.report.progress import watching
 
     here = launched()
     quiet = recipe.run.quiet or (here is not None and not here.first)
     with watching(quiet=quiet) as emit:
         from autoprune.run.api import run
 
-        result = run(recipe, emit)
+        nothing_else = not (output.save_model or recipe.zeroshot.tasks)  # would come out
+        result = run(recipe, emit, measure=True if nothing_else else None)
     if not quiet:
         show_result(result)
     return 0
@@ -121,8 +138,8 @@ def _inspect(values: dict[str, object]) -> int:
 
 
 def _verify(directory: str, model: str | None, *, trust_remote_code: bool) -> int:
-    from autoprune.cli.progress import watching
     from autoprune.cli.show import show_audit
+    from autoprune.report.progress import watching
 
     with watching(quiet=False) as emit:
         from autoprune.evaluation.audit import audit, find_dense
@@ -135,7 +152,7 @@ def _verify(directory: str, model: str | None, *, trust_remote_code: bool) -> in
 
 def _bench(grid: str, out: str, jobs: int) -> int:
     from autoprune.bench.bench import benchmark
-    from autoprune.cli.progress import watching
+    from autoprune.report.progress import watching
 
     with watching(quiet=False) as emit:
         summary = benchmark(grid, out, jobs=jobs, emit=emit)
@@ -146,10 +163,16 @@ def _bench(grid: str, out: str, jobs: int) -> int:
 
 
 def _report(chosen: argparse.Namespace) -> int:
+    from autoprune.report.needs import check_pages
     from autoprune.report.publish import published
     from autoprune.results.codec import read_rows
+    from autoprune.results.variants import with_references
 
-    text = published(read_rows(chosen.results), chosen.format, title=chosen.title)
+    if chosen.format == "html":
+        check_pages("--format html")
+    rows = read_rows(chosen.results)
+    shown = rows if chosen.format == "csv" else with_references(rows)  # a line of it is a run
+    text = published(shown, chosen.format, title=chosen.title)
     if chosen.out is None:
         sys.stdout.write(text)
         return 0
@@ -162,8 +185,8 @@ def _report(chosen: argparse.Namespace) -> int:
 
 def _reproduce(chosen: argparse.Namespace, overrides: dict[str, object]) -> int:
     from autoprune.bench.reproduce import PUBLISHED, read_tables, reproduce
-    from autoprune.cli.progress import watching
     from autoprune.cli.show import show_reproduction
+    from autoprune.report.progress import watching
 
     tables = Path(chosen.tables) if chosen.tables else PUBLISHED
     if chosen.name is None:

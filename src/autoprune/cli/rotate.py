@@ -13,7 +13,7 @@ ABOUT = (
     " which importance is gathered in fewer weights. Prune it afterwards like any other model."
 )
 GROUPS = ("model", "calibration", "output", "run")
-WITHOUT = ("model", "protocol", "save_model", "save_ppl", "save_zeroshot", "delete", "resume", "memory")
+WITHOUT = ("model", "protocol", "save_model", "save_ppl", "save_zeroshot", "delete", "resume", "memory", "no_dense")
 
 
 def add_rotate(commands: argparse._SubParsersAction[Parser]) -> None:
@@ -34,8 +34,8 @@ def run_rotate(chosen: argparse.Namespace) -> int:
         f.name: value for f in dataclasses.fields(RotationOptions) if (value := vars(chosen).get(f.name)) is not None
     }
     quiet = bool(options.get("quiet"))
-    from autoprune.cli.progress import watching
     from autoprune.cli.show import show_rotation
+    from autoprune.report.progress import watching
 
     with watching(quiet=quiet) as emit:
         from autoprune.run.rotate import rotate

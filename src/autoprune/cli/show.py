@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -13,9 +12,11 @@ from autoprune.report.layers import exchange_table, layer_table
 from autoprune.report.significance import findings
 from autoprune.report.tables import comparison
 from autoprune.results.comparison_tables import comparison_tables
+from autoprune.results.numbers import bytes_text, mebibytes_text
 from autoprune.results.speed_tables import speed_tables
 from autoprune.results.table import print_table
 from autoprune.results.tidy import Results
+from autoprune.results.variants import with_references
 
 if TYPE_CHECKING:
     from autoprune.bench.bench import BenchSummary
@@ -23,12 +24,14 @@ if TYPE_CHECKING:
     from autoprune.evaluation.audit import AuditReport
     from autoprune.results.comparison import Comparison
     from autoprune.results.speed import SpeedResult
-    from autoprune.results.types import EvaluationRow
+    from autoprune.results.types import Cost, FileSize
     from autoprune.run.api import PruneResult
     from autoprune.run.inspect import Inspection
     from autoprune.run.rotate import RotateResult
+    from autoprune.run.shrink import ShrinkResult
 
 WIDE = 160
+LONGEST = 4  # phases of a run that are told of
 
 
 def terminal() -> Console:
@@ -40,10 +43,9 @@ def terminal() -> Console:
     return console if console.is_terminal else Console(markup=False, width=WIDE)
 
 
-def show_result(result: PruneResult, before: Sequence[EvaluationRow] = ()) -> None:
-    """Tables per block and sub-block, the perplexities, and where the files are.
-
-    ``before`` are rows that the result is set beside: the dense model, and it after the steps before the last.
+def show_result(result: PruneResult) -> None:
+    """Tables per block and sub-block, the perplexities beside those before, what the run took, and where the files
+    are.
     """
     console = terminal()
     if result.summary:
@@ -51,7 +53,7 @@ def show_result(result: PruneResult, before: Sequence[EvaluationRow] = ()) -> No
         if result.summary.sub_blocks:
             print_table(exchange_table(result.summary), console)
     if result.row.perplexity:
-        print_table(comparison(Results([*before, result.row])), console)
+        print_table(comparison(Results(with_references([result.row]))), console)
     elif result.summary and not result.row.zeroshot:
         console.print(f"sparsity {result.row.sparsity:.2%}", highlight=False)
     for table in comparison_tables(result.comparison) if result.comparison else ():
@@ -59,22 +61,40 @@ def show_result(result: PruneResult, before: Sequence[EvaluationRow] = ()) -> No
     if result.row.zeroshot:
         console.print("Zero-shot accuracy in percent, higher is better", style="bold")
         print_table(zeroshot_table(result.row.zeroshot), console)
-    _say_places(result, console)
+    _show_ends(result, console)
 
 
-def _say_places(result: PruneResult, console: Console) -> None:
-    """Where the files are."""
-    output = result.recipe.output
+def _show_ends(result: PruneResult, console: Console) -> None:
+    """What the run took, how large the result is, and where everything lies."""
+    row, output = result.row, result.recipe.output
+    lines = [cost_text(row.cost)] if row.cost else []
+    lines += [size_text(row.size)] if row.size else []
     if result.directory:
-        console.print(f"checkpoint: {result.directory}", highlight=False, soft_wrap=True)
+        lines.append(f"checkpoint: {result.directory}")
     elif output.save_model and output.delete and result.summary:
-        console.print(
-            f"checkpoint: deleted from {output.save_model}, as --delete asks", highlight=False, soft_wrap=True
-        )
-    if output.save_ppl:
-        console.print(f"perplexity: {output.save_ppl}", highlight=False, soft_wrap=True)
-    if output.save_zeroshot:
-        console.print(f"zero-shot:  {output.save_zeroshot}", highlight=False, soft_wrap=True)
+        lines.append(f"checkpoint: deleted from {output.save_model}, as --delete asks")
+    lines += [f"perplexity: {output.save_ppl}"] if output.save_ppl else []
+    lines += [f"zero-shot:  {output.save_zeroshot}"] if output.save_zeroshot else []
+    for line in lines:
+        console.print(line, highlight=False, soft_wrap=True)
+
+
+def cost_text(cost: Cost) -> str:
+    """``took 42 s (pruning 12 s, perplexity demo 20 s), peak memory 1,234 MiB``."""
+    longest = sorted(cost.phases, key=lambda name: -cost.phases[name])[:LONGEST]
+    parts = ", ".join(f"{name} {_seconds(cost.phases[name])}" for name in cost.phases if name in longest)
+    device = f", {mebibytes_text(cost.device_bytes)} MiB on the device" if cost.device_bytes else ""
+    took = f"took {_seconds(cost.seconds)}" + (f" ({parts})" if parts else "")
+    return f"{took}, peak memory {mebibytes_text(cost.peak_bytes)} MiB{device}"
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.{0 if seconds >= 10 else 1}f} s"
+
+
+def size_text(size: FileSize) -> str:
+    """``weights: stored 2.20 GB, compressed about 1.50 GB``."""
+    return f"weights: stored {bytes_text(size.stored)}, compressed about {bytes_text(size.compressed)}"
 
 
 def show_comparison(result: Comparison, directory: str | None) -> None:
@@ -184,4 +204,19 @@ def show_rotation(result: RotateResult) -> None:
         f" ({result.change:+.1%}); logits differ by {result.difference:.1e} of their size",
         highlight=False,
     )
+    console.print(f"checkpoint: {result.directory}", highlight=False, soft_wrap=True)
+
+
+def show_shrink(result: ShrinkResult) -> None:
+    """What went, what healing brought, and where the model is."""
+    console = terminal()
+    gone = f"blocks gone: {', '.join(map(str, result.dropped))}; " if result.dropped else ""
+    gone += "".join(f"{name} {before:,} -> {after:,}; " for name, (before, after) in result.entries.items())
+    console.print(
+        f"{gone}{result.parameters_before:,} -> {result.parameters_after:,} parameters"
+        f" ({-result.parameters_gone:.1%})",
+        highlight=False,
+    )
+    for block, (before, after) in result.healed.items():
+        console.print(f"block {block}: error on held-out samples {before:.4f} -> {after:.4f}", highlight=False)
     console.print(f"checkpoint: {result.directory}", highlight=False, soft_wrap=True)

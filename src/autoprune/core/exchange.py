@@ -24,6 +24,7 @@ class Exchange:
     inverted: tuple[int, ...]  # per layer: pairs whose pruned score exceeds the kept one
     grown: tuple[int, ...]  # per layer: weights that came back
     dropped: tuple[int, ...]  # per layer: weights that went
+    sets: tuple[int, ...]  # per layer: its sets that hold an inverted pair (block: the shared set, or none)
 
 
 def exchange(
@@ -122,12 +123,13 @@ def _exchange_together(scores: Sequence[Tensor], keep: Sequence[Tensor], thresho
         (int(inverted),) * len(new),
         tuple(int(count_true(g)) for g in grown_parts),
         tuple(int(count_true(d)) for d in dropped_parts),
+        (min(int(inverted), 1),) * len(new),
     )
 
 
 def _exchange_layer(
     scores: Tensor, keep: Tensor, granularity: str, threshold: float, target: Target | None
-) -> tuple[Tensor, int, int, int, int]:
+) -> tuple[Tensor, int, int, int, int, int]:
     shape = {"layer": (1, -1), "output1": keep.shape, "input1": keep.shape}[granularity]
     by_column = granularity == "input1"
     sets = scores.T.contiguous() if by_column else scores.reshape(shape)
@@ -142,7 +144,8 @@ def _exchange_layer(
     new = (new.T if by_column else new.reshape(keep.shape)).contiguous()
     survivors = count_true(kept)
     pairs = int(torch.minimum(survivors, kept.shape[-1] - survivors).sum())
-    return new, pairs, int(inverted.sum()), int(count_true(grown).sum()), int(count_true(dropped).sum())
+    moved = int(count_true(grown).sum()), int(count_true(dropped).sum())
+    return new, pairs, int(inverted.sum()), *moved, int(count_true(inverted > 0))
 
 
 def _exchange_in_groups(order: Tensor, keep: Tensor, grown: Tensor, m: int) -> tuple[Tensor, Tensor]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from autoprune.storage.files import file_sha256
 from autoprune.storage.locate import locate
 from autoprune.storage.manifest import MANIFEST, Manifest
 from autoprune.storage.skeleton import build_skeleton
+from autoprune.storage.smaller import origins_of
 from autoprune.storage.source import open_checkpoint
 from autoprune.storage.store import CheckpointStore
 from autoprune.storage.values import ValueCheck, is_finite
@@ -59,6 +61,7 @@ class Promise:
     fingerprint: str  # of the dense model's weights
     files: Mapping[str, str] = field(default_factory=dict)  # SHA-256 of the others; the first format notes none
     trained: tuple[str, ...] = ()  # parameters beside the layers that were changed, such as norms
+    blocks: Sequence[Mapping[str, Any]] | None = None  # of a smaller model: which they were, and what of them changed
 
 
 @dataclass(frozen=True)
@@ -109,16 +112,18 @@ def audit(
         if name not in parameters
     ]
     pruned = {parameters[name] for name in promise.zeros if name in parameters} | set(promise.trained)
-    used = store.skeleton.used
+    used, smaller = store.skeleton.used, promise.blocks is not None
+    origins = origins_of(store, promise.blocks) if promise.blocks is not None else {}
     emit(Phase("comparing" if original else "reading", total=len(checkpoint.shards)))
     for done, name in enumerate(sorted(checkpoint.shards)):
         tensor = checkpoint.read([name])[name]
         if name in used and not is_finite(tensor):
             faults.append(Fault(name, "holds NaN or infinity"))
-        if original is not None and store.skeleton.owners[name] not in pruned:
-            _compare(name, tensor, original, faults)
+        source = origins.get(name, name)
+        if original is not None and source is not None and store.skeleton.owners[name] not in pruned:
+            _compare(name, tensor, original, source, faults)
         emit(Work("reading", done + 1, len(checkpoint.shards)))
-    if original is not None:
+    if original is not None and not smaller:
         faults += [
             Fault(name, "of the dense model is absent")
             for name in sorted(set(original.shards) - set(checkpoint.shards))
@@ -156,13 +161,14 @@ def read_promise(directory: Path) -> Promise:
         raw = found.raw
         return Promise(
             {entry["name"]: entry["sha256"] for entry in raw["shards"]},
-            {entry["name"]: int(entry["zeros"]) for entry in raw["layers"]},
-            found.target,
+            {entry["name"]: int(entry["zeros"]) for entry in (raw["layers"] if found.shrink is None else ())},
+            found.target if found.shrink is None else None,
             tuple(raw["written"]),
             str(raw["model"]["name"]),
             str(raw["model"].get("fingerprint")),
             {entry["name"]: entry["sha256"] for entry in raw.get("files", ()) if entry["name"] != CARD},
             found.trained,
+            found.shrink["blocks"] if found.shrink is not None else None,
         )
     except (OutputError, ValueError, KeyError, TypeError, AttributeError, RecipeError) as error:
         if _is_rotated(directory):
@@ -226,11 +232,12 @@ def _layer(name: str, tensor: Tensor, promised: int, target: Target | None, faul
     return LayerAudit(name, tensor.numel(), zeros, violations)
 
 
-def _compare(name: str, tensor: Tensor, original: Checkpoint, faults: list[Fault]) -> None:
-    if name not in original.shards:
+def _compare(name: str, tensor: Tensor, original: Checkpoint, source: str, faults: list[Fault]) -> None:
+    """``source`` is the tensor's name in the dense model."""
+    if source not in original.shards:
         faults.append(Fault(name, "is not in the dense model"))
         return
-    dense = original.read([name])[name]
+    dense = original.read([source])[source]
     if dense.dtype != tensor.dtype or dense.shape != tensor.shape or not _same_bytes(dense, tensor):
         faults.append(Fault(name, "differs from the dense model, though pruning must leave it alone"))
 

@@ -1,4 +1,4 @@
-"""Measurements that need not be made again: of dense models, where a cache is named, and of a run that was stopped."""
+"""Measurements that need not be made again: those of earlier runs, and of a run that was stopped."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from autoprune.data.cache import cached_json
+from autoprune.data.cache import figures_folder, keep, recall
 from autoprune.data.windows import Windows
 from autoprune.events import Emit, Notice, silent
 from autoprune.results.codec import dump_json, to_jsonable
@@ -16,18 +16,35 @@ from autoprune.results.types import PerplexityResult
 from autoprune.storage.files import write_text, writing_to
 
 
-def remembered(
-    model: Mapping[str, object],
-    windows: Windows,
-    source: str,
-    make: Callable[[], PerplexityResult],
-    emit: Emit = silent,
-) -> PerplexityResult:
-    """The perplexity of this very model (fingerprint of its weights, precision, device, versions) on these very
-    windows.
+class Memory:
+    """Perplexities of models that can be told from all others, kept for later runs.
+
+    ``model`` holds all that they depend on besides the windows (fingerprint of the weights, or of all that they were
+    made from; precision, device, versions); empty: nothing is known of it, and nothing kept.
     """
-    kept = cached_json("dense", {**model, "windows": windows.fingerprint}, lambda: dict(to_jsonable(make())), emit)
-    return dataclasses.replace(PerplexityResult(**kept), source=source)
+
+    def __init__(self, kind: str, model: Mapping[str, object], emit: Emit = silent) -> None:
+        self._kind, self._model, self._emit = kind, model, emit
+
+    def recall(self, windows: Windows, source: str) -> PerplexityResult | None:
+        """The perplexity on these very windows, if an earlier run has kept it; ``source`` is their name now."""
+        kept = recall(figures_folder(), self._kind, self._key(windows)) if self._model else None
+        return _result(kept, source)
+
+    def keep(self, windows: Windows, result: PerplexityResult) -> None:
+        """For later runs; a cache that can't be written is told of."""
+        if self._model:
+            keep(figures_folder(), self._kind, self._key(windows), to_jsonable(result), self._emit)
+
+    def _key(self, windows: Windows) -> dict[str, object]:
+        return {**self._model, "windows": windows.fingerprint}
+
+
+def _result(kept: Mapping[str, Any] | None, source: str) -> PerplexityResult | None:
+    try:
+        return None if kept is None else dataclasses.replace(PerplexityResult(**kept), source=source)
+    except TypeError:  # of another version, or damaged
+        return None
 
 
 class Notes:

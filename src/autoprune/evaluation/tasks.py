@@ -12,11 +12,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from autoprune.errors import DataError, ModelError
 from autoprune.evaluation.bars import bars_told
 from autoprune.evaluation.flips import answers, no_choices
-from autoprune.evaluation.harness import Respondent, folder_stamp, harness, no_data, task_manager
+from autoprune.evaluation.harness import Respondent, folder_stamp, harness, listed, no_data, task_manager
 from autoprune.evaluation.remember import Notes
 from autoprune.events import Emit, Notice, Phase, silent
 from autoprune.recipe.recipe import ZeroShotOptions
-from autoprune.recipe.task_sets import Asked, asked_of
+from autoprune.recipe.task_sets import SETS, Asked, asked_of
 from autoprune.results.codec import from_jsonable
 from autoprune.results.types import TaskResult, ZeroShotResult
 
@@ -50,6 +50,17 @@ def check_tasks(options: ZeroShotOptions, emit: Emit = silent) -> None:
                 raise no_data(task, error) from error
             for name, found in loaded.items():
                 _check_task(task if name == task else f"{task} ({name})", found)
+
+
+def known_tasks(folder: str | None = None) -> list[str]:
+    """What --tasks may name: sets, tasks and groups of tasks, those in ``folder`` among them.
+
+    Raises: RecipeError if the harness is not installed; DataError if ``folder`` is no directory.
+    """
+    if folder and not Path(folder).is_dir():
+        raise DataError(f"--tasks_path {folder}: there is no such directory")
+    found = listed(folder, folder_stamp(folder) if folder else (), defaults=True)
+    return [*SETS, *sorted(found.all_tasks)]
 
 
 def _check_task(name: str, task: Any) -> None:

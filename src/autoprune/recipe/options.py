@@ -7,7 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from autoprune.steps.options import option
+from autoprune.steps.options import HEALINGS, option
 
 ZEROSHOT_TASKS = ("boolq", "rte", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "openbookqa")
 PLACES = ("device", "cpu", "disk")
@@ -27,6 +27,9 @@ class ModelOptions:
 
     model: str = option(
         "", "hub id, local directory, or `demo` (the model this project ships)", metavar="MODEL", required=True
+    )
+    revision: str | None = option(
+        None, "branch, tag or commit of a model from the hub (default: its main branch)", metavar="REVISION"
     )
     dtype: str = option("auto", "precision the blocks run in; auto = the model's own", choices=DTYPES)
     device: str = option("auto", "where blocks run: cpu, cuda, cuda:1, mps; auto = the first accelerator, else cpu")
@@ -51,6 +54,9 @@ class PruningOptions:
         (),
         "other ratios for some layers: a glob and a fraction, such as *.mlp.*=0.6; the last that fits counts",
         metavar="PATTERN=R",
+    )
+    include: tuple[str, ...] = option(
+        (), "the only layers to prune: a glob against their names, as for --ignore; repeatable", metavar="PATTERN"
     )
     ignore: tuple[str, ...] = option(
         (), "layers left dense: a glob against names like model.layers.0.mlp.up_proj; repeatable", metavar="PATTERN"
@@ -115,7 +121,7 @@ class ZeroShotOptions:
     tasks: tuple[str, ...] = option(
         (),
         "comma list of tasks, or of sets of them: classic (the seven of the papers, taken with --save_zeroshot and"
-        " without a list), knowledge (mmlu), reasoning (gsm8k, ifeval)",
+        " without a list), knowledge (mmlu), reasoning (gsm8k, ifeval); `--tasks list` names all that there are",
         metavar="TASK[,TASK]",
         comma=True,
     )
@@ -168,6 +174,9 @@ class RunOptions:
         "budget such as 8GiB: windows per pass and the place of hidden states are chosen to fit it",
         metavar="SIZE",
     )
+    no_dense: bool = option(
+        False, "measure the result alone: no perplexity of the dense model beside it, which takes as long again"
+    )
     quiet: bool = option(False, "no progress, no tables; errors only")
 
 
@@ -178,6 +187,39 @@ class RotationOptions:
     rotate_steps: int = option(100, "steps of the optimiser", metavar="N", at_least=1)
     rotate_rate: float = option(0.01, "its learning rate", metavar="RATE", positive=True)
     rotate_blocks: int = option(3, "random blocks that each step looks at", metavar="N", at_least=1)
+
+
+@dataclass(frozen=True)
+class ShrinkOptions:
+    """What of a model goes, and how the rest makes up for it."""
+
+    blocks: float | None = option(
+        None, "blocks to drop: how many, or which share of them if below 1", metavar="N", at_least=0
+    )
+    by: str = option(
+        "influence",
+        "which blocks go: those that turn hidden states least, the run over which the last token turns least, or one"
+        " by one those without which the predictions move least (slow)",
+        choices=("influence", "angular", "divergence"),
+    )
+    mlp: float | None = option(
+        None,
+        "share of the MLPs' width to drop; what is left makes up for it by least squares",
+        metavar="SHARE",
+        fraction=True,
+    )
+    multiple: int = option(64, "the width of the MLPs stays a multiple of this", metavar="N", at_least=1)
+    experts: float | None = option(
+        None, "experts to drop in every block: how many, or which share of them if below 1", metavar="N", at_least=0
+    )
+    experts_by: str = option(
+        "reap", "which experts go: those that add least (REAP), or that fewest tokens go to", choices=("reap", "load")
+    )
+    heal: str = option(
+        HEALINGS[-1],
+        "what makes up for what went: nothing, blocks behind it scaled so that sizes fit, or blocks beside it trained",
+        choices=HEALINGS,
+    )
 
 
 @dataclass(frozen=True)

@@ -95,6 +95,13 @@ def mebibytes_text(size: float | None) -> str:
     return "-" if not size else f"{size / MEBIBYTE:,.0f}" if size >= 10 * MEBIBYTE else number_text(size / MEBIBYTE)
 
 
+def bytes_text(size: int) -> str:
+    """The size of files, as file managers give it: ``2.20 GB``, ``37.5 MB``, ``812 kB``."""
+    power = next((power for power in (3, 2) if size >= 1000**power), 1)
+    value = size / 1000**power
+    return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f} {['kB', 'MB', 'GB'][power - 1]}"
+
+
 def _decimals(value: float) -> int:
     """Digits after the point that leave four significant ones."""
     if value == 0:

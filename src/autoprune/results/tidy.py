@@ -156,7 +156,8 @@ def changed(metric: str) -> str:
 
 def _measurements(row: EvaluationRow, labels: dict[tuple[str, int], str]) -> Iterator[tuple[str, str, float, Any]]:
     """Metric, what it was measured on, its value and standard error (or None)."""
-    yield SPARSITY, "", row.sparsity, None
+    if not math.isnan(row.sparsity):
+        yield SPARSITY, "", row.sparsity, None
     for p in row.perplexity:
         yield PERPLEXITY, labels[p.source, p.seqlen], p.perplexity, None
     for p in row.perplexity:
@@ -175,6 +176,11 @@ def _measurements(row: EvaluationRow, labels: dict[tuple[str, int], str]) -> Ite
             yield metric, task.task, value, task.errors.get(metric)
     if row.pruning and row.pruning.seconds:
         yield PRUNE_SECONDS, "", sum(row.pruning.seconds.values()), None
+    yield from _costs(row)
+
+
+def _costs(row: EvaluationRow) -> Iterator[tuple[str, str, float, Any]]:
+    """What the whole run took."""
     if row.cost:
         yield SECONDS, "", row.cost.seconds, None
         yield PEAK, "", float(row.cost.peak_bytes), None

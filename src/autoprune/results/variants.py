@@ -6,16 +6,17 @@ import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any
 
 from autoprune.results.types import EvaluationRow, PruningSummary
 
+DENSE = ("dense", "dense")  # method and target of a model that nothing was done to
 # settings that say where results go or how a run is shown, not how they came about
 NOT_SETTINGS = frozenset(
     {"model", "seed", "save_model", "save_ppl", "save_zeroshot", "delete", "resume", "overwrite", "quiet"}
-    | {"cache_dir", "datasets_cache_dir", "compare"}
+    | {"cache_dir", "datasets_cache_dir", "compare", "no_dense"}
 )
 
 
@@ -145,6 +146,33 @@ def texts_of(rows: Sequence[EvaluationRow]) -> list[Text]:
     return [
         Text(source, seqlen, source if shown.count(names[source]) > 1 else names[source]) for source, seqlen in keys
     ]
+
+
+def with_references(rows: Sequence[EvaluationRow]) -> list[EvaluationRow]:
+    """The rows, and before them what they say they are compared with, as far as no row is that already.
+
+    Such a row has perplexities alone: how many zeros a dense model has was not counted, and a step keeps the share of
+    zeros that the target asks for.
+    """
+    there = {_place(row) for row in rows}
+    found: dict[tuple[Any, ...], EvaluationRow] = {}
+    for row in rows:
+        for reference in row.beside:
+            dense = reference.method == DENSE[0]
+            target, zeros = (DENSE[1], math.nan) if dense else (row.target, row.sparsity)
+            made = EvaluationRow(reference.method, target, zeros, reference.perplexity, row.settings)
+            if (key := _place(made)) not in there:
+                known = found.setdefault(key, made).perplexity
+                more = [
+                    p for p in made.perplexity if (p.source, p.seqlen) not in {(k.source, k.seqlen) for k in known}
+                ]
+                found[key] = replace(found[key], perplexity=(*known, *more))
+    return [*found.values(), *rows]
+
+
+def _place(row: EvaluationRow) -> tuple[Any, ...]:
+    """What one dense model, or one run of a method on it, is known by."""
+    return (model_of(row), *((DENSE[0],) if is_dense(row) else (row.method, row.target, seed_of(row))))
 
 
 def variants_of(rows: Sequence[EvaluationRow]) -> list[Variant]:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Sequence
+import html
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from autoprune.errors import OutputError
 from autoprune.machine.allocator import restored
 from autoprune.machine.devices import choose_device
 from autoprune.model.anatomy import Anatomy, examine
@@ -17,7 +21,10 @@ from autoprune.model.observe import InputObserver
 from autoprune.model.replay import replay_check
 from autoprune.model.stream import Place
 from autoprune.model.walk import Store, prepare_inputs, walk
+from autoprune.recipe.keywords import InspectOptions, Unpack
 from autoprune.recipe.recipe import Recipe, recipe_from_flat
+from autoprune.results.shown import screen
+from autoprune.results.table import Table, from_rows, to_html
 from autoprune.run.estimate import arithmetic, clock, flops_per_second
 from autoprune.run.layout import batch_size
 from autoprune.run.memory import Layout, Load, need_of, shape_of
@@ -25,6 +32,7 @@ from autoprune.run.open import context_of, open_model
 from autoprune.run.plan import choose_seqlen
 from autoprune.steps.table import PRICED, make_steps
 from autoprune.storage.locate import locate
+from autoprune.storage.manifest import Manifest
 from autoprune.storage.skeleton import hollow_model
 from autoprune.storage.store import beside
 from autoprune.storage.weight_files import has_weights
@@ -53,7 +61,7 @@ class Estimate:
     time: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Inspection:
     """What ``autoprune inspect`` prints."""
 
@@ -70,8 +78,26 @@ class Inspection:
     costs: tuple[Estimate, ...]
     notes: tuple[str, ...] = field(default=())
 
+    def __repr__(self) -> str:
+        lines = [f"{line.name}: {line.out} x {line.features} in blocks {line.blocks}" for line in self.layers]
+        head = f"Inspection of {self.model}: {self.blocks} blocks ({self.block_list}), {self.parameters:,} parameters"
+        return screen(f"{head}, {self.dtype}", [f"coverage: {self.coverage:.2%}", *self.notes, *lines])
 
-def inspect(model: str, **options: Any) -> Inspection:
+    def _repr_html_(self) -> str:
+        head = html.escape(repr(self).splitlines()[0])
+        layers = [(line.name, f"{line.out} x {line.features}", line.shared_with, line.blocks) for line in self.layers]
+        tables = (
+            Table(from_rows(("layer", "shape", "shares its input with", "blocks"), layers, words=4)),
+            Table(from_rows(("method", "peak memory", "rough time here"), self._cost_rows, words=1)),
+        )
+        return "".join([f"<p>{head}</p>", *map(to_html, tables)])
+
+    @property
+    def _cost_rows(self) -> list[tuple[str, str, str]]:
+        return [(cost.method, f"{cost.bytes / 2**30:.2f} GiB", cost.time) for cost in self.costs]
+
+
+def inspect(model: str | Path, **options: Unpack[InspectOptions]) -> Inspection:
     """Describes a model on disk or on the hub; a directory with config.json alone is enough for structure and cost.
 
     Raises: ModelError if it can't be read.
@@ -82,7 +108,7 @@ def inspect(model: str, **options: Any) -> Inspection:
 @restored()
 def inspect_recipe(recipe: Recipe) -> Inspection:
     """Describes the recipe's model; where its weights are at hand, the blocks run on a few tokens."""
-    directory = locate(recipe.model.model, recipe.model.cache_dir)
+    directory = locate(recipe.model.model, recipe.model.cache_dir, recipe.model.revision)
     if directory.is_file() or has_weights(directory):
         store = open_model(recipe, resident=False).store
         dtype = store.storage_dtype or torch.float32
@@ -110,12 +136,26 @@ def inspect_recipe(recipe: Recipe) -> Inspection:
         replay,
         _costs(model, anatomy, dtype, recipe, seqlen, recipe.steps),
         (
+            *_made_from(directory),
             (
                 f"estimates for {recipe.calibration.nsamples} windows of {seqlen} tokens, streamed from disk"
                 " (--save_model)"
             ),
         ),
     )
+
+
+def _made_from(directory: Path) -> Iterator[str]:
+    """What a smaller model was made from, by its own record."""
+    with contextlib.suppress(OutputError):  # no record, or none that can be read
+        found = Manifest.read(directory)
+        if found.shrink is not None:
+            gone = ", ".join(map(str, found.shrink["dropped"])) or "none"
+            narrower = "".join(f" {c['entry']} was {c['before']};" for c in found.shrink["narrower"])
+            yield (
+                f"made smaller from {found.raw['model']['name']}: blocks gone: {gone};{narrower}"
+                f" {found.shrink['parameters_before']:,} parameters before"
+            )
 
 
 def _stated_dtype(directory: Any, recipe: Recipe) -> torch.dtype:

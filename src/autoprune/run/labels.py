@@ -10,9 +10,8 @@ from pathlib import Path
 from autoprune.core.sparsity import SemiStructured, Target, Unstructured
 from autoprune.errors import OutputError, RecipeError
 from autoprune.recipe.recipe import Recipe
+from autoprune.results.variants import DENSE
 from autoprune.storage.manifest import Manifest
-
-DENSE = ("dense", "dense")
 
 
 def names_apart(words: Sequence[str]) -> list[str]:

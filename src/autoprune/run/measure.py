@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import functools
 from pathlib import Path
@@ -10,15 +11,16 @@ from typing import Any
 import torch
 
 from autoprune.data.cache import cache_folder
+from autoprune.data.windows import Windows
 from autoprune.errors import ModelError
 from autoprune.evaluation.perplexity import perplexity
-from autoprune.evaluation.remember import Notes, remembered
+from autoprune.evaluation.remember import Memory, Notes
 from autoprune.events import Emit
 from autoprune.model.stream import Place
 from autoprune.model.walk import walk
 from autoprune.recipe.recipe import Recipe
 from autoprune.results.types import About, PerplexityResult, ZeroShotResult
-from autoprune.run.check import check_replay, check_values
+from autoprune.run.check import check_replay
 from autoprune.run.open import AnyStore, Subject
 from autoprune.run.plan import Plan
 from autoprune.storage.files import file_sha256
@@ -27,31 +29,39 @@ from autoprune.storage.manifest import MANIFEST, versions
 
 
 def measured(
-    plan: Plan, subject: Subject, notes: Notes, emit: Emit, folder: Path | None = None
+    plan: Plan, subject: Subject, notes: Notes, memory: Memory, emit: Emit, folder: Path | None = None
 ) -> tuple[PerplexityResult, ...]:
     """Perplexity on every evaluation text of the plan; what an earlier run has noted is not measured again.
 
-    ``folder``: where hidden states go if the plan keeps them on disk; None: where temporary files go.
+    ``folder``: where hidden states go if the plan keeps them on disk; None: where temporary files go. ``memory`` keeps
+    the figures for later runs; a dense model's are taken from it too where the user or a benchmark names its place.
     Raises: ModelError if the model would have to be run block by block and gave other numbers then.
     """
-    store, place = subject.store, Place(plan.layout.activations, subject.store.device, folder)
-    if (
-        plan.evaluation and not store.resident and plan.calibration is None
-    ):  # else the replay check was made before pruning
-        check_replay(subject, next(iter(plan.evaluation.values())).ids, emit)
+    check_in_parts(plan, subject, emit)
     own = identity(plan, subject) if plan.evaluation else {}
-    cached: dict[str, object] = {}
-    if not plan.steps and plan.evaluation and cache_folder() and subject.checkpoint:
-        cached = {
-            "model": check_values(subject, emit),
-            **{key: value for key, value in own.items() if key != "files"},
-        }
     results = []
     for name, windows in plan.evaluation.items():
-        measure = functools.partial(perplexity, store, windows, name, batch=plan.layout.batch, place=place, emit=emit)
-        make = functools.partial(remembered, cached, windows, name, measure, emit) if cached else measure
-        results.append(notes.measured(own, windows, name, make))
+        make = functools.partial(measure_text, plan, subject, windows, name, name, emit, folder)
+        known = memory.recall(windows, name) if cache_folder() and not plan.steps else None
+        results.append(known or notes.measured(own, windows, name, make))
+        if not known:
+            memory.keep(windows, results[-1])
     return tuple(results)
+
+
+def check_in_parts(plan: Plan, subject: Subject, emit: Emit) -> None:
+    """The replay check of a model that will be measured block by block, unless it was made before pruning."""
+    if plan.evaluation and not subject.store.resident and plan.calibration is None:
+        check_replay(subject, next(iter(plan.evaluation.values())).ids, emit)
+
+
+def measure_text(
+    plan: Plan, subject: Subject, windows: Windows, name: str, shown: str, emit: Emit, folder: Path | None
+) -> PerplexityResult:
+    """Perplexity on one text, ``name``, which the progress calls ``shown``."""
+    place = Place(plan.layout.activations, subject.store.device, folder)
+    found = perplexity(subject.store, windows, shown, batch=plan.layout.batch, place=place, emit=emit)
+    return dataclasses.replace(found, source=name)
 
 
 def identity(plan: Plan, subject: Subject) -> dict[str, object]:
@@ -62,16 +72,22 @@ def identity(plan: Plan, subject: Subject) -> dict[str, object]:
     """
     if subject.checkpoint is None or (plan.steps and subject is plan.subject):
         return {}
-    folder, store = subject.checkpoint.directory, subject.store
     stamps = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in subject.checkpoint.files]
-    files = file_sha256(folder / MANIFEST) if plan.steps else stamps
-    run_as: dict[str, object] = {
-        **described_by(folder, store.model),
+    files = file_sha256(subject.checkpoint.directory / MANIFEST) if plan.steps else stamps
+    return {"files": files, **run_as(plan, subject)}
+
+
+def run_as(plan: Plan, subject: Subject) -> dict[str, object]:
+    """How a model from disk runs, and what it is besides its weights."""
+    assert subject.checkpoint is not None
+    store = subject.store
+    return {
+        **described_by(subject.checkpoint.directory, store.model),
         "dtype": str(store.model.dtype),
         "device": store.device.type,
         "batch": plan.layout.batch,
+        **versions(),
     }
-    return {"files": files, **run_as, **versions()}
 
 
 def accuracy(recipe: Recipe, plan: Plan, subject: Subject, notes: Notes, emit: Emit) -> ZeroShotResult | None:

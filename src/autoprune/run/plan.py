@@ -11,7 +11,7 @@ import torch
 
 from autoprune.core.sparsity import Target, reading
 from autoprune.core.statistics import CrossGram
-from autoprune.data.texts import parse_source
+from autoprune.data.handed import EVALUATION, source_of
 from autoprune.data.windows import Windows
 from autoprune.errors import OutputError, RecipeError
 from autoprune.events import Emit, Notice
@@ -81,11 +81,11 @@ def make_plan(recipe: Recipe, subject: Subject, emit: Emit, *, measure: bool, ra
     steps = () if dense_only else _steps(recipe, subject)
     seqlen = choose_seqlen(recipe, subject.context)
     for source in recipe.evaluation.eval_data if measure else ():
-        parse_source(source, "--eval_data")
+        source_of(recipe, source, EVALUATION)
     chosen: Mapping[int, tuple[Layer, ...]] = {}
     if steps:
         check_coverage(subject.store.anatomy, recipe.pruning.allow_partial)
-        chosen = select_layers(subject.store.anatomy, recipe.pruning.ignore, target)
+        chosen = select_layers(subject.store.anatomy, recipe.pruning.ignore, target, recipe.pruning.include)
         if isinstance(steps[0], GivenPattern):
             check_pattern(steps[0], chosen, target, recipe.pruning.sparsity_ratio, emit)
     _check_steps(recipe, subject, steps, chosen, ranks, emit)

@@ -4,7 +4,7 @@ stopped.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +49,12 @@ from autoprune.storage.values import ValueCheck
 NO_ERRORS = "no calibration data was read, so layer errors were not measured (--layer_errors measures them)"
 
 
-def prune_and_write(recipe: Recipe, plan: Plan, directory: Path | None, emit: Emit) -> PruningSummary:
+def prune_and_write(
+    recipe: Recipe, plan: Plan, directory: Path | None, emit: Emit, checked: Callable[[Mapping[str, Any]], None]
+) -> PruningSummary:
     """Prunes; the checkpoint appears in ``directory`` when it is whole. Of several ranks, the first one writes.
 
+    ``checked`` is called with all that the result depends on, when the model is checked and nothing is pruned yet.
     After an error a run that has finished a block stays beside ``directory``, to be resumed; a shorter one is removed.
     """
     output, ranks = recipe.output, plan.ranks
@@ -74,6 +77,7 @@ def prune_and_write(recipe: Recipe, plan: Plan, directory: Path | None, emit: Em
         with timed(run.seconds, "check"):
             run.about = _about(run, complete=complete)
             _require_same(ranks, run.about)
+        checked(run.about)
         if directory and complete:
             return ranks.from_first(lambda: already_complete(run, directory))
         if ranks.from_first(lambda: workplace is not None and plan.subject.checkpoint is not None and workplace.whole):
@@ -139,7 +143,7 @@ def _journal(run: Run) -> Journal | None:
         "threads": torch.get_num_threads(),
         "ranks": run.ranks.count,
     }
-    journal = Journal(run.workplace, writer, run.about | {"here": here})
+    journal = Journal(run.workplace, run.about | {"here": here}, writer)
     store.write_to(writer.write_block, journal.keep_pass)
     return journal
 
@@ -193,10 +197,11 @@ def _kept(journal: Journal | None, number: int, index: int, last: int) -> dict[s
 def _summary(run: Run, found: Finished) -> PruningSummary:
     results = found.results
     layers = tuple(layer for result in results for layer in result.layers)
+    sub_blocks = tuple(sub for result in results for sub in result.sub_blocks)
     warnings = [*_short_of_tokens(layers)] if run.plan.calibration else [NO_ERRORS]
+    warnings += [text for step in run.plan.steps for text in step.remarks(layers, sub_blocks)]
     for text in warnings:
         run.emit(Notice(text))
-    sub_blocks = tuple(sub for result in results for sub in result.sub_blocks)
     trained = tuple(name for result in results for name in result.trained)
     return PruningSummary(layers, sub_blocks, run.seconds, tuple(warnings), run.surveys, trained, found.notes)
 

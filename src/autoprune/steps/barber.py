@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -14,9 +15,13 @@ from autoprune.core.exchange import exchange
 from autoprune.core.problem import LayerProblem, LayerSolution
 from autoprune.core.statistics import GradientEnergy
 from autoprune.errors import RecipeError
+from autoprune.results.outcome import LayerOutcome, SubBlockOutcome
 from autoprune.steps.base import Block, Needs, Step
 from autoprune.steps.options import BarberOptions
 from autoprune.steps.price import FLOAT, Price, Shape
+
+FEW = 0.1  # of the share of inverted pairs that was asked for
+SETS = {"block": "sub-block", "layer": "layer", "output1": "row", "input1": "column"}  # of scores that are compared
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,7 @@ class Barber(BarberOptions, Step):
                 "inverted": result.inverted[i],
                 "grown": result.grown[i],
                 "dropped": result.dropped[i],
+                "sets": result.sets[i],
             }
             weight = value if self.retain_reconstruction else None
             solutions.append(LayerSolution(problem.name, result.keep[i], weight, notes))
@@ -72,6 +78,24 @@ class Barber(BarberOptions, Step):
         if self.prune_metric == "D":
             return problem.statistic.rms
         return value.abs() * problem.statistic.rms
+
+    def remarks(self, layers: Sequence[LayerOutcome], sub_blocks: Sequence[SubBlockOutcome]) -> list[str]:
+        """Says so if hardly anything was exchanged, and from which threshold on more would be."""
+        notes = [layer.notes for layer in layers if "sets" in layer.notes]
+        compared, inverted, exchanged = (
+            sum(getattr(sub, what) for sub in sub_blocks) for what in ("compared", "inverted", "exchanged")
+        )
+        if not compared or exchanged > FEW * self.threshold * inverted:
+            return []
+        if not inverted:
+            return [f"{self.title} exchanged nothing: of {compared:,} compared pairs none is inverted"]
+        mean = sum(note["inverted"] for note in notes) / sum(note["sets"] for note in notes)
+        what = SETS[self.prune_granularity]
+        return [
+            f"{self.title} exchanged {exchanged:,} of {inverted:,} inverted pairs: --threshold {self.threshold:g} of"
+            f" every {what} is rounded down, and a {what} that has any has {mean:.1f} of them on average; --threshold"
+            f" {enough(mean):g} would exchange {'more' if exchanged else 'some'}"
+        ]
 
     def check_machine(self, device: str, processes: int) -> None:
         """Raises: RecipeError for TF32 where there is none."""
@@ -96,3 +120,11 @@ class Barber(BarberOptions, Step):
         compared = shape.sub_block if self.prune_granularity == "block" else shape.layer
         work = shape.sub_block * FLOAT + max(gradients, compared * FLOAT * 6)
         return Price(work=work, outputs=shape.sub_blocks, forwards=5.0)
+
+
+def enough(mean: float) -> float:
+    """The least threshold of two digits by which a set of ``mean`` inverted pairs, at least 1, exchanges one: then the
+    fullest set does.
+    """
+    digits = 1 - math.floor(math.log10(1 / mean))
+    return round(math.ceil(round(10**digits / mean, 6)) / 10**digits, digits)

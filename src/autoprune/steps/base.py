@@ -14,7 +14,7 @@ from autoprune.core.problem import LayerProblem, LayerSolution
 from autoprune.core.sparsity import Target
 from autoprune.core.statistics import CrossGram, InputGram, InputNorm
 from autoprune.errors import RecipeError
-from autoprune.results.outcome import LayerOutcome
+from autoprune.results.outcome import LayerOutcome, SubBlockOutcome
 from autoprune.steps.price import Price, Shape, layer_price
 
 if TYPE_CHECKING:
@@ -250,6 +250,10 @@ class Step:
     def survey(self, survey: Survey) -> SurveyResult:
         """What is to be known of the whole dense model beforehand, if ``needs.survey``."""
         raise NotImplementedError
+
+    def remarks(self, layers: Sequence[LayerOutcome], sub_blocks: Sequence[SubBlockOutcome]) -> list[str]:
+        """What a user should know when all blocks are done, by what became of them: none, or one a sentence."""
+        return []
 
     def check(self, target: Target | None) -> None:
         """Raises: RecipeError if the options do not fit the target."""

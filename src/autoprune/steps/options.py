@@ -13,6 +13,7 @@ from autoprune.core.sparsity import SemiStructured, Target
 from autoprune.errors import RecipeError
 
 ALLOCATIONS = ("uniform", "owl", "dlp")
+HEALINGS = ("none", "rescale", "reconstruct")  # how a smaller model is healed: the last one is a step
 GRANULARITIES = ("block", "layer", "output1", "input1")
 METRICS = ("WD", "W", "D")
 PRECISIONS = ("auto", "float32", "tf32", "bfloat16")

@@ -11,7 +11,7 @@ def model_card(about: dict[str, Any], summary: PruningSummary, label: str, targe
     """The text of the checkpoint's README.md."""
     model, recipe = about["model"], about["recipe"]
     base = f"base_model: {model['name']}\n" if "/" in model["name"] and not model["local"] else ""
-    calibration = about["calibration"]
+    calibration, revision = about["calibration"], recipe["model"].get("revision")
     data = "none"
     if calibration:
         data = (
@@ -40,7 +40,7 @@ pipeline_tag: text-generation
 {weights}
 | | |
 |---|---|
-| original | {model["name"]} |
+| original | {model["name"]}{f" at {revision}" if revision else ""} |
 | method | {label} |
 | target | {target} |
 | calibration | {data} |
@@ -49,4 +49,29 @@ It loads like any other checkpoint: `AutoModelForCausalLM.from_pretrained(DIR)`.
 The zeros are stored as zeros in ordinary
 dense tensors: the files are not smaller and plain matrix products are not faster. What was done to every layer is in
 `autoprune.json`.
+"""
+
+
+def shrink_card(about: dict[str, Any], found: dict[str, Any]) -> str:
+    """The text of a smaller dense model's README.md."""
+    model, healed = about["model"], [note["block"] for note in found["blocks"] if "held_out" in note]
+    base = f"base_model: {model['name']}\n" if "/" in model["name"] and not model["local"] else ""
+    narrower = "".join(f" {cut['entry']} went from {cut['before']} to {cut['after']}." for cut in found["narrower"])
+    trained = f" Blocks {', '.join(map(str, healed))} (old numbers) were trained to make up for it." if healed else ""
+    return f"""---
+library_name: transformers
+pipeline_tag: text-generation
+{base}tags:
+- pruning
+- autoprune
+---
+
+# {model["name"].rsplit("/", 1)[-1]}, made smaller
+
+{len(found["dropped"])} of {len(found["dropped"]) + len(found["blocks"])} blocks went:
+{", ".join(map(str, found["dropped"])) or "none"}.{narrower} Of {found["parameters_before"]:,} parameters
+{found["parameters_after"]:,} are left.{trained}
+
+It loads like any other checkpoint: `AutoModelForCausalLM.from_pretrained(DIR)`. How it was made by AutoPrune
+{about["versions"]["autoprune"]} is in `autoprune.json`.
 """

@@ -18,26 +18,22 @@ from autoprune.storage.checkpoint import Checkpoint
 from autoprune.storage.manifest import FORMAT
 from autoprune.storage.result import JOURNAL, STATE, Workplace
 from autoprune.storage.shards import CheckpointWriter
+from autoprune.storage.weight_files import read_json
 
 
 @dataclass
-class Journal:
-    """The record of one run in its workplace: what it depends on, and every block's outcome.
-
-    Earlier passes' blocks are kept too (``journal-pass-0-block-00003.safetensors``) when a later pass follows on
-    hidden states of its own: to resume, every stream runs again through the blocks that it saw.
-    """
+class Notebook:
+    """Notes of one run in its workplace: what it depends on, and what it found on the way."""
 
     workplace: Workplace
-    writer: CheckpointWriter
     about: dict[str, Any]
 
     def begin(self) -> None:
         """A new run: notes what it depends on."""
         self.workplace.write(STATE, dump_json({"format": FORMAT} | self.about))
 
-    def resume(self, blocks: int) -> list[BlockResult]:
-        """The outcomes of the blocks that are finished, in order from block 0.
+    def goes_on(self) -> bool:
+        """Whether an unfinished run has noted anything; if not, this one begins.
 
         Raises: OutputError if the unfinished run was another one, quoting the first thing that differs.
         """
@@ -45,7 +41,7 @@ class Journal:
             before = dict(json.loads((self.workplace.path / STATE).read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
             self.begin()  # killed before anything was noted: there is nothing to go on from
-            return []
+            return False
         if (number := before.pop("format", 1)) != FORMAT:
             raise OutputError(
                 f"--resume: the unfinished run beside {self.workplace.target} is of another version of autoprune (its"
@@ -58,8 +54,34 @@ class Journal:
                 f"--resume: the unfinished run beside {self.workplace.target} was another one: {difference}; "
                 "repeat its command, or start again with --overwrite"
             )
+        return True
+
+    def note(self, name: str, found: Any) -> None:
+        """Notes plain values under a name, for the run that goes on with this one."""
+        self.workplace.write(f"{JOURNAL}{name}.json", dump_json(found))
+
+    def noted(self, name: str) -> Any:
+        """What ``note`` was given; None if nothing was."""
+        return read_json(self.workplace.path / f"{JOURNAL}{name}.json")
+
+
+@dataclass
+class Journal(Notebook):
+    """The record of one pruning run: what it depends on, and every block's outcome.
+
+    Earlier passes' blocks are kept too (``journal-pass-0-block-00003.safetensors``) when a later pass follows on
+    hidden states of its own: to resume, every stream runs again through the blocks that it saw.
+    """
+
+    writer: CheckpointWriter
+
+    def resume(self, blocks: int) -> list[BlockResult]:
+        """The outcomes of the blocks that are finished, in order from block 0.
+
+        Raises: OutputError if the unfinished run was another one, quoting the first thing that differs.
+        """
         finished: list[BlockResult] = []
-        for index in range(blocks):
+        for index in range(blocks if self.goes_on() else 0):
             result = self._read(index)
             if result is None or not self.writer.has_block(index):
                 break

@@ -81,9 +81,10 @@ def manifest(
 
 
 def rotation_manifest(about: Mapping[str, Any], written: Sequence[Mapping[str, object]]) -> str:
-    """The same of a rotated dense model: it has no recipe, no layers and no sparsity, for nothing in it was pruned.
+    """The same of a rotated or a smaller dense model: it has no recipe, no layers and no sparsity, for nothing in it
+    was pruned to zeros.
 
-    ``about`` holds a ``rotation``, which tells it from a pruned model.
+    ``about`` holds a ``rotation`` or a ``shrink``, which tells it from a pruned model.
     """
     return dump_json({"format": FORMAT, **about, **_contents(written)})
 
@@ -130,6 +131,12 @@ class Manifest:
     def is_rotation(self) -> bool:
         """Whether this is a rotated dense model, in which nothing is pruned."""
         return "rotation" in self.raw
+
+    @property
+    def shrink(self) -> Mapping[str, Any] | None:
+        """What went of a model that was made smaller; None for other results."""
+        found: Mapping[str, Any] | None = self.raw.get("shrink")
+        return found
 
     @property
     def written(self) -> list[str]:

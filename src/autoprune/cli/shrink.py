@@ -1,0 +1,51 @@
+"""``autoprune shrink MODEL OUT``."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+
+from autoprune.cli.flags import Parser, add_flags, add_options, given
+from autoprune.recipe.options import ShrinkOptions
+from autoprune.steps.options import ReconstructOptions
+
+ABOUT = (
+    "Writes a smaller dense model: fewer blocks, a narrower MLP, fewer experts. It is an ordinary checkpoint, which"
+    " every engine runs as it runs the large one, only faster."
+)
+GROUPS = ("model", "calibration", "output", "run")
+WITHOUT = ("model", "protocol", "save_model", "save_ppl", "save_zeroshot", "delete")
+
+
+def add_shrink(commands: argparse._SubParsersAction[Parser]) -> None:
+    """Adds the command and its flags."""
+    command = commands.add_parser(
+        "shrink",
+        help="a smaller dense model: fewer blocks, a narrower MLP, fewer experts",
+        description=ABOUT,
+        allow_abbrev=False,
+    )
+    command.add_argument("model_word", metavar="MODEL", help="the dense model: hub id, local directory, or `demo`")
+    command.add_argument("place", metavar="OUT", help="where the smaller model goes")
+    add_options(command, ShrinkOptions)
+    add_options(command, ReconstructOptions)
+    add_flags(command, GROUPS, WITHOUT)
+
+
+def run_shrink(chosen: argparse.Namespace) -> int:
+    """Makes the model smaller, and says what went."""
+    options = given(chosen)
+    said = {
+        f.name: value for f in dataclasses.fields(ShrinkOptions) if (value := vars(chosen).get(f.name)) is not None
+    }
+    quiet = bool(options.get("quiet"))
+    from autoprune.cli.show import show_shrink
+    from autoprune.report.progress import watching
+
+    with watching(quiet=quiet) as emit:
+        from autoprune.run.shrink import shrink
+
+        result = shrink(chosen.model_word, chosen.place, emit=emit, **options, **said)
+    if not quiet:
+        show_shrink(result)
+    return 0

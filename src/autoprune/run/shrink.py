@@ -1,0 +1,281 @@
+"""A smaller dense model: fewer blocks, written as an ordinary checkpoint that every engine runs faster."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from autoprune.core.shrinking import lowest, run_distances
+from autoprune.data.handed import recipe_given
+from autoprune.data.windows import Windows
+from autoprune.errors import ModelError, RecipeError
+from autoprune.evaluation.without import least_missed
+from autoprune.events import Emit, Notice, Phase
+from autoprune.model.influence import observe_turns
+from autoprune.model.likeness import check_kinds, check_same_function
+from autoprune.model.rescale import factors
+from autoprune.model.stream import Place
+from autoprune.model.walk import Inputs, prepare_inputs
+from autoprune.recipe.checks import check_bounds
+from autoprune.recipe.options import CalibrationOptions, ModelOptions, RunOptions, ShrinkOptions
+from autoprune.recipe.recipe import Recipe
+from autoprune.report.progress import following
+from autoprune.run.check import check_model
+from autoprune.run.layout import batch_size, choose_for
+from autoprune.run.memory import Layout
+from autoprune.run.numbers import count_of
+from autoprune.run.open import Subject, open_model
+from autoprune.run.plan import check_apart, choose_seqlen
+from autoprune.run.shrink_cuts import Cuts, plan_cuts
+from autoprune.run.shrink_result import ShrinkResult, completed, result_of
+from autoprune.run.shrink_walk import Note, ShrinkWalk
+from autoprune.run.texts import calibration_of
+from autoprune.run.write import begin
+from autoprune.steps.options import HEALINGS
+from autoprune.steps.table import make_steps, table
+from autoprune.storage.card import shrink_card
+from autoprune.storage.complete import check_complete
+from autoprune.storage.cuts import expert_number
+from autoprune.storage.identity import described_by
+from autoprune.storage.journal import Notebook
+from autoprune.storage.manifest import MANIFEST, rotation_manifest, versions
+from autoprune.storage.result import Workplace, check_target
+from autoprune.storage.shards import CheckpointWriter
+from autoprune.storage.skeleton import build_skeleton
+from autoprune.storage.smaller import Descriptions, check_shrinkable, open_smaller
+from autoprune.storage.source import open_checkpoint
+from autoprune.storage.store import CheckpointStore
+
+FEW_WINDOWS = 8  # on which divergence without a block is measured
+_GROUPS = (ShrinkOptions, ModelOptions, CalibrationOptions, RunOptions, table()[HEALINGS[-1]].options)
+
+
+def shrink(model: str | Path, out: str | Path, *, emit: Emit | None = None, **options: Any) -> ShrinkResult:
+    """Writes ``model`` (hub id, directory or ``"demo"``) to ``out`` with fewer blocks, as an ordinary checkpoint.
+
+    ``options``: those of ``ShrinkOptions`` (``blocks``, ``by``, ``heal``, …), of model, calibration and run, of the
+    healing (``epochs``, ``learning_rate``, …), ``overwrite`` and ``resume``. What stays and is not healed keeps its
+    bits.
+    Raises: AutoPruneError for everything that the user can mend; ModelError for a model that can't be made smaller.
+    """
+    recipe, how = _choices(model, out, options)
+    with following(emit, quiet=recipe.run.quiet) as seen:
+        return _shrunk(recipe, how, Path(out).expanduser(), seen)
+
+
+def _shrunk(recipe: Recipe, how: ShrinkOptions, target: Path, emit: Emit) -> ShrinkResult:
+    goes_on = recipe.output.resume and not recipe.output.overwrite and (target / MANIFEST).is_file()
+    if not goes_on:
+        check_target(target, recipe.output.overwrite)
+    check_apart(target, recipe)
+    subject = open_model(recipe, resident=False)
+    assert isinstance(subject.store, CheckpointStore)
+    count = count_of("blocks", how.blocks, len(subject.store.anatomy.blocks), least=1)
+    if count:
+        check_shrinkable(subject.store)
+    place = Descriptions(subject.store.skeleton, trust_remote_code=recipe.model.trust_remote_code)
+    cuts = plan_cuts(subject.store, place, how)
+    windows = calibration_of(recipe, subject, choose_seqlen(recipe, subject.context), emit)
+    layout = _layout(recipe, subject, windows, emit, heals=how.heal == HEALINGS[-1])
+    about = _about(recipe, how, subject, windows, check_model(subject, windows.ids, emit))
+    if goes_on:
+        return completed(target, about)
+    workplace = Workplace(target, overwrite=recipe.output.overwrite, resume=recipe.output.resume)
+    workplace.tidy()
+    begin(workplace, subject, 1, emit)
+    try:
+        if workplace.whole:
+            found = completed(workplace.path, about)
+            workplace.publish()
+            return dataclasses.replace(found, directory=target)
+        return _Shrinking(recipe, how, subject, windows, layout, count, place, cuts, workplace, about, emit).run()
+    except BaseException as error:
+        if workplace.unfinished and not isinstance(error, ModelError):  # a model that is refused will be again
+            workplace.leave()
+            emit(Notice(f"what is finished stays in {workplace.path}; the same command with --resume goes on"))
+        else:
+            workplace.abandon()
+        raise
+
+
+def _choices(model: str | Path, out: str | Path, options: dict[str, Any]) -> tuple[Recipe, ShrinkOptions]:
+    """Raises: RecipeError for options that mean nothing here, and for values that can't be used."""
+    ours = {f.name for f in dataclasses.fields(ShrinkOptions)}
+    known = {f.name for group in _GROUPS for f in dataclasses.fields(group)} | {"overwrite", "resume"}
+    if unknown := sorted(set(options) - known | ({"model", "protocol"} & set(options))):
+        usable = ", ".join(sorted(known - {"model", "protocol"}))
+        raise RecipeError(f"option {unknown[0]!r} means nothing to shrink; known: {usable}")
+    how = ShrinkOptions(**{name: value for name, value in options.items() if name in ours})
+    check_bounds(how)
+    if not (how.blocks or how.mlp or how.experts):
+        raise RecipeError("nothing is to go: give --blocks, --mlp or --experts, such as --blocks 0.2")
+    others = {"batch_size": 1} if how.heal == HEALINGS[-1] else {}
+    others |= {name: value for name, value in options.items() if name not in ours}
+    if how.heal == "rescale" and (how.by == "divergence" or not how.blocks):
+        raise RecipeError("--heal rescale goes by sizes that --by influence and angular see where --blocks go")
+    if how.by == "divergence" and others.get("memory"):
+        raise RecipeError("--by divergence holds the hidden states of many models; leave out --memory, or it")
+    return recipe_given({"model": str(model), "sparsity_ratio": 0, "save_model": str(out), **others}), how
+
+
+def _layout(recipe: Recipe, subject: Subject, windows: Windows, emit: Emit, *, heals: bool) -> Layout:
+    """Windows per pass and the place of hidden states, as for the healing, which needs most.
+
+    Raises: RecipeError if nothing fits into --memory, or no sample is left to judge a healing by.
+    """
+    steps = make_steps(HEALINGS[-1:], recipe.step_options)
+    samples, seqlen = windows.ids.shape
+    layout = choose_for(recipe, subject, steps, [windows], emit, batch_size(recipe, seqlen), 1)
+    if heals and samples <= layout.batch:
+        raise RecipeError(
+            f"--heal {HEALINGS[-1]} judges by samples that are held out, but all {samples} windows run as one batch;"
+            f" give a smaller --batch_size (now {layout.batch}) or more --nsamples"
+        )
+    return layout
+
+
+def _about(recipe: Recipe, how: ShrinkOptions, subject: Subject, windows: Windows, fingerprint: str) -> dict[str, Any]:
+    """What the result depends on."""
+    assert subject.checkpoint is not None
+    model = {
+        "name": subject.name,
+        "local": Path(subject.name).exists() or subject.name == "demo",
+        "fingerprint": fingerprint,
+        **described_by(subject.checkpoint.directory, subject.store.model),
+    }
+    healing = dataclasses.asdict(recipe.options_of(HEALINGS[-1])) if how.heal == HEALINGS[-1] else {}
+    return {
+        "versions": versions(),
+        "seed": recipe.calibration.seed,
+        "model": model,
+        "calibration": {"nsamples": recipe.calibration.nsamples, **windows.provenance},
+        "asked": {**dataclasses.asdict(how), **healing, "dtype": recipe.model.dtype},
+    }
+
+
+@dataclass
+class _Shrinking:
+    """One run while it is under way."""
+
+    recipe: Recipe
+    how: ShrinkOptions
+    subject: Subject
+    windows: Windows
+    layout: Layout
+    count: int
+    place: Descriptions
+    cuts: Cuts
+    workplace: Workplace
+    about: dict[str, Any]
+    emit: Emit
+
+    def run(self) -> ShrinkResult:
+        """Choose, check, write, heal, put in place."""
+        store, checkpoint = self.subject.store, self.subject.checkpoint
+        assert isinstance(store, CheckpointStore) and checkpoint is not None
+        self.store, total = store, len(store.anatomy.blocks)
+        here = {"batch": self.layout.batch, "device": str(store.device), "threads": torch.get_num_threads()}
+        notes = Notebook(self.workplace, self.about | {"here": here})
+        chosen = notes.noted("chosen") if notes.goes_on() else None
+        if chosen is None:
+            chosen = self._chosen(total)
+            notes.note("chosen", chosen)
+        kept = [block for block in range(total) if block not in chosen["dropped"]]
+        small = self._smaller(kept)
+        view = small.skeleton.checkpoint
+        writer = CheckpointWriter(self.workplace, view, small.outside, len(kept))
+        blocks = self._walk(small, kept, chosen.get("sizes", []), notes, writer)
+        writer.finish()
+        sizes = [sum(p.numel() for p in model.parameters()) for model in (store.model, small.model)]
+        found = {
+            **chosen,
+            "parameters_before": sizes[0],
+            "parameters_after": sizes[1],
+            "blocks": blocks,
+            **self._said(),
+        }
+        self._check_written()
+        self.workplace.write("README.md", shrink_card(self.about, found))
+        about = self.about | {"shrink": found}
+        self.workplace.write(MANIFEST, rotation_manifest(about, self.workplace.made()))
+        self.workplace.publish()
+        return result_of(self.workplace.target, found)
+
+    def _said(self) -> dict[str, Any]:
+        """What the record says of what got narrower."""
+        cuts = (cut for cut in (self.cuts.width, self.cuts.experts) if cut is not None)
+        return {"narrower": [{"entry": cut.entry, "before": cut.old, "after": cut.new} for cut in cuts]}
+
+    def _chosen(self, total: int) -> dict[str, Any]:
+        """The blocks that go, and the scores by which they were chosen."""
+        if not self.count:
+            return {"dropped": [], "scores": []}
+        place, ids = self._streams(), self.windows.ids
+        if self.how.by == "divergence":
+            gone, scores = least_missed(self.store, ids[:FEW_WINDOWS], self.count, place, self.emit)
+            return {"dropped": sorted(gone), "scores": scores}
+        self.emit(Phase("scores of blocks", total=total))
+        turns = observe_turns(self.store, *prepare_inputs(self.store, ids, self.layout.batch, place), self.emit)
+        sizes = {"sizes": list(turns.sizes)}
+        if self.how.by == "angular":
+            scores = run_distances(turns.last, self.count)
+            (first,) = lowest(scores, 1)
+            return {"dropped": [*range(first, first + self.count)], "scores": scores, **sizes}
+        return {"dropped": lowest(turns.influence, self.count), "scores": list(turns.influence), **sizes}
+
+    def _smaller(self, kept: Sequence[int]) -> CheckpointStore:
+        """The smaller model's store, its blocks found to be what they were."""
+        small = open_smaller(self.store, self.place, kept, {})
+        if self.count:
+            check_kinds(self.store.anatomy, small.anatomy, kept)
+            check_same_function(self.store, small, kept, self.windows.ids)
+        if not self.cuts.entries:
+            return small
+        return open_smaller(self.store, self.place, kept, self.cuts.entries, self._left_out)
+
+    def _left_out(self, name: str) -> bool:
+        """Whether a stored tensor is that of an expert, stored by itself, for which there is no more room."""
+        skeleton, cut = self.store.skeleton, self.cuts.experts
+        if cut is None or name not in skeleton.converted:
+            return False
+        owner = skeleton.owners[name].removeprefix(f"{self.store.anatomy.name}.")
+        block, _, part = owner.partition(".")
+        number = expert_number(name)
+        return part in cut.blocks[int(block)] and number is not None and number >= cut.new
+
+    def _walk(
+        self,
+        small: CheckpointStore,
+        kept: list[int],
+        sizes: list[float],
+        notes: Notebook,
+        writer: CheckpointWriter,
+    ) -> list[Note]:
+        scales = [*factors(sizes, kept)] if self.how.heal == "rescale" else [1.0] * len(kept)
+        steps = make_steps(HEALINGS[-1:], self.recipe.step_options) if self.how.heal == HEALINGS[-1] else (None,)
+        inputs, stream = Inputs.none(), None
+        if self.how.heal != "none" or self.cuts.entries:
+            inputs, stream = prepare_inputs(self.store, self.windows.ids, self.layout.batch, self._streams())
+        return ShrinkWalk(
+            self.store, small, kept, notes, writer, inputs, stream, steps[0], self.cuts, scales, self.emit
+        ).write()
+
+    def _streams(self) -> Place:
+        return Place(self.layout.activations, self.store.device, self.workplace.path)
+
+    def _check_written(self) -> None:
+        """Raises: ModelError if what was written is not all that its config.json describes."""
+        options = self.recipe.model
+        check_complete(
+            build_skeleton(
+                open_checkpoint(self.workplace.path),
+                options.dtype,
+                self.store.device,
+                trust_remote_code=options.trust_remote_code,
+            )
+        )

@@ -73,7 +73,7 @@ def compare(
     said = _settings(recipe, word or "a model in memory", names := _names(models)) | choices
     directory = Path(save).expanduser() if save is not None else None
     if directory:
-        _check_place(directory, said, replace=recipe.output.overwrite or recipe.output.resume)
+        _check_place(directory, said, replace=recipe.output.overwrite)
     with contextlib.ExitStack() as stack:
         heard = Heard(stack.enter_context(following(emit, quiet=recipe.run.quiet)))
         if recipe.zeroshot.tasks:
@@ -142,8 +142,8 @@ def _opened(
         plan.layout, recipe, [(s, s.store.resident) for s in subjects], list(plan.evaluation.values()), emit
     )
     fingerprints = [check_values(subject, emit) for subject in subjects]
-    for other in others if not unrelated else ():
-        check_descent(dense, fingerprints[0], other)
+    for other, fingerprint in zip(others, fingerprints[1:], strict=True) if not unrelated else ():
+        check_descent(dense, fingerprints[0], other, fingerprint)
     for subject in subjects:
         if plan.evaluation and not subject.store.resident:
             check_replay(subject, next(iter(plan.evaluation.values())).ids, emit)

@@ -35,10 +35,10 @@ from autoprune.run.labels import names_apart
 from autoprune.run.measure import check_room
 from autoprune.run.open import AnyTokenizer, Subject, chosen_tokenizer, fits, held_model, open_model
 from autoprune.run.plan import choose_seqlen, make_plan
-from autoprune.storage.checkpoint import Checkpoint
 from autoprune.storage.files import file_sha256
 from autoprune.storage.locate import locate
 from autoprune.storage.manifest import versions
+from autoprune.storage.source import open_checkpoint
 
 Model = str | Path | nn.Module
 STEM = "comparison"
@@ -121,7 +121,7 @@ def _opened(
     Raises: ModelError if they can't be compared, or if weights are NaN or infinite.
     """
     options = [recipe.with_model(str(m)).model for m in models if not isinstance(m, nn.Module)]
-    on_disk = [Checkpoint.open(locate(o.model, o.cache_dir, o.revision)) for o in options]
+    on_disk = [open_checkpoint(locate(o.model, o.cache_dir, o.revision)) for o in options]
     resident = not on_disk or fits(on_disk[0], recipe, *on_disk[1:])
     subjects = [
         held_model(model, tokenizer)

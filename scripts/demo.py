@@ -13,11 +13,11 @@ import time
 from pathlib import Path
 
 from autoprune.cli.flags import Parser, add_flags, given
-from autoprune.cli.progress import watching
 from autoprune.cli.show import terminal
 from autoprune.recipe.recipe import Recipe, recipe_from_flat
 from autoprune.report.needs import check_pages
 from autoprune.report.page import render_html
+from autoprune.report.progress import watching
 from autoprune.report.publish import published
 from autoprune.report.tables import comparison
 from autoprune.results.codec import dump_json

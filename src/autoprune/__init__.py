@@ -1,6 +1,7 @@
 """AutoPrune: one-shot pruning of Hugging Face causal language models.
 
-``autoprune.prune(model, …)`` prunes, ``autoprune.evaluate(model, …)`` measures perplexity,
+``autoprune.prune(model, …)`` prunes, ``autoprune.evaluate(model, …)`` measures perplexity, ``autoprune.run(recipe)``
+does what a recipe says,
 ``autoprune.compare(dense, pruned)`` says how far predictions moved, ``autoprune.benchmark(grid)`` compares ways of
 pruning, ``autoprune.inspect(model)`` describes, ``autoprune.rotate(model, out)`` writes the same function in a basis
 that is easier to prune, ``autoprune.shrink(model, out, …)`` a smaller dense model, ``autoprune.speed(models)``
@@ -19,22 +20,29 @@ from autoprune.recipe.recipe import Recipe
 
 if TYPE_CHECKING:
     from autoprune.bench.bench import benchmark
-    from autoprune.run.api import PruneResult, evaluate, prune
+    from autoprune.recipe.keywords import CompareOptions, EvaluateOptions, InspectOptions, PruneOptions, RotateOptions
+    from autoprune.run.api import evaluate, prune, run
     from autoprune.run.compare import compare
     from autoprune.run.inspect import inspect
+    from autoprune.run.result import PruneResult
     from autoprune.run.rotate import rotate
     from autoprune.run.shrink import ShrinkResult, shrink
     from autoprune.run.speed import speed
 
 __all__ = [
     "AutoPruneError",
+    "CompareOptions",
     "DataError",
+    "EvaluateOptions",
+    "InspectOptions",
     "ModelError",
     "NumericsError",
     "OutputError",
+    "PruneOptions",
     "PruneResult",
     "Recipe",
     "RecipeError",
+    "RotateOptions",
     "ShrinkResult",
     "benchmark",
     "compare",
@@ -42,6 +50,7 @@ __all__ = [
     "inspect",
     "prune",
     "rotate",
+    "run",
     "shrink",
     "speed",
 ]
@@ -54,7 +63,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 _LAZY = {
     "prune": "autoprune.run.api",
     "evaluate": "autoprune.run.api",
-    "PruneResult": "autoprune.run.api",
+    "PruneResult": "autoprune.run.result",
     "compare": "autoprune.run.compare",
     "inspect": "autoprune.run.inspect",
     "benchmark": "autoprune.bench.bench",
@@ -63,9 +72,16 @@ _LAZY = {
     "ShrinkResult": "autoprune.run.shrink",
     "speed": "autoprune.run.speed",
 }
+_LAZY |= {name: "autoprune.recipe.keywords" for name in __all__ if name.endswith("Options")}
 
 
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
         return getattr(importlib.import_module(_LAZY[name]), name)
+    if name == "run":  # the room of that name, which can be called
+        return importlib.import_module("autoprune.run")
     raise AttributeError(f"module 'autoprune' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -64,3 +64,21 @@ Emit = Callable[[Event], None]
 
 def silent(_: Event) -> None:
     """Nobody watches."""
+
+
+class Heard:
+    """Passes events on, and keeps what notices said, each once."""
+
+    def __init__(self, emit: Emit) -> None:
+        self._emit = emit
+        self._texts: dict[str, None] = {}
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, Notice):
+            self._texts[event.text] = None
+        self._emit(event)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What was said, in its order."""
+        return tuple(self._texts)

@@ -15,6 +15,7 @@ from pyarrow import parquet
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+from autoprune.data.sources import Source
 from autoprune.data.windows import Windows, calibration_windows, evaluation_windows
 from autoprune.errors import DataError
 
@@ -51,15 +52,21 @@ def word_ids(text: str) -> list[int]:
 
 
 def calibrate(
-    word: Path | str, nsamples: int = 4, seqlen: int = 16, seed: int = 0, bos: bool = False, **more: Any
+    word: Path | str | Source, nsamples: int = 4, seqlen: int = 16, seed: int = 0, bos: bool = False, **more: Any
 ) -> Windows:
     options = {"load_tokenizer": lambda: word_tokenizer(bos), "vocab_size": 502, **more}
-    return calibration_windows(str(word), nsamples=nsamples, seqlen=seqlen, seed=seed, **options)
+    return calibration_windows(
+        str(word) if isinstance(word, Path) else word, nsamples=nsamples, seqlen=seqlen, seed=seed, **options
+    )
 
 
-def evaluate(word: Path | str, seqlen: int = 16, **more: Any) -> Windows:
+def evaluate(word: Path | str | Source, seqlen: int = 16, **more: Any) -> Windows:
     options = {"load_tokenizer": word_tokenizer, "vocab_size": 502, **more}
-    return evaluation_windows(str(word), seqlen=seqlen, **options)
+    return evaluation_windows(_named(word), seqlen=seqlen, **options)
+
+
+def _named(word: Path | str | Source) -> str | Source:
+    return str(word) if isinstance(word, Path) else word
 
 
 def published_one_text(ids: list[int], nsamples: int, seqlen: int, seed: int) -> list[list[int]]:

@@ -44,7 +44,8 @@ def options(texts: Texts) -> Options:
 def test_path(tiny: Path, texts: Texts, options: Options, tmp_path: Path) -> None:
     result = autoprune.prune(tiny, prune_method="wanda", save_model=tmp_path / "out", **options)
     assert result.directory == tmp_path / "out"
-    assert result.model is None
+    with pytest.raises(ModelError, match=r"not in memory: written to .*from_pretrained\(result\.directory\)"):
+        _ = result.model
     assert len(result.summary.layers) == LAYERS
     assert result.summary.sparsity == 0.5
     assert result.perplexity == {
@@ -147,7 +148,8 @@ def test_one_word_is_not_taken_for_a_list_of_letters(tiny: Path, texts: Texts, o
         ({"threshold": "low"}, RecipeError, "--threshold 'low' is of the wrong kind; it must be a number"),
         ({"sparsity_type": None}, RecipeError, "--sparsity_type None is of the wrong kind; it must be a word"),
         ({"prune_barber": 1}, RecipeError, "--prune_barber 1 is of the wrong kind; it must be true or false"),
-        ({"eval_data": 3}, RecipeError, "--eval_data 3 is no list of words"),
+        ({"eval_data": 3}, DataError, "--eval_data: 3 is of type int; give a path or name, a list of strings"),
+        ({"steps": 3}, RecipeError, "--steps 3 is no list of words"),
         (
             {"prune_metric": "WX"},
             RecipeError,
@@ -202,7 +204,8 @@ def test_model_in_memory_on_a_full_disk(options: Options, tmp_path: Path, monkey
 
 def test_names_of_the_package(tiny: Path) -> None:
     for name in autoprune.__all__:
-        assert getattr(autoprune, name).__name__ == name
+        assert getattr(autoprune, name).__name__ == ("autoprune.run" if name == "run" else name)
+    assert set(autoprune.__all__) <= set(dir(autoprune))
     with pytest.raises(AttributeError, match="no attribute 'prun'"):
         autoprune.prun  # noqa: B018
 

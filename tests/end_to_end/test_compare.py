@@ -187,7 +187,7 @@ def test_command_line(
     lines = repr(result).splitlines()
     assert len(lines) <= 24 and max(map(len, lines)) <= 120
     assert lines[0] == f"Comparison with {tiny}"
-    assert lines[1].startswith("half on heldout.txt (16): divergence ")
+    assert lines[1].strip().startswith("half on heldout.txt (16): divergence ")
     assert "KL divergence" in (place / "comparison.txt").read_text()
     assert main(["compare", *asked, "--quiet"]) == 0  # the same comparison may be written there again
     assert capsys.readouterr().out == ""

@@ -1,26 +1,19 @@
 """The notebook's code runs from top to bottom, in this process; every cell's last expression is shown as a notebook
-would.
+would, and the outputs that it is shipped with are still what comes out.
 """
 
 from __future__ import annotations
 
 import ast
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 NOTEBOOK = Path(__file__).resolve().parents[2] / "docs/quickstart.ipynb"
-
-
-def code_cells() -> list[str]:
-    """The sources of its code cells."""
-    return [
-        "".join(cell["source"])
-        for cell in json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
-        if cell["cell_type"] == "code"
-    ]
+CODE = [c for c in json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"] if c["cell_type"] == "code"]
 
 
 def execute(source: str, names: dict[str, Any]) -> Any:
@@ -31,8 +24,13 @@ def execute(source: str, names: dict[str, Any]) -> Any:
     return eval(compile(last, NOTEBOOK.name, "eval"), names) if last else None
 
 
+def shipped(cell: dict[str, Any]) -> str:
+    """The text of the outputs that are committed."""
+    parts = [output.get("text") or output["data"]["text/plain"] for output in cell["outputs"]]
+    return "".join("".join(part) for part in parts)
+
+
 def test_every_cell_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("pandas")
     import matplotlib
 
     matplotlib.use("Agg")
@@ -41,21 +39,31 @@ def test_every_cell_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(plt, "show", lambda: plt.gcf().savefig(tmp_path / "figure.png"))
     names: dict[str, Any] = {}
-    shown = [execute(source, names) for source in code_cells()]
+    shown = [execute("".join(cell["source"]), names) for cell in CODE]
     plt.close("all")
-    dense, layers, _, compared, _, errors = shown
-    assert list(dense.text) == ["demo"]
+    dense, result, layers, _, mine, by_layer, recipes, _, errors = shown
+    assert list(dense.perplexity) == ["demo"]
+    assert result.row.target == "2:4"
     assert (layers.zeros * 2 == layers.weights).all()
-    assert (compared.perplexity > dense.perplexity[0]).all()
-    assert compared.sparsity.between(0.49, 0.5).all()
+    assert list(mine) == ["twelve chapters"]
+    assert list(by_layer.columns) == [1, 2, 3, 4]
+    assert by_layer[1]["mlp.up_proj"] == pytest.approx(0.6, abs=0.01)
+    assert (recipes.perplexity > dense.perplexity["demo"]).all()
+    assert recipes.sparsity.between(0.49, 0.5).all()
     assert errors.shape == (7, 5)
     assert (tmp_path / "figure.png").stat().st_size > 5_000
     assert {path.name for path in tmp_path.iterdir()} == {"figure.png"}
+    for value, text in ((recipes.perplexity, CODE[6]), (dense.perplexity.values(), CODE[0]), (mine.values(), CODE[4])):
+        numbers = [float(number) for number in re.findall(r"\d+\.\d+", shipped(text))]
+        assert all(any(number == pytest.approx(v, rel=0.01) for number in numbers) for v in value), shipped(text)
 
 
-def test_notebook_is_shipped_without_outputs() -> None:
-    """They would be out of date before long."""
-    cells = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
-    assert all(
-        cell["outputs"] == [] and cell["execution_count"] is None for cell in cells if cell["cell_type"] == "code"
-    )
+def test_notebook_is_shipped_with_outputs() -> None:
+    assert [cell["execution_count"] for cell in CODE] == list(range(1, len(CODE) + 1))
+    assert all(cell["outputs"] for cell in CODE)
+    assert not [
+        out
+        for cell in CODE
+        for out in cell["outputs"]
+        if out["output_type"] == "error" or "stderr" in str(out.get("name"))
+    ]

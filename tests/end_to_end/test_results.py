@@ -216,10 +216,10 @@ def test_dense_model_larger_than_memory_is_measured_block_by_block(
     options = {"eval_data": texts.heldout, "seqlen": SEQLEN}
     whole = autoprune.prune(tiny, sparsity_ratio=0, **options)
     assert whole.model is not None
-    assert autoprune.prune(tiny, sparsity_ratio=0, memory=f"{PROGRAM + 200_000}", **options).model is None
+    assert autoprune.prune(tiny, sparsity_ratio=0, memory=f"{PROGRAM + 200_000}", **options).in_memory is None
     monkeypatch.setattr(subject, "RESIDENT_SHARE", 0.0)
     streamed = autoprune.prune(tiny, sparsity_ratio=0, **options)
-    assert streamed.model is None
+    assert streamed.in_memory is None
     assert streamed.row.perplexity == whole.row.perplexity
 
 

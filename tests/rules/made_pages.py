@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import made_keywords
 from pages import ROOT
 
 from autoprune.recipe.options import RotationOptions, ShrinkOptions, SpeedOptions
@@ -96,9 +97,10 @@ def _line(name: str, depth: int, about: str) -> str:
 
 
 def write() -> None:
-    """Puts both between the marks of their pages."""
+    """Puts both between the marks of their pages, and the types of the options into their file."""
     for page, mark, made in ((FLAGS, "flags", flag_tables()), (TREE, "tree", tree())):
         text = page.read_text(encoding="utf-8")
         begin = text.index("\n", text.index(f"<!-- {mark}:begin")) + 1
         end = text.index(f"<!-- {mark}:end -->", begin)
         page.write_text(text[:begin] + made + text[end:], encoding="utf-8")
+    made_keywords.FILE.write_text(made_keywords.keywords(), encoding="utf-8")

@@ -1,6 +1,6 @@
 """What the documentation says of the code is true: flags, commands, links, files.
 
-The tables of flags (docs/flags.md) and the tree of files (docs/tree.md) are made from the source:
+The tables of flags (docs/flags.md), the tree of files (docs/tree.md) and the types of options come from the source:
 ``python tests/rules/test_docs.py`` writes them anew.
 """
 
@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+import made_keywords
 import made_pages
 import pytest
 from pages import EXAMPLE, PAGES, README, ROOT, anchors, between, commands, fenced, links, named, tree_paths
@@ -24,7 +25,7 @@ from autoprune.steps.classic import EFFORTS
 
 FLAGS, TREE = made_pages.FLAGS, made_pages.TREE
 # Flags of single commands, and of the step that docs/adding-a-step.md adds.
-OTHERS = {"help", "version", "out", "jobs", "tables", "save", "unrelated", "format", "title", "energy_power"}
+OTHERS = {"help", "version", "out", "jobs", "tables", "save", "unrelated", "format", "title", "energy_power", "recipe"}
 README_LINES = 200
 # A machine's own folders, and hosts that packages come from, have no place in a text for everyone.
 UNWANTED = re.compile(r"(?<![\w.:/~}-])/(?:work|home|root|Users|tmp)/|(?:download\.pytorch|pypi)\.org|huggingface\.co")
@@ -50,7 +51,7 @@ def parse(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     except Parsed as parsed:
         chosen = parsed.args[0]
         kind = "prune" if classic else chosen.command
-        if kind in ("prune", "eval"):
+        if kind in ("prune", "eval") and getattr(chosen, "recipe", None) is None:
             recipe_from_flat(given(chosen) | ({"sparsity_ratio": 0} if kind == "eval" else {}))
     except SystemExit as leaving:  # --help, --version
         assert not leaving.code
@@ -65,6 +66,11 @@ def test_tables_of_flags_say_what_the_recipe_says() -> None:
     listed = re.findall(r"^\| `--(\w+)` \|", written, re.MULTILINE)
     assert listed == made_pages.flag_names()
     assert written == made_pages.flag_tables(), "the recipe has changed: run `python tests/rules/test_docs.py`"
+
+
+def test_types_of_options_say_what_the_recipe_says() -> None:
+    written = made_keywords.FILE.read_text(encoding="utf-8")
+    assert written == made_keywords.keywords(), "the recipe has changed: run `python tests/rules/test_docs.py`"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=named)

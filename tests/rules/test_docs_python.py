@@ -1,4 +1,6 @@
-"""Python in the pages calls what exists; that of docs/adding-a-step.md is run by test_docs_example.py."""
+"""Python in the pages calls what exists; that of docs/python.md runs, and test_docs_example.py runs that of
+docs/adding-a-step.md.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,7 @@ import dataclasses
 from pathlib import Path
 
 import pytest
-from pages import EXAMPLE, PAGES, fenced, named
+from pages import EXAMPLE, PAGES, ROOT, fenced, named
 
 from autoprune.recipe.recipe import groups
 
@@ -22,7 +24,7 @@ def test_python_in_the_text_calls_what_exists(page: Path, code: str) -> None:
     import autoprune
 
     options = {f.name for group in groups() for f in dataclasses.fields(group.type)}
-    options |= {"tokenizer", "emit", "ratios", "unrelated", "save"}
+    options |= {"tokenizer", "emit", "ratios", "unrelated", "save", None}  # None: **options
     for node in ast.walk(ast.parse(code)):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "autoprune":
             assert node.attr in autoprune.__all__
@@ -33,3 +35,11 @@ def test_python_in_the_text_calls_what_exists(page: Path, code: str) -> None:
             "autoprune.inspect",
         ):
             assert {keyword.arg for keyword in node.keywords} <= options
+
+
+def test_the_page_about_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    for code in fenced((ROOT / "docs/python.md").read_text(encoding="utf-8"), "python"):
+        exec(compile(code, "python.md", "exec", dont_inherit=True), names)
+    assert {path.name for path in tmp_path.iterdir()} == {"out", "again"}

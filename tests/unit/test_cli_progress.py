@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import io
 import re
+import sys
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
 from rich.progress import Progress as Drawn
 
-from autoprune.cli import progress
-from autoprune.cli.progress import watching
-from autoprune.events import BlockResult, Event, Notice, Phase, Progress, Work
+from autoprune.events import BlockResult, Event, Notice, Phase, Progress, Work, silent
+from autoprune.report import progress
+from autoprune.report.progress import following, watching
 from autoprune.results.outcome import LayerOutcome
 
 LAYERS = tuple(LayerOutcome(0, f"layer{i}", 4, 2) for i in range(7))
@@ -71,6 +73,44 @@ def test_plain_lines_inside_a_long_block(capsys: pytest.CaptureFixture[str], clo
     lines = capsys.readouterr().err.splitlines()
     assert lines[:2] == ["pruning", "  observe 12/100, block 1/2"]
     assert 5 <= len(lines) <= 11
+
+
+def test_callers_in_python_see_nothing_where_nobody_looks(capsys: pytest.CaptureFixture[str]) -> None:
+    heard: list[Event] = []
+    for emit, quiet in ((None, False), (None, True), (heard.append, False)):
+        with following(emit, quiet=quiet) as told:
+            for event in story():
+                told(event)
+    assert heard == list(story())
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_bar_for_callers_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "Console", lambda **_: Console(file=io.StringIO(), force_terminal=True))
+    with following(None, quiet=False) as told:
+        assert isinstance(told, progress._Bar)
+
+
+def test_a_line_in_a_notebook(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], clock: Callable[[float], None]
+) -> None:
+    """It shows what is under way and goes in the end; notices stay."""
+    seen: list[str] = []
+    handle = SimpleNamespace(update=seen.append)
+    display = SimpleNamespace(HTML=str, display=lambda shown, display_id: handle)
+    shell = SimpleNamespace(get_ipython=lambda: SimpleNamespace(kernel=True), display=display)
+    monkeypatch.setitem(sys.modules, "IPython", shell)  # type: ignore[arg-type]
+    with following(None, quiet=False) as told:
+        for i, event in enumerate(story()):
+            clock(i)
+            told(event)
+    assert seen[:2] == ["<code>pruning</code>", "<code>pruning: block 1/2 observe 1/3</code>"]
+    assert "<code>pruning: block 1/2 is done, about 4 s left</code>" in seen
+    assert seen[-2:] == ["<code>perplexity [x].txt: perplexity [x].txt 1/2</code>", ""]
+    assert capsys.readouterr().out == "1:4: at most 1 of every 4 weights stay non-zero [bold]\n"
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: None))  # type: ignore[arg-type]
+    with following(None, quiet=False) as told:
+        assert told is silent
 
 
 def test_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,8 +12,9 @@ import pytest
 from pyarrow import parquet
 
 from autoprune.data.fields import Kind, kind_of_value, text_field, why_not
-from autoprune.data.hub import _kind
+from autoprune.data.hub import kind_of_feature
 from autoprune.data.texts import parse_source, read_corpus
+from autoprune.errors import DataError
 from autoprune.recipe.checks import comma_list
 
 SHARE_GPT = {"id": "identity_0", "conversations": [{"from": "human", "value": "tell me of the fox"}]}
@@ -34,7 +35,19 @@ MESSAGES = {"prompt_id": "a1", "messages": [{"role": "user", "content": "tell me
         ({"question": "text", "answer": "text"}, None),
         *(
             ({name: "text"}, None)
-            for name in ("id", "uuid", "doc_id", "url", "title", "lang", "source_file", "Id", "sha256")
+            for name in (
+                "messages",
+                "conversations",
+                "id",
+                "uuid",
+                "doc_id",
+                "url",
+                "title",
+                "lang",
+                "source_file",
+                "Id",
+                "sha256",
+            )
         ),
         *(({name: "text"}, name) for name in ("raw", "valid", "paid", "statement", "identity", "caption", "profile")),
     ],
@@ -65,6 +78,12 @@ def test_conversations_are_documents_of_turns(tmp_path: Path, row: dict[str, Any
     assert "not rendered here" in why_not(kinds)
 
 
+@pytest.mark.parametrize("value", [None, 5, ["a list"]])
+def test_a_text_that_is_no_string_is_called_so(tmp_path: Path, value: Any) -> None:
+    with pytest.raises(DataError, match="its field `text` is no string; make it one"):
+        read_corpus(parse_source(write(tmp_path, [{"text": value}], "jsonl"), "--eval_data"), "evaluation")
+
+
 @pytest.mark.parametrize("ending", ["jsonl", "parquet"])
 def test_the_record_names_the_field(tmp_path: Path, ending: str) -> None:
     source = parse_source(write(tmp_path, [{"story": "the quick fox", "n": 1}] * 2, ending), "--eval_data")
@@ -84,7 +103,7 @@ def test_strings_of_every_kind_are_read(tmp_path: Path, kind: pa.DataType) -> No
 
 def test_columns_of_datasets_are_judged_alike() -> None:
     talk = datasets.Dataset.from_list([{**SHARE_GPT, "tags": ["a"], "meta": {"b": 1}, "score": 1.0}])
-    found = {name: _kind(feature, str(getattr(feature, "dtype", ""))) for name, feature in talk.features.items()}
+    found = {name: kind_of_feature(feature) for name, feature in talk.features.items()}
     assert found == {
         "id": "text",
         "conversations": "conversation",

@@ -139,5 +139,5 @@ def test_frames() -> None:
     assert list(found.to_pandas().perplexity) == [4.2412]
     assert found.perplexity == {"wikitext2": 4.2412}
     assert (list(found), len(found), found[0]) == (list(rows[0].perplexity), 1, rows[0].perplexity[0])
-    assert repr(found) == "Evaluation(perplexity wikitext2: 4.241)"
+    assert repr(found) == "Evaluation: perplexity\n  wikitext2: 4.241"
     assert "<table" in found._repr_html_()

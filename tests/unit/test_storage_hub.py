@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -22,7 +23,7 @@ from autoprune.storage.checkpoint import Checkpoint
 from autoprune.storage.locate import locate
 from autoprune.storage.weight_files import INDEX, SINGLE
 
-SHA = "a" * 40
+SHA, OTHER = "a" * 40, "b" * 40  # of main, and of a branch
 BESIDE = ["config.json", "tokenizer.json", "tokenizer.model", "merges.txt", "chat_template.jinja", "modeling_mine.py"]
 FOLDERS = ["additional_chat_templates/tool.jinja", "code/layers.py"]
 NEVER = [
@@ -41,6 +42,7 @@ class Repo:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.got = folder, list[str]()
+        self.branches = {"main": SHA, SHA: SHA}
         repo = self
 
         class Hub(BaseHTTPRequestHandler):
@@ -54,7 +56,7 @@ class Repo:
 
             def do_GET(self, head: bool = False) -> None:
                 body, more = repo.answer(self.path.split("?")[0], head)
-                self.send_response(200)
+                self.send_response(404 if "X-Error-Code" in more else 200)
                 for key, value in {"Content-Length": str(len(body)), **more}.items():
                     self.send_header(key, value)
                 self.end_headers()
@@ -74,14 +76,18 @@ class Repo:
     def answer(self, path: str, head: bool) -> tuple[bytes, dict[str, str]]:
         files = {str(f.relative_to(self.folder)): f for f in sorted(self.folder.rglob("*")) if f.is_file()}
         digest = {name: hashlib.sha1(f.read_bytes()).hexdigest() for name, f in files.items()}
+        after = re.split("/(?:resolve|tree|revision)/", path)[1:]
+        wanted, _, name = after[0].partition("/") if after else ("main", "", "")
+        if wanted not in self.branches:
+            return b"", {"X-Error-Code": "RevisionNotFound"}
+        commit = self.branches[wanted]
         if "/resolve/" in path:
-            name = path.split("/resolve/")[1].split("/", 1)[1]
             self.got += [] if head else [name]
-            return files[name].read_bytes(), {"ETag": f'"{digest[name]}"', "X-Repo-Commit": SHA}
+            return files[name].read_bytes(), {"ETag": f'"{digest[name]}"', "X-Repo-Commit": commit}
         if "/tree/" in path:
             found = [{"type": "file", "path": n, "size": f.stat().st_size, "oid": digest[n]} for n, f in files.items()]
             return json.dumps(found).encode(), {}
-        about = {"id": "org/tiny", "modelId": "org/tiny", "sha": SHA, "private": False, "tags": [], "downloads": 0}
+        about = {"id": "org/tiny", "modelId": "org/tiny", "sha": commit, "private": False, "tags": [], "downloads": 0}
         return json.dumps({**about, "siblings": [{"rfilename": name} for name in files]}).encode(), {}
 
 
@@ -97,16 +103,24 @@ def repo(tmp_path: Path) -> Iterator[Repo]:
     made.stop()
 
 
-def fetch(repo: Repo, cache: Path) -> Path:
+def ask(repo: Repo, cache: Path, *revision: str) -> subprocess.CompletedProcess[str]:
     """``locate`` in a process of its own: where the hub is, its library asks once, when it is imported."""
-    program = "import sys; from autoprune.storage.locate import locate; print(locate('org/tiny', sys.argv[1]))"
+    program = (
+        "import sys; from autoprune.storage.locate import locate; from autoprune.errors import ModelError\n"
+        "try: print(locate('org/tiny', *sys.argv[1:]))\n"
+        "except ModelError as error: sys.exit(str(error))"
+    )
     hub = {"HF_ENDPOINT": f"http://127.0.0.1:{repo.server.server_port}", "HF_HUB_OFFLINE": "0"}
-    done = subprocess.run(
-        [sys.executable, "-c", program, str(cache)],
+    return subprocess.run(
+        [sys.executable, "-c", program, str(cache), *revision],
         capture_output=True,
         text=True,
         env={**os.environ, **hub, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(cache)},
     )
+
+
+def fetch(repo: Repo, cache: Path, *revision: str) -> Path:
+    done = ask(repo, cache, *revision)
     assert done.returncode == 0, done.stderr
     return Path(done.stdout.strip())
 
@@ -139,6 +153,25 @@ def test_what_was_fetched_is_enough_without_a_network(repo: Repo, tmp_path: Path
     (first / "merges.txt").unlink()
     repo.stop()
     assert fetch(repo, tmp_path / "cache") == first
+
+
+def test_a_revision_is_fetched_and_found_again_without_a_network(repo: Repo, tmp_path: Path) -> None:
+    repo.branches |= {"trial": OTHER, OTHER: OTHER}
+    assert fetch(repo, tmp_path / "cache").name == SHA
+    assert fetch(repo, tmp_path / "cache", "trial").name == OTHER
+    gone = ask(repo, tmp_path / "cache", "triall")
+    assert "--revision triall: the hub has org/tiny, and no branch, tag or commit of that name" in gone.stderr
+    repo.stop()
+    for asked, commit in (("trial", OTHER), (OTHER, OTHER), ("main", SHA)):
+        assert fetch(repo, tmp_path / "cache", asked).name == commit
+    missing = ask(repo, tmp_path / "cache", "triall")
+    assert "org/tiny was fetched before, but not this revision of it" in missing.stderr
+
+
+@pytest.mark.parametrize("word", ["demo", "."])
+def test_what_is_on_this_machine_has_no_revisions(word: str) -> None:
+    with pytest.raises(ModelError, match="--revision main: only models on the hub have revisions"):
+        locate(word, None, "main")
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES])

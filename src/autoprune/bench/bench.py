@@ -17,9 +17,11 @@ from autoprune.data.windows import CALIBRATION_FLAG
 from autoprune.errors import AutoPruneError, RecipeError
 from autoprune.events import Emit, Phase, silent
 from autoprune.report.needs import check_pages
+from autoprune.report.progress import following
 from autoprune.report.publish import formats, tables_of
 from autoprune.results.codec import dump_json
-from autoprune.results.table import Table
+from autoprune.results.shown import screen
+from autoprune.results.table import Table, to_html, to_text
 from autoprune.results.tidy import Results
 from autoprune.results.types import EvaluationRow
 from autoprune.storage.locate import locate
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class BenchSummary:
     """All cells of a grid and the reports that were written."""
 
@@ -52,13 +54,26 @@ class BenchSummary:
         """Perplexities with changes and costs, then accuracies where they were measured."""
         return tables_of(Results(self.rows))
 
+    def __repr__(self) -> str:
+        lines = [line for table in self.tables[:1] for line in to_text(table).splitlines()]
+        failed = [f"failed: {result.cell.name}: {result.error}" for result in self.failed]
+        return screen(f"{self.title}: {len(self.results)} cells, {len(self.failed)} failed", [*failed, *lines])
+
+    def _repr_html_(self) -> str:
+        return "".join(map(to_html, self.tables))
+
     def to_pandas(self) -> DataFrame:
         """One line for each cell that succeeded: what it was, perplexities, accuracies, seconds and peak memory."""
         return Results(self.rows).wide()
 
 
 def benchmark(
-    grid: str | Path | Mapping[str, Any], directory: str | Path = "out/bench", *, jobs: int = 1, emit: Emit = silent
+    grid: str | Path | Mapping[str, Any],
+    directory: str | Path = "out/bench",
+    *,
+    jobs: int = 1,
+    emit: Emit | None = None,
+    quiet: bool = False,
 ) -> BenchSummary:
     """Runs a grid and writes ``results.json``, ``.csv``, ``.md``, ``.tex`` and ``report.html`` into ``directory``.
 
@@ -73,9 +88,10 @@ def benchmark(
     check_pages("autoprune bench")
     start, directory = time.monotonic(), Path(directory)
     chosen = make_grid(grid) if isinstance(grid, Mapping) else read_grid(Path(grid))
-    emit(Phase("checking the grid"))
-    check_cells(chosen, emit)
-    results = tuple(run_grid(chosen, directory, jobs=jobs, emit=emit))
+    with following(emit, quiet=quiet) as seen:
+        seen(Phase("checking the grid"))
+        check_cells(chosen, seen)
+        results = tuple(run_grid(chosen, directory, jobs=jobs, emit=seen))
     summary = BenchSummary(chosen.title, results, (), 0.0)
     entries = [{"cell": r.cell.name, "error": r.error, "cost": r.cost, "row": r.row} for r in results]
     reports = {"results.json": dump_json(entries)}
@@ -95,16 +111,16 @@ def check_cells(grid: Grid, emit: Emit = silent) -> None:
     for cell in grid.cells:
         recipe = cell.recipe
         texts = [("--eval_data", word) for word in recipe.evaluation.eval_data]
-        models = [word for word in (recipe.model.model, recipe.chosen.pruned_model) if word]
+        models = [(recipe.model.model, recipe.model.revision), (recipe.chosen.pruned_model, None)]
         try:
             if recipe.target is not None:
                 texts += [(CALIBRATION_FLAG, word) for word in words_of(recipe.calibration.calibration_data)]
             for flag, word in texts:
                 if (flag, word) not in seen:
                     parse_source(word, flag)
-            for word in models:
-                if word not in seen:
-                    locate(word, recipe.model.cache_dir)
+            for model in models:
+                if model[0] and model not in seen:
+                    locate(model[0], recipe.model.cache_dir, model[1])
             if recipe.zeroshot.tasks and recipe.zeroshot not in seen:
                 from autoprune.evaluation.tasks import check_tasks
 

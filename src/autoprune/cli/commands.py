@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from autoprune.cli.compare import add_compare
-from autoprune.cli.flags import Parser, add_flags
+from autoprune.cli.flags import Parser, add_flags, add_recipe
 from autoprune.cli.rotate import add_rotate
 from autoprune.cli.shrink import add_shrink
 from autoprune.cli.speed import add_speed
@@ -79,6 +79,8 @@ def _add_runs(commands: argparse._SubParsersAction[Parser]) -> None:
                 "place", metavar="OUT", nargs="?", help="where the result goes, instead of --save_model"
             )
         add_flags(command, groups, without, positional=None if name == "prune" else "model", optional_model=True)
+        if name == "prune":
+            add_recipe(command)
 
 
 def _add_verify(commands: argparse._SubParsersAction[Parser]) -> None:

@@ -51,8 +51,8 @@ def run_compare(chosen: argparse.Namespace) -> int:
     quiet = bool(options.get("quiet"))
     if quiet and not chosen.save:
         raise RecipeError("--quiet shows nothing and nothing is saved; add --save, or leave out --quiet")
-    from autoprune.cli.progress import watching
     from autoprune.cli.show import show_comparison
+    from autoprune.report.progress import watching
 
     with watching(quiet=quiet) as emit:
         from autoprune.run.compare import compare

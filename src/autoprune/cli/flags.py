@@ -9,10 +9,12 @@ import math
 import types
 import typing
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from autoprune.errors import RecipeError
 from autoprune.recipe.checks import comma_list
+from autoprune.recipe.files import overridden, read_flat
 from autoprune.recipe.recipe import groups
 
 
@@ -73,6 +75,21 @@ def given(values: argparse.Namespace) -> dict[str, Any]:
         for name, value in vars(values).items()
         if name in known
     }
+
+
+def add_recipe(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--recipe``, which is no option of the recipe itself."""
+    parser.add_argument(
+        "--recipe",
+        metavar="FILE",
+        type=Path,
+        help="options from a TOML or JSON file, or from the autoprune.json of a result; flags go over them",
+    )
+
+
+def beneath(values: dict[str, Any], path: Path | None) -> dict[str, Any]:
+    """The options that were given, over those of the file that ``--recipe`` named. Raises: RecipeError."""
+    return values if path is None else overridden(read_flat(path), values)
 
 
 def _add_flag(

@@ -13,7 +13,7 @@ from pathlib import Path
 import autoprune
 from autoprune.cli.commands import add_commands
 from autoprune.cli.compare import run_compare
-from autoprune.cli.flags import Parser, add_flags, given
+from autoprune.cli.flags import Parser, add_flags, add_recipe, beneath, given
 from autoprune.cli.rotate import run_rotate
 from autoprune.cli.shrink import run_shrink
 from autoprune.cli.speed import run_speed
@@ -53,8 +53,13 @@ def classic(arguments: Sequence[str] | None = None) -> int:
 
 
 def _flags_of(parser: Parser, arguments: Sequence[str]) -> dict[str, object]:
-    add_flags(parser)
-    return given(parser.parse_args(arguments))
+    add_flags(parser, optional_model=True)
+    add_recipe(parser)
+    chosen = parser.parse_args(arguments)
+    values = beneath(given(chosen), chosen.recipe)
+    if "model" not in values:
+        raise RecipeError("--model is missing: give a hub id, a local directory, or `demo`; --help lists the flags")
+    return values
 
 
 def _console(arguments: list[str]) -> int:
@@ -90,6 +95,7 @@ def _placed(values: dict[str, object], chosen: argparse.Namespace) -> dict[str, 
                 f"{word!r} and --{name} {values[name]} say the same thing twice; leave out one of the two"
             )
         values |= {name: word} if word is not None else {}
+    values = beneath(values, chosen.recipe)
     if "model" not in values:
         raise RecipeError(
             "no model is named; write `autoprune prune MODEL OUT --sparsity 2:4`, or give --model; `autoprune prune"
@@ -106,15 +112,16 @@ def _prune(values: dict[str, object]) -> int:
             "--quiet shows nothing and nothing is saved; add --save_model, --save_ppl or --save_zeroshot, or leave out"
             " --quiet"
         )
-    from autoprune.cli.progress import watching
     from autoprune.cli.show import show_result
+    from autoprune.report.progress import watching
 
     here = launched()
     quiet = recipe.run.quiet or (here is not None and not here.first)
     with watching(quiet=quiet) as emit:
         from autoprune.run.api import run
 
-        result = run(recipe, emit)
+        nothing_else = not (output.save_model or recipe.zeroshot.tasks)  # would come out
+        result = run(recipe, emit, measure=True if nothing_else else None)
     if not quiet:
         show_result(result)
     return 0
@@ -131,8 +138,8 @@ def _inspect(values: dict[str, object]) -> int:
 
 
 def _verify(directory: str, model: str | None, *, trust_remote_code: bool) -> int:
-    from autoprune.cli.progress import watching
     from autoprune.cli.show import show_audit
+    from autoprune.report.progress import watching
 
     with watching(quiet=False) as emit:
         from autoprune.evaluation.audit import audit, find_dense
@@ -145,7 +152,7 @@ def _verify(directory: str, model: str | None, *, trust_remote_code: bool) -> in
 
 def _bench(grid: str, out: str, jobs: int) -> int:
     from autoprune.bench.bench import benchmark
-    from autoprune.cli.progress import watching
+    from autoprune.report.progress import watching
 
     with watching(quiet=False) as emit:
         summary = benchmark(grid, out, jobs=jobs, emit=emit)
@@ -163,7 +170,9 @@ def _report(chosen: argparse.Namespace) -> int:
 
     if chosen.format == "html":
         check_pages("--format html")
-    text = published(with_references(read_rows(chosen.results)), chosen.format, title=chosen.title)
+    rows = read_rows(chosen.results)
+    shown = rows if chosen.format == "csv" else with_references(rows)  # a line of it is a run
+    text = published(shown, chosen.format, title=chosen.title)
     if chosen.out is None:
         sys.stdout.write(text)
         return 0
@@ -176,8 +185,8 @@ def _report(chosen: argparse.Namespace) -> int:
 
 def _reproduce(chosen: argparse.Namespace, overrides: dict[str, object]) -> int:
     from autoprune.bench.reproduce import PUBLISHED, read_tables, reproduce
-    from autoprune.cli.progress import watching
     from autoprune.cli.show import show_reproduction
+    from autoprune.report.progress import watching
 
     tables = Path(chosen.tables) if chosen.tables else PUBLISHED
     if chosen.name is None:

@@ -34,8 +34,8 @@ def run_rotate(chosen: argparse.Namespace) -> int:
         f.name: value for f in dataclasses.fields(RotationOptions) if (value := vars(chosen).get(f.name)) is not None
     }
     quiet = bool(options.get("quiet"))
-    from autoprune.cli.progress import watching
     from autoprune.cli.show import show_rotation
+    from autoprune.report.progress import watching
 
     with watching(quiet=quiet) as emit:
         from autoprune.run.rotate import rotate

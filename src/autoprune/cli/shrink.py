@@ -39,8 +39,8 @@ def run_shrink(chosen: argparse.Namespace) -> int:
         f.name: value for f in dataclasses.fields(ShrinkOptions) if (value := vars(chosen).get(f.name)) is not None
     }
     quiet = bool(options.get("quiet"))
-    from autoprune.cli.progress import watching
     from autoprune.cli.show import show_shrink
+    from autoprune.report.progress import watching
 
     with watching(quiet=quiet) as emit:
         from autoprune.run.shrink import shrink

@@ -16,6 +16,7 @@ ABOUT = (
 GROUPS = ("model", "output", "run")
 WITHOUT = (
     "model",
+    "revision",
     "save_model",
     "save_ppl",
     "save_zeroshot",
@@ -48,8 +49,8 @@ def run_speed(chosen: argparse.Namespace) -> int:
     quiet = bool(options.get("quiet"))
     if quiet and not chosen.save:
         raise RecipeError("--quiet shows nothing and nothing is saved; add --save, or leave out --quiet")
-    from autoprune.cli.progress import watching
     from autoprune.cli.show import show_speed
+    from autoprune.report.progress import watching
 
     with watching(quiet=quiet) as emit:
         from autoprune.run.speed import speed

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -65,5 +65,5 @@ class PredictionShift:
     log_ratio: Estimate
     dense_perplexity: float  # over the scored tokens, which have half a window or more before them
     pruned_perplexity: float
-    stretches: tuple[Stretch, ...]
-    bars: tuple[Bar, ...]
+    stretches: tuple[Stretch, ...] = field(repr=False)
+    bars: tuple[Bar, ...] = field(repr=False)

@@ -229,10 +229,8 @@ def _offline(offline: bool) -> Iterator[None]:
 
 def _text_column(source: Source, wanted: HubSet, dataset: Any) -> str:
     """The column that holds the documents, without rows that hold none."""
-    kinds = {
-        name: str(getattr(feature, "dtype", type(feature).__name__)) for name, feature in dataset.features.items()
-    }
-    judged = {name: _kind(feature, kinds[name]) for name, feature in dataset.features.items()}
+    kinds = {name: _dtype(feature) for name, feature in dataset.features.items()}
+    judged = {name: kind_of_feature(feature) for name, feature in dataset.features.items()}
     column = document_field(judged)
     if column is None:
         columns = ", ".join(f"{name} ({kind})" for name, kind in kinds.items())
@@ -248,9 +246,13 @@ def _text_column(source: Source, wanted: HubSet, dataset: Any) -> str:
     return column
 
 
-def _kind(feature: Any, dtype: str) -> Kind:
-    """What a column holds, by its feature."""
-    if dtype in ("string", "large_string", "string_view"):
+def _dtype(feature: Any) -> str:
+    return str(getattr(feature, "dtype", type(feature).__name__))
+
+
+def kind_of_feature(feature: Any) -> Kind:
+    """What a column of a dataset holds, by its feature."""
+    if _dtype(feature) in ("string", "large_string", "string_view"):
         return "text"
     inner = feature if isinstance(feature, (list, dict)) else getattr(feature, "feature", None)
     turn = inner[0] if isinstance(inner, list) and inner else inner

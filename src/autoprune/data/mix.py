@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from autoprune.data.sources import GIVEN
 from autoprune.data.windows import CALIBRATION_FLAG, Windows
 from autoprune.errors import DataError
 
@@ -30,7 +31,7 @@ def split_mix(word: str) -> tuple[Part, ...]:
     A comma ends a source only behind its weight, so names may hold commas and colons; a word that is a file, or
     without a comma, is no mix. Raises: DataError if weights are missing, or do not add up to 1.
     """
-    if "," not in word or Path(word).expanduser().is_file():
+    if "," not in word or GIVEN.search(word) or Path(word).expanduser().is_file():
         return ()
     parts, at = list[Part](), 0
     while at < len(word):

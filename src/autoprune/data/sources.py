@@ -8,9 +8,14 @@ import difflib
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from autoprune.errors import DataError
+from autoprune.recipe.checks import LONGEST_NAME
 from autoprune.storage.locate import DEMO
+
+if TYPE_CHECKING:
+    from autoprune.data.given import Given
 
 NAMED = ("c4", "wikitext2", "ptb")
 SUFFIXES = {
@@ -25,6 +30,7 @@ SUFFIXES = {
 # Kinds that are one running text: their documents are joined and tokenised once. In all others a sample stays inside
 # one document.
 ONE_TEXT = ("txt", "wikitext2", "ptb")
+GIVEN = re.compile(r"\(sha256 [0-9a-f]{12}\)$")  # the end of the word for what was handed over in Python
 _HUB_WORD = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[\w.-]+)(:(?P<config>[\w.+-]+))?")
 
 
@@ -34,7 +40,7 @@ class Source:
 
     ``kind`` is c4, wikitext2, ptb, hub, txt, jsonl, parquet or tokens; ``name`` is the user's own word and ``flag``
     where it was said, both for messages. Local kinds have a ``path``, kind hub has a ``repo`` and perhaps a
-    ``config``.
+    ``config``. What was ``given`` in Python is of kind strings, stream (token ids of one text) or tokens (windows).
     """
 
     kind: str
@@ -43,6 +49,7 @@ class Source:
     path: Path | None = None
     repo: str | None = None
     config: str | None = None
+    given: Given | None = None
 
     @property
     def label(self) -> str:
@@ -76,9 +83,7 @@ def parse_source(word: str, flag: str) -> Source:
         raise DataError(f"{flag} {word} is a directory; name one file inside it ({', '.join(SUFFIXES)})")
     if path.exists():
         if kind is None:
-            raise DataError(
-                f"{flag} {word}: can't tell the format from this name; rename it to one of {', '.join(SUFFIXES)}"
-            )
+            raise DataError(f"{flag} {word}: {_remedy(path)}")
         return Source(kind, word, flag, path=path)
     if kind is not None:
         raise DataError(
@@ -87,9 +92,47 @@ def parse_source(word: str, flag: str) -> Source:
         )
     if match := _HUB_WORD.fullmatch(word):
         return Source("hub", word, flag, repo=match["repo"], config=match["config"])
+    raise _unknown(word, flag)
+
+
+def _unknown(word: str, flag: str) -> DataError:
+    """What to say of a word that names nothing."""
+    if GIVEN.search(word):
+        return DataError(
+            f"{flag} {word}: these were handed over in Python and are in no file; hand them over again, to"
+            " autoprune.run or autoprune.prune"
+        )
     close = difflib.get_close_matches(word.lower(), NAMED, n=1)
     hint = f"did you mean {close[0]}? Otherwise " if close else ""
-    raise DataError(f"{flag} {word}: neither a known set nor an existing file; {hint}give {_choices()}")
+    if reads_like_text(word):
+        hint = "a text itself is given in Python, in a list: [text]. Otherwise "
+    return DataError(f"{flag} {_quoted(word)}: neither a known set nor an existing file; {hint}give {_choices()}")
+
+
+def reads_like_text(word: str) -> bool:
+    """Whether a string that names no source looks like a text itself: by its spaces, or its length."""
+    return len(word.split()) > 1 or len(word.encode(errors="surrogatepass")) > LONGEST_NAME
+
+
+def _quoted(word: str) -> str:
+    """At most a line of it."""
+    line = " ".join(word.split())
+    return line if len(line) <= 80 else f"{line[:80]}…"
+
+
+def _remedy(path: Path) -> str:
+    """What to do with a file of a format that is not read."""
+    name = path.name.lower()
+    if name.endswith((".csv", ".tsv")):
+        more = ", sep='\\t'" if name.endswith(".tsv") else ""
+        code = f"import pandas; pandas.read_csv({str(path)!r}{more}).to_parquet({f'{path}.parquet'!r})"
+        return f"tables are read as parquet; write it as one, in Python: {code} and give {path}.parquet"
+    if name.endswith((".gz", ".zst", ".bz2", ".xz", ".zip")):
+        return f"it is compressed; unpack it and give what was in it ({', '.join(SUFFIXES)})"
+    return (
+        "can't tell the format from this name; call it .txt if it is plain text, .jsonl if it is JSON lines, or"
+        f" convert it to one of {', '.join(SUFFIXES)}"
+    )
 
 
 def kind_of(path: Path) -> str | None:

@@ -76,14 +76,17 @@ def read_corpus(
     if source.kind == "tokens":
         raise ValueError(f"{source.label} holds token ids and no documents")
     documents: Sequence[Any]
-    if source.path is None:
+    if source.given is not None and source.given.documents is not None:
+        found = {"field": source.given.field} if source.given.field else {}
+        documents, origin = source.given.documents, {"sha256": source.given.sha256, **found}
+    elif source.path is None:
         documents, origin = read_hub(source, purpose, datasets_cache_dir)
     else:
         documents, origin = read_local(source)
     talks = len(documents) > 0 and not isinstance(documents[0], str)
     if not talks and not any(document.strip() for document in documents):
-        found = f"only white space in {len(documents)} documents" if len(documents) else "no documents"
-        raise DataError(f"{source.label}: {found}; give a source that holds text")
+        empty = f"only white space in {len(documents)} documents" if len(documents) else "no documents"
+        raise DataError(f"{source.label}: {empty}; give a source that holds text")
     shown = source.name if source.path is None else source.path.name
     provenance = {"source": shown, "kind": source.kind, "purpose": purpose, **origin, "documents": len(documents)}
     joiner = _JOINERS[source.kind][purpose] if source.kind in _JOINERS else _LOCAL_JOINER

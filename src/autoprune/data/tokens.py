@@ -11,6 +11,7 @@ from torch import Tensor
 
 from autoprune.data.sources import Source
 from autoprune.errors import DataError
+from autoprune.storage.files import file_sha256
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -67,11 +68,43 @@ def token_counts(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[i
     ]
 
 
-def read_token_file(source: Source, seqlen: int) -> Int64[Tensor, "samples seqlen"]:
-    """All rows of a token file: tensor ``input_ids``, int64 ``[samples, seqlen]``.
+def read_token_rows(source: Source, seqlen: int) -> Int64[Tensor, "samples seqlen"]:
+    """All rows of a token file (tensor ``input_ids``, int64 ``[samples, seqlen]``), or of token ids from Python.
 
     Raises: DataError for a damaged file, a missing tensor, a wrong dtype or shape, no rows, or rows of another length.
     """
+    ids = given_ids(source) if source.given else _from_file(source)
+    if ids.shape[1] != seqlen:
+        remedy = f"set --seqlen {ids.shape[1]}" + (
+            f" or save the rows cut to {seqlen}" if ids.shape[1] > seqlen else " or save longer rows"
+        )
+        raise DataError(f"{source.label}: its rows are {ids.shape[1]} tokens long, but seqlen is {seqlen}; {remedy}")
+    return ids
+
+
+def given_ids(source: Source) -> Int64[Tensor, ...]:
+    """Token ids from Python: ``[tokens]`` of one running text, or ``[samples, seqlen]``."""
+    assert source.given is not None and source.given.ids is not None, f"{source.label} holds no token ids"
+    return source.given.ids
+
+
+def ids_facts(source: Source, purpose: str, tokens: int) -> dict[str, Any]:
+    """What the record says of token ids that no text was read for."""
+    named = source.name if source.given else source.file.name
+    return {
+        "source": named,
+        "kind": source.kind,
+        "purpose": purpose,
+        **({} if source.given else {"file": named}),
+        "sha256": source.given.sha256 if source.given else file_sha256(source.file),
+        "documents": None,
+        "tokens": tokens,
+        "bos_token_added": None,
+        "utf8_bytes": None,
+    }
+
+
+def _from_file(source: Source) -> Int64[Tensor, "samples seqlen"]:
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -98,11 +131,6 @@ def read_token_file(source: Source, seqlen: int) -> Int64[Tensor, "samples seqle
             f"{source.label}: `{TENSOR}` has shape {list(ids.shape)}; it must be [samples, seqlen] with at least one"
             " of each"
         )
-    if ids.shape[1] != seqlen:
-        remedy = f"set --seqlen {ids.shape[1]}" + (
-            f" or save the rows cut to {seqlen}" if ids.shape[1] > seqlen else " or save longer rows"
-        )
-        raise DataError(f"{source.label}: its rows are {ids.shape[1]} tokens long, but seqlen is {seqlen}; {remedy}")
     return ids
 
 
@@ -113,8 +141,8 @@ def check_ids(ids: Int64[Tensor, "samples seqlen"], vocab_size: int, source: Sou
         return
     row, column = (int(i) for i in outside.nonzero()[0])
     whose = (
-        "save the token file with this model's tokenizer"
-        if source.kind == "tokens"
+        "make the token ids with this model's tokenizer"
+        if source.kind in ("tokens", "stream")
         else "use the tokenizer that belongs to this model"
     )
     raise DataError(

@@ -15,9 +15,8 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from autoprune.data.texts import ONE_TEXT, Corpus, Purpose, Source, parse_source, read_corpus
-from autoprune.data.tokens import check_ids, read_token_file, token_counts, tokenise
+from autoprune.data.tokens import check_ids, given_ids, ids_facts, read_token_rows, token_counts, tokenise
 from autoprune.errors import DataError
-from autoprune.storage.files import file_sha256
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -37,7 +36,7 @@ class Windows:
     ``ids`` is int64 ``[samples, seqlen]``. ``provenance`` is plain JSON: source, kind, purpose; dataset, config,
     data_files, split, revision, commit, mirror for the hub or file and sha256 for a local file; documents; tokens (in
     all of the text; None where documents were drawn and the rest never tokenised), windows, distinct_windows, seqlen,
-    seed (None where nothing is drawn), bos_token_added (None for token files), utf8_bytes (of text under all windows
+    seed (None where nothing is drawn), bos_token_added (None for token ids), utf8_bytes (of text under all windows
     together, for bits per byte; None if unknown or for calibration, where windows overlap) and fingerprint.
     """
 
@@ -53,7 +52,7 @@ class Windows:
 
 
 def calibration_windows(
-    word: str,
+    word: str | Source,
     load_tokenizer: Callable[[], PreTrainedTokenizerBase],
     *,
     nsamples: int,
@@ -64,20 +63,21 @@ def calibration_windows(
 ) -> Windows:
     """Draws ``nsamples`` windows with ``random.Random(seed)``.
 
-    From one text (.txt, wikitext2, ptb): starts anywhere. From documents (c4, hub, .jsonl, .parquet): inside documents
-    of more than ``seqlen`` tokens. From conversations: at the beginning of one, and on with those that follow it.
-    A token file gives its first rows and needs no tokenizer.
+    From one text (.txt, wikitext2, ptb, or token ids in one row): starts anywhere. From documents (c4, hub, .jsonl,
+    .parquet, or a list of strings): inside documents of more than ``seqlen`` tokens. From conversations: at the
+    beginning of one, and on with those that follow it. A token file, or rows of token ids, gives its first rows and
+    needs no tokenizer.
     Raises: DataError if the source can't be read, is too short, or its ids don't fit ``vocab_size``.
     """
-    source = parse_source(word, CALIBRATION_FLAG)
+    source = parse_source(word, CALIBRATION_FLAG) if isinstance(word, str) else word
     if source.kind == "tokens":
-        rows = read_token_file(source, seqlen)
-        if len(rows) < nsamples:
-            raise DataError(
-                f"{source.label}: holds {len(rows)} rows, but {nsamples} are wanted; set --nsamples {len(rows)} or"
-                " save more rows"
-            )
-        return _from_rows(source, rows, rows[:nsamples], "calibration", vocab_size)
+        return _first_rows(source, nsamples, seqlen, vocab_size)
+    if source.kind == "stream":
+        ids = given_ids(source)
+        begins = _starts(source, len(ids), nsamples, seqlen, random.Random(seed))
+        cut = torch.stack([ids[start : start + seqlen] for start in begins])
+        facts = {**ids_facts(source, "calibration", len(ids)), "seed": seed, "distinct_windows": len(set(begins))}
+        return _windows(source, cut, facts, vocab_size)
     corpus = read_corpus(source, "calibration", datasets_cache_dir)
     tokenizer = load_tokenizer()
     corpus = corpus.rendered(tokenizer)
@@ -111,7 +111,7 @@ def _draw(
 
 
 def evaluation_windows(
-    word: str,
+    word: str | Source,
     load_tokenizer: Callable[[], PreTrainedTokenizerBase],
     *,
     seqlen: int,
@@ -122,23 +122,23 @@ def evaluation_windows(
 ) -> Windows:
     """Cuts the whole text, tokenised once, into non-overlapping windows; what is left over at its end is dropped.
 
-    ``max_windows`` keeps the first ones only. The rows of a token file are the windows, and need no tokenizer.
+    ``max_windows`` keeps the first ones only. Rows of token ids are the windows, and need no tokenizer.
     Raises: DataError if the source can't be read, gives no window, or its ids don't fit ``vocab_size``.
     """
-    source = parse_source(word, flag)
+    source = parse_source(word, flag) if isinstance(word, str) else word
     if source.kind == "tokens":
-        rows = read_token_file(source, seqlen)
+        rows = read_token_rows(source, seqlen)
         return _from_rows(source, rows, rows[:max_windows], "evaluation", vocab_size)
+    if source.kind == "stream":
+        ids = given_ids(source)
+        count = min(_whole_windows(source, len(ids), seqlen), max_windows or len(ids))
+        facts = {**ids_facts(source, "evaluation", len(ids)), "seed": None, "distinct_windows": count}
+        return _windows(source, ids[: count * seqlen].view(count, seqlen), facts, vocab_size)
     corpus = read_corpus(source, "evaluation", datasets_cache_dir)
     tokenizer = load_tokenizer()
     corpus = corpus.rendered(tokenizer)
     text = tokenise(tokenizer, corpus.text, special=not corpus.talks)
-    count = len(text.ids) // seqlen
-    if count == 0:
-        raise DataError(
-            f"{source.label}: the text has {len(text.ids)} tokens, but one window needs {seqlen}; "
-            f"{f'set --seqlen to {len(text.ids)} or less, or ' if len(text.ids) >= SHORTEST else ''}give a longer text"
-        )
+    count = _whole_windows(source, len(text.ids), seqlen)
     limits = [limit for limit in (max_windows, C4_WINDOWS if source.kind == "c4" else None) if limit is not None]
     count = min([count, *limits])
     facts = {
@@ -150,6 +150,25 @@ def evaluation_windows(
         "utf8_bytes": text.utf8_bytes(count * seqlen),
     }
     return _windows(source, text.ids[: count * seqlen].view(count, seqlen), facts, vocab_size)
+
+
+def _first_rows(source: Source, nsamples: int, seqlen: int, vocab_size: int) -> Windows:
+    rows = read_token_rows(source, seqlen)
+    if len(rows) < nsamples:
+        raise DataError(
+            f"{source.label}: holds {len(rows)} rows, but {nsamples} are wanted; set --nsamples {len(rows)} or save"
+            " more rows"
+        )
+    return _from_rows(source, rows, rows[:nsamples], "calibration", vocab_size)
+
+
+def _whole_windows(source: Source, tokens: int, seqlen: int) -> int:
+    if tokens < seqlen:
+        raise DataError(
+            f"{source.label}: the text has {tokens} tokens, but one window needs {seqlen}; "
+            f"{f'set --seqlen to {tokens} or less, or ' if tokens >= SHORTEST else ''}give a longer text"
+        )
+    return tokens // seqlen
 
 
 def _starts(source: Source, tokens: int, nsamples: int, seqlen: int, rng: random.Random) -> list[int]:
@@ -235,25 +254,23 @@ class _Documents:
             shorter = f"set --seqlen to less than {longest}, or " if longest > SHORTEST + 1 else ""
             raise DataError(
                 f"{self.source.label}: the longest of its {len(self.documents)} documents has {longest} tokens, but a"
-                f" window of {self.seqlen} needs one of at least {self.seqlen + 1}; {shorter}join the documents in one"
-                f" file ({self.source.flag} FILE.txt)"
+                f" window of {self.seqlen} needs one of at least {self.seqlen + 1}; {shorter}{_joined(self.source)}"
             )
 
 
+def _joined(source: Source) -> str:
+    """How documents become one text, in which windows begin anywhere."""
+    if source.given:
+        return 'join the texts: ["\\n\\n".join(texts)]'
+    return f"join the documents in one file ({source.flag} FILE.txt)"
+
+
 def _from_rows(source: Source, rows: Tensor, chosen: Tensor, purpose: Purpose, vocab_size: int) -> Windows:
-    """Windows that are rows of a token file."""
+    """Windows that are rows of token ids."""
     facts = {
-        "source": source.file.name,
-        "kind": source.kind,
-        "purpose": purpose,
-        "file": source.file.name,
-        "sha256": file_sha256(source.file),
-        "documents": None,
-        "tokens": rows.numel(),
+        **ids_facts(source, purpose, rows.numel()),
         "seed": None,
-        "bos_token_added": None,
         "distinct_windows": len(chosen.unique(dim=0)),
-        "utf8_bytes": None,
     }
     return _windows(source, chosen.contiguous(), facts, vocab_size)
 

@@ -121,23 +121,28 @@ def check_coverage(anatomy: Anatomy, allow_partial: bool) -> None:
     )
 
 
-def select_layers(anatomy: Anatomy, ignore: Sequence[str], target: Target | None) -> dict[int, tuple[Layer, ...]]:
-    """The layers to prune of every block: all but those that a pattern of ``ignore`` matches.
+def select_layers(
+    anatomy: Anatomy, ignore: Sequence[str], target: Target | None, include: Sequence[str] = ()
+) -> dict[int, tuple[Layer, ...]]:
+    """The layers to prune of every block: those that a pattern of ``include`` matches, or all without any, but for
+    those that a pattern of ``ignore`` matches. What is never pruned, such as the head, may be ignored too.
 
     Raises: RecipeError if a pattern matches nothing, if nothing is left, or if a width is not divisible by M.
     """
-    named = [(block, layer, block.full_name(layer)) for block in anatomy.blocks for layer in block.layers]
-    for pattern in ignore:
-        if not any(_matches(name, pattern) for _, _, name in named):
-            raise RecipeError(
-                f"--ignore {pattern!r} matches no layer; layers are called {_some(name for _, _, name in named)}"
-            )
-    chosen = {block.index: () for block in anatomy.blocks} | {
-        block.index: tuple(la for la in block.layers if not any(_matches(block.full_name(la), p) for p in ignore))
-        for block in anatomy.blocks
-    }
+    names = [block.full_name(layer) for block in anatomy.blocks for layer in block.layers]
+    for flag, pattern in [*(("include", p) for p in include), *(("ignore", p) for p in ignore)]:
+        matched = any(_matches(name, pattern) for name in names)
+        if not matched and not (flag == "ignore" and _stays_anyway(anatomy, pattern, names)):
+            raise RecipeError(f"--{flag} {pattern!r} matches no layer; layers are called {_some(iter(names))}")
+
+    def wanted(name: str) -> bool:
+        included = not include or any(_matches(name, pattern) for pattern in include)
+        return included and not any(_matches(name, pattern) for pattern in ignore)
+
+    chosen = {b.index: tuple(la for la in b.layers if wanted(b.full_name(la))) for b in anatomy.blocks}
     if not any(chosen.values()):
-        raise RecipeError(f"--ignore {' '.join(ignore)} leaves no layer to prune")
+        flags = [*(f"--include {p}" for p in include), *(f"--ignore {p}" for p in ignore)]
+        raise RecipeError(f"{' '.join(flags)} leaves no layer to prune")
     if isinstance(target, SemiStructured):
         _check_divisible(anatomy, chosen, target)
     return chosen
@@ -152,6 +157,12 @@ def _check_divisible(anatomy: Anatomy, chosen: dict[int, tuple[Layer, ...]], tar
             f" there ({len(bad)} such layers); leave them dense with --ignore '*.{name.rsplit('.', 1)[1]}', or choose"
             " another pattern"
         )
+
+
+def _stays_anyway(anatomy: Anatomy, pattern: str, names: Sequence[str]) -> bool:
+    """Whether a pattern names parts of the model in which nothing is pruned anyway."""
+    parts = [name for name, _ in anatomy.model.named_modules() if name and _matches(name, pattern)]
+    return bool(parts) and not any(name.startswith(f"{part}.") for part in parts for name in names)
 
 
 def _matches(name: str, pattern: str) -> bool:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
 import re
 import typing
 from collections.abc import Iterable, Mapping
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 from autoprune.errors import RecipeError
 from autoprune.recipe.options import PROTOCOLS, CalibrationOptions, EvaluationOptions, ZeroShotOptions
 
+TEXTS = ("calibration_data", "eval_data")
 LONGEST_NAME, LONGEST_PATH = 255, 4096  # bytes, of one part and of all together: what file systems take
 
 
@@ -22,15 +24,15 @@ def as_declared(field: dataclasses.Field[Any], hint: Any, value: Any) -> Any:
 
     Raises: RecipeError if it is of another type.
     """
-    if isinstance(value, PurePath):
-        value = str(value)
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
     if field.metadata.get("place") and isinstance(value, str) and value.startswith("~"):
         value = str(Path(value).expanduser())
     if typing.get_origin(hint) is tuple:
         if isinstance(value, str):
             return comma_list(value) if field.metadata.get("comma") else (value,)
-        if isinstance(value, (list, tuple)) and all(isinstance(part, (str, PurePath)) for part in value):
-            return tuple(str(part) for part in value)
+        if isinstance(value, (list, tuple)) and all(isinstance(part, (str, os.PathLike)) for part in value):
+            return tuple(os.fspath(part) for part in value)
         raise RecipeError(f"--{field.name} {short(value)} is no list of words")
     kinds = typing.get_args(hint) or (hint,)
     whole = isinstance(value, int) and not isinstance(value, bool)
@@ -48,7 +50,7 @@ _WORDS = {str: "a word", int: "a whole number", float: "a number", bool: "true o
 
 def short(value: object) -> str:
     """A user's value as an error quotes it: a line of it, no more."""
-    text = repr(value)
+    text = " ".join(repr(value).split())
     return text if len(text) <= 80 else f"{text[:80]}…"
 
 
@@ -62,7 +64,9 @@ def check_bounds(options: Any) -> None:
         if "choices" in facts and value is not None and value not in facts["choices"]:
             close = difflib.get_close_matches(str(value), list(facts["choices"]), 1)
             hint = f" (did you mean {close[0]}?)" if close else ""
-            raise RecipeError(f"--{name} {value!r} is unknown{hint}; choose from {', '.join(facts['choices'])}")
+            raise RecipeError(
+                f"--{name} {short(str(value))} is unknown{hint}; choose from {', '.join(facts['choices'])}"
+            )
         if value is None:
             continue
         if "at_least" in facts and value < facts["at_least"]:
@@ -84,6 +88,7 @@ def check_places(places: Mapping[str, str | None], read: Mapping[str, str | None
         if not _may_be_a_path(word or ""):
             raise RecipeError(
                 f"--{name} {short(word)} is no name: too long for a file or a directory, or with a zero in it"
+                + ("; a text itself is given in Python, in a list: [text]" if name in TEXTS else "")
             )
 
 

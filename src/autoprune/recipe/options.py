@@ -28,6 +28,9 @@ class ModelOptions:
     model: str = option(
         "", "hub id, local directory, or `demo` (the model this project ships)", metavar="MODEL", required=True
     )
+    revision: str | None = option(
+        None, "branch, tag or commit of a model from the hub (default: its main branch)", metavar="REVISION"
+    )
     dtype: str = option("auto", "precision the blocks run in; auto = the model's own", choices=DTYPES)
     device: str = option("auto", "where blocks run: cpu, cuda, cuda:1, mps; auto = the first accelerator, else cpu")
     cache_dir: str | None = option(None, "where models from the hub are kept", metavar="DIR")
@@ -51,6 +54,9 @@ class PruningOptions:
         (),
         "other ratios for some layers: a glob and a fraction, such as *.mlp.*=0.6; the last that fits counts",
         metavar="PATTERN=R",
+    )
+    include: tuple[str, ...] = option(
+        (), "the only layers to prune: a glob against their names, as for --ignore; repeatable", metavar="PATTERN"
     )
     ignore: tuple[str, ...] = option(
         (), "layers left dense: a glob against names like model.layers.0.mlp.up_proj; repeatable", metavar="PATTERN"

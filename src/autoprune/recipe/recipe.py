@@ -11,6 +11,7 @@ import difflib
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from autoprune.core.sparsity import SemiStructured, Target, check_ratio, parse_target
@@ -21,8 +22,8 @@ from autoprune.recipe.checks import (
     check_places,
     check_protocol,
     check_tasks_chosen,
-    short,
 )
+from autoprune.recipe.files import STEPS, flat_of, overridden, read_flat
 from autoprune.recipe.options import (
     PROTOCOLS,
     ZEROSHOT_TASKS,
@@ -34,17 +35,21 @@ from autoprune.recipe.options import (
     RunOptions,
     ZeroShotOptions,
 )
+from autoprune.recipe.values import with_sparsity
 from autoprune.steps.classic import StepOptions, step_names, with_effort
 from autoprune.steps.table import check_order, entry, option_owners, table
 
 # By group: where things from the hub are kept changes no result.
 CACHES = (("model", "cache_dir"), ("calibration", "datasets_cache_dir"))
-STEPS = "steps"  # the key under which a record lists the steps
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Recipe:
-    """One run: groups of options that together say everything about it."""
+    """One run: groups of options that together say everything about it.
+
+    ``Recipe.of(model="demo", sparsity=0.5, …)`` makes one of flat options, ``Recipe.read(path)`` reads one; then
+    ``autoprune.run(recipe)``.
+    """
 
     model: ModelOptions = ModelOptions()
     pruning: PruningOptions = PruningOptions()
@@ -55,6 +60,31 @@ class Recipe:
     zeroshot: ZeroShotOptions = ZeroShotOptions()
     output: OutputOptions = OutputOptions()
     run: RunOptions = RunOptions()
+    # By flag and word: what stands for texts that were handed over in Python and are in no file (``data/handed.py``).
+    held: Mapping[tuple[str, str], Any] = field(default_factory=dict, compare=False, repr=False)
+
+    @classmethod
+    def of(cls, **options: Any) -> Recipe:
+        """A recipe of options by name, as ``autoprune.prune`` takes them, with those of installed steps.
+
+        Raises: RecipeError naming the first option that nobody has, or a value that can't be used.
+        """
+        return recipe_from_flat(options)
+
+    @classmethod
+    def read(cls, path: str | Path, **options: Any) -> Recipe:
+        """The recipe in a TOML or JSON file, or in a result's ``autoprune.json``; ``options`` go over it.
+
+        Raises: RecipeError if the file can't be read, holds no recipe, or one that can't be used.
+        """
+        return recipe_from_flat(overridden(read_flat(Path(path)), options))
+
+    def __repr__(self) -> str:
+        """All that is not as usual, as ``of`` takes it."""
+        groups = [self.model, self.pruning, self.chosen, *self.step_options.values(), self.calibration]
+        groups += [self.evaluation, self.zeroshot, self.output, self.run]
+        given = ((f, getattr(group, f.name)) for group in groups for f in dataclasses.fields(group))
+        return f"Recipe.of({', '.join(f'{f.name}={value!r}' for f, value in given if value != f.default)})"
 
     @property
     def steps(self) -> tuple[str, ...]:
@@ -106,8 +136,9 @@ class Recipe:
         return [own, *(self.options_of(name) for name in getattr(own, "taken_along", ()) if name in table())]
 
     def with_model(self, model: str) -> Recipe:
-        """The same recipe for another model."""
-        return dataclasses.replace(self, model=dataclasses.replace(self.model, model=model))
+        """The same recipe for another model, whose revision nobody has named."""
+        revision = self.model.revision if model == self.model.model else None
+        return dataclasses.replace(self, model=dataclasses.replace(self.model, model=model, revision=revision))
 
     def to_dict(self) -> dict[str, Any]:
         """Nested plain values, as they go into ``autoprune.json``: the groups, and the steps with their options."""
@@ -162,7 +193,7 @@ def recipe_from_flat(values: Mapping[str, Any]) -> Recipe:
         close = difflib.get_close_matches(unknown[0], known, 1)
         hint = f"did you mean {close[0]!r}? " if close else ""
         raise RecipeError(f"unknown option {unknown[0]!r}; {hint}known options: {', '.join(sorted(known))}")
-    values = _with_sparsity(with_effort(values))
+    values = with_sparsity(with_effort(values))
     values = {**PROTOCOLS.get(str(values.get("protocol")), {}), **values}
     if values.get("save_zeroshot"):
         values = {"tasks": ZEROSHOT_TASKS, **values}
@@ -179,37 +210,9 @@ def recipe_from_flat(values: Mapping[str, Any]) -> Recipe:
     return validated(Recipe(**parts, step_options=steps))
 
 
-def _with_sparsity(values: dict[str, Any]) -> dict[str, Any]:
-    """``sparsity`` as type and ratio. Raises: RecipeError if it says the same as another option, or nothing."""
-    if isinstance(ratios := values.pop("ratios", None), Mapping):
-        values = {**values, "ratio": tuple(f"{pattern}={ratio}" for pattern, ratio in ratios.items())}
-    word = values.pop("sparsity", None)
-    if word is None:
-        return values
-    for name in ("sparsity_ratio", "sparsity_type"):
-        if values.get(name) is not None:
-            raise RecipeError(f"--sparsity and --{name} both name the target; leave out one of the two")
-    if ":" in str(word):
-        return {**values, "sparsity_type": str(word)}
-    try:
-        return {**values, "sparsity_ratio": float(word)}
-    except (TypeError, ValueError) as error:
-        raise RecipeError(f"--sparsity {short(word)} is neither a ratio such as 0.5 nor N:M such as 2:4") from error
-
-
 def recipe_from_record(record: Mapping[str, Any]) -> Recipe:
     """The recipe that ``to_dict`` described, or that a record of format 1 holds. Raises: RecipeError if it is none."""
-    values: dict[str, Any] = {}
-    for name, group in record.items():
-        if name == STEPS:
-            values[STEPS] = tuple(step["name"] for step in group)
-            for step in group:
-                values |= {key: value for key, value in step.items() if key != "name"}
-        else:
-            values |= group
-    if values.get("pruned_model") is None and not values.get(STEPS, True):
-        del values[STEPS]
-    return recipe_from_flat({key: value for key, value in values.items() if value is not None})
+    return recipe_from_flat(flat_of(record))
 
 
 def validated(recipe: Recipe) -> Recipe:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from autoprune.core.mcnemar import mcnemar
 from autoprune.core.shift import Estimate, PredictionShift
 from autoprune.results.codec import from_jsonable
+from autoprune.results.shown import screen
+from autoprune.results.table import to_html
 from autoprune.results.types import EvaluationRow, TaskResult
 from autoprune.results.variants import model_of
 
@@ -45,17 +47,18 @@ class ModelComparison:
     """One model against the dense one; ``shifts`` by text, ``flips`` by task and metric."""
 
     model: str
-    shifts: Mapping[str, PredictionShift]
+    shifts: Mapping[str, PredictionShift] = field(repr=False)
     flips: tuple[Flips, ...] = ()
 
 
 @dataclass(frozen=True, repr=False)
 class Comparison:
-    """Models against their dense model; ``settings`` say how it was measured."""
+    """Models against their dense model; ``settings`` say how it was measured, ``warnings`` what should be known."""
 
     dense: str
     models: tuple[ModelComparison, ...]
     settings: Mapping[str, Any] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         lines = [
@@ -66,7 +69,12 @@ class Comparison:
         flips = [
             f"{m.model} on {flip.task}: {flip.share_changed:.2%} changed" for m in self.models for flip in m.flips
         ]
-        return "\n".join([f"Comparison with {self.dense}", *lines, *flips])
+        return screen(f"Comparison with {self.dense}", [*lines, *flips, *(f"warning: {w}" for w in self.warnings)])
+
+    def _repr_html_(self) -> str:
+        from autoprune.results.comparison_tables import comparison_tables
+
+        return "".join(map(to_html, comparison_tables(self, places=False)))
 
     def by_text(self) -> Iterator[tuple[str, str, PredictionShift]]:
         """Model, text with its window length, and what moved there."""

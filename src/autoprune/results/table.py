@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import html
 import io
 import re
 from collections.abc import Sequence
@@ -126,6 +127,22 @@ def to_latex(table: Table) -> str:
         if i in table.breaks and i + 1 < len(table.rows):
             lines.append(r"\midrule")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
+
+
+def to_html(table: Table) -> str:
+    """A table for notebooks, with its own little style."""
+    heads = "".join(f"<th>{html.escape(head)}</th>" for head in table.header)
+    lines = []
+    for i, row in enumerate(table.rows):
+        cells = (
+            _stressed(html.escape(cell), i in column.strong, "<b>", "</b>")
+            for column, cell in zip(table.columns, row, strict=True)
+        )
+        sides = ("left" if column.words else "right" for column in table.columns)
+        made = (f'<td style="text-align: {side}">{cell}</td>' for side, cell in zip(sides, cells, strict=True))
+        lines.append(f"<tr>{''.join(made)}</tr>")
+    caption = f'<caption style="text-align: left">{html.escape(table.title)}</caption>' if table.title else ""
+    return f"<table>{caption}<thead><tr>{heads}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
 
 
 def print_table(table: Table, console: Console) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PruningSummary:
     """The outcome of pruning a model."""
 
@@ -30,6 +31,11 @@ class PruningSummary:
         """Fraction of zeros over all pruned layers together."""
         weights = sum(layer.weights for layer in self.layers)
         return sum(layer.zeros for layer in self.layers) / weights if weights else 0.0
+
+    def __repr__(self) -> str:
+        errors = [(layer.error, layer.name) for layer in self.layers if layer.error is not None]
+        worst = f", largest relative error {max(errors)[0]:.3g} in {max(errors)[1]}" if errors else ""
+        return f"{len(self.layers)} layers, {self.sparsity:.2%} zeros{worst}"
 
     def to_pandas(self) -> DataFrame:
         """One line a layer: block, layer, weights, zeros, sparsity, error, and what its step noted."""
@@ -60,7 +66,7 @@ class PerplexityResult:
     seqlen: int
     windows: int
     tokens: int  # windows * seqlen
-    provenance: dict[str, Any] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict, repr=False)
 
     @property
     def bits_per_byte(self) -> float | None:
@@ -85,12 +91,12 @@ class TaskResult:
     samples: int | None
     metrics: dict[str, float]
     errors: dict[str, float]
-    correct: dict[str, str] = field(default_factory=dict)
-    chosen: dict[str, str] = field(default_factory=dict)
+    correct: dict[str, str] = field(default_factory=dict, repr=False)
+    chosen: dict[str, str] = field(default_factory=dict, repr=False)
     items: str = ""  # a digest of the samples and of the words in which they were put; empty where unknown
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ZeroShotResult:
     """Accuracies on several tasks, and the settings they were measured with."""
 
@@ -101,6 +107,13 @@ class ZeroShotResult:
         """Mean of one metric over the tasks that have it; None if none has."""
         values = [task.metrics[metric] for task in self.tasks if metric in task.metrics]
         return sum(values) / len(values) if values else None
+
+    def __repr__(self) -> str:
+        means = (
+            (metric, self.mean(metric)) for metric in dict.fromkeys(m for task in self.tasks for m in task.metrics)
+        )
+        told = ", ".join(f"mean {metric} {value:.2%}" for metric, value in means if value is not None)
+        return f"ZeroShotResult of {len(self.tasks)} tasks, {told}, task by task in .to_pandas()"
 
     def to_pandas(self) -> DataFrame:
         """One line for each task: its metrics, their standard errors, version, shots and samples."""
@@ -168,25 +181,27 @@ class EvaluationRow:
     target: str  # e.g. dense, 50 %, 2:4
     sparsity: float  # actual fraction of zeros
     perplexity: tuple[PerplexityResult, ...]
-    settings: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict, repr=False)
     pruning: PruningSummary | None = None
     zeroshot: ZeroShotResult | None = None
     cost: Cost | None = None
     about: About | None = None
     beside: tuple[Reference, ...] = ()  # what it is compared with: the dense model, and the one before the last step
     size: FileSize | None = None  # of the checkpoint that was written
-    shifts: dict[str, PredictionShift] = field(default_factory=dict)  # by text: how far predictions are from the dense
+    # By text: how far predictions are from the dense model's.
+    shifts: dict[str, PredictionShift] = field(default_factory=dict, repr=False)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Evaluation:
     """A model as it is: its perplexity on every text, and its accuracies where tasks were measured.
 
-    Iterating goes over ``texts``.
+    Iterating goes over ``texts``. ``warnings`` are what a user should know though it is no error.
     """
 
     texts: tuple[PerplexityResult, ...]
     zeroshot: ZeroShotResult | None = None
+    warnings: tuple[str, ...] = ()
 
     @property
     def perplexity(self) -> dict[str, float]:
@@ -203,9 +218,11 @@ class Evaluation:
         return self.texts[index]
 
     def __repr__(self) -> str:
-        figures = ", ".join(f"{name}: {value:.4g}" for name, value in self.perplexity.items())
-        tasks = "" if self.zeroshot is None else f"; {len(self.zeroshot.tasks)} tasks in .zeroshot"
-        return f"Evaluation(perplexity {figures or 'not measured'}{tasks})"
+        from autoprune.results.shown import screen
+
+        lines = [f"{name}: {value:.4g}" for name, value in self.perplexity.items()]
+        tasks = [] if self.zeroshot is None else [repr(self.zeroshot)]
+        return screen("Evaluation: perplexity", [*lines, *tasks, *(f"warning: {text}" for text in self.warnings)])
 
     def to_pandas(self) -> DataFrame:
         """One line for each text: perplexity, bits per byte, loss in nats, window length, windows, tokens."""
@@ -227,4 +244,10 @@ class Evaluation:
         )
 
     def _repr_html_(self) -> str:
-        return str(self.to_pandas().to_html(index=False))
+        from autoprune.results.shown import perplexity_table
+        from autoprune.results.table import to_html
+
+        tasks = "" if self.zeroshot is None else f"<p>{html.escape(repr(self.zeroshot))}</p>"
+        return "".join(
+            [to_html(perplexity_table(self.texts)), tasks, *(f"<p>{html.escape(w)}</p>" for w in self.warnings)]
+        )

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from torch import nn
-from transformers import PreTrainedTokenizerBase
 
-from autoprune.events import Emit, Notice, silent
+from autoprune.data.handed import recipe_given, with_data
+from autoprune.events import Emit, Heard, Notice, silent
 from autoprune.machine.allocator import restored
-from autoprune.machine.launch import joined
+from autoprune.machine.launch import joined, launched
 from autoprune.machine.meter import Clock, forget_peaks
+from autoprune.recipe.keywords import Data, EvaluateOptions, PruneOptions, Unpack
 from autoprune.recipe.options import EvaluationOptions
-from autoprune.recipe.recipe import Recipe, recipe_from_flat
+from autoprune.recipe.recipe import Recipe
+from autoprune.report.progress import following
 from autoprune.report.save import check_earlier, check_report_directory, tables_claimed
-from autoprune.results.comparison import Comparison, comparison_of
-from autoprune.results.types import Evaluation, EvaluationRow, PruningSummary
+from autoprune.results.types import Evaluation, EvaluationRow
 from autoprune.results.variants import DENSE
 from autoprune.run.before import Before
 from autoprune.run.beside import check_beside
@@ -27,80 +27,42 @@ from autoprune.run.check import check_values
 from autoprune.run.closing import delete_or_keep, evaluated
 from autoprune.run.labels import labels_of, method_label, report_stem, target_label
 from autoprune.run.measure import about, check_room, count_zeros
-from autoprune.run.open import Subject, fits, held_model, open_model
+from autoprune.run.open import AnyTokenizer, Subject, chosen_tokenizer, fits, held_model, open_model
 from autoprune.run.plan import Plan, check_apart, make_plan
 from autoprune.run.prune import prune_and_write
+from autoprune.run.result import PruneResult
 from autoprune.run.shortage import shortage_told
 from autoprune.storage.result import check_target
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
-
-
-@dataclass(frozen=True)
-class PruneResult:
-    """What a run did. ``model`` is the pruned model where it is in memory, ``directory`` the checkpoint that was
-    written.
-    """
-
-    recipe: Recipe
-    row: EvaluationRow
-    model: nn.Module | None = None
-    directory: Path | None = None
-
-    @property
-    def summary(self) -> PruningSummary | None:
-        """Per-layer outcomes; None when only the dense model was evaluated."""
-        return self.row.pruning
-
-    @property
-    def perplexity(self) -> dict[str, float]:
-        """Perplexity by evaluation text."""
-        return {result.source: result.perplexity for result in self.row.perplexity}
-
-    @property
-    def comparison(self) -> Comparison | None:
-        """How far predictions are from the dense model's; None unless ``compare`` asked for it."""
-        return comparison_of(self.row) if self.row.shifts else None
-
-    def to_pandas(self) -> DataFrame:
-        """What became of every layer, one line each; no line where nothing was pruned."""
-        return (self.summary or PruningSummary(())).to_pandas()
 
 
 def prune(
     model: str | Path | nn.Module,
     *,
-    tokenizer: PreTrainedTokenizerBase | None = None,
-    emit: Emit = silent,
-    **options: Any,
+    tokenizer: AnyTokenizer | None = None,
+    emit: Emit | None = None,
+    **options: Unpack[PruneOptions],
 ) -> PruneResult:
     """Prunes a model: a hub id, a directory, ``"demo"``, or a model in memory, which is changed in place.
 
     ``options`` are the fields of the recipe, named as the flags are: ``prune_method="wanda", sparsity_ratio=0.5, …``;
     ``eval_data`` given means: measure perplexity, ``compare=True``: the distance from the dense model as well,
-    ``tasks``: zero-shot accuracy. A model in memory needs its
-    ``tokenizer`` unless calibration and evaluation data are token ids. Raises: AutoPruneError for everything that the
-    user can mend.
+    ``tasks``: zero-shot accuracy. Texts are words as on the command line, lists of strings, datasets, or token ids
+    (``data/given.py``). A model in memory needs its ``tokenizer``, or the name of one, unless calibration and
+    evaluation data are token ids. ``emit`` is called with every event; without it progress is shown in a notebook and
+    on a terminal, unless ``quiet``. Raises: AutoPruneError for everything that the user can mend.
     """
     held = model if isinstance(model, nn.Module) else None
-    recipe = recipe_from_flat({"model": "" if held is not None else str(model), **options})
-    with modes_kept(held):
-        return run(
-            recipe,
-            emit,
-            held=held,
-            tokenizer=tokenizer,
-            measure="eval_data" in options or recipe.evaluation.compare or recipe.output.save_ppl is not None,
-        )
+    recipe = recipe_given({"model": "" if held is not None else str(model), **options})
+    measure = "eval_data" in options or recipe.evaluation.compare or recipe.output.save_ppl is not None
+    return run(recipe, emit, model=held, tokenizer=tokenizer, measure=measure)
 
 
 def evaluate(
     model: str | Path | nn.Module,
     *,
-    tokenizer: PreTrainedTokenizerBase | None = None,
-    emit: Emit = silent,
-    **options: Any,
+    tokenizer: AnyTokenizer | None = None,
+    emit: Emit | None = None,
+    **options: Unpack[EvaluateOptions],
 ) -> Evaluation:
     """Perplexity of a model as it is, on every text of ``eval_data``, and beside it its accuracy on ``tasks``, if any
     are named.
@@ -108,33 +70,42 @@ def evaluate(
     Raises: AutoPruneError as ``prune`` does.
     """
     held = model if isinstance(model, nn.Module) else None
-    recipe = recipe_from_flat({"model": "" if held is not None else str(model), "sparsity_ratio": 0, **options})
-    with modes_kept(held):
-        row = run(recipe, emit, held=held, tokenizer=tokenizer, measure=True).row
-    return Evaluation(row.perplexity, row.zeroshot)
+    recipe = recipe_given({"model": "" if held is not None else str(model), "sparsity_ratio": 0, **options})
+    result = run(recipe, emit, model=held, tokenizer=tokenizer, measure=True)
+    return Evaluation(result.row.perplexity, result.row.zeroshot, result.warnings)
 
 
 @restored()
 def run(
     recipe: Recipe,
-    emit: Emit = silent,
+    emit: Emit | None = None,
     *,
-    held: nn.Module | None = None,
-    tokenizer: PreTrainedTokenizerBase | None = None,
+    model: nn.Module | None = None,
+    tokenizer: AnyTokenizer | None = None,
+    calibration_data: Data | None = None,
+    eval_data: Data | None = None,
     measure: bool | None = None,
     dense: bool = True,
 ) -> PruneResult:
     """Runs a recipe from beginning to end: open, check, prune, write, evaluate, report, delete.
 
-    ``measure`` says whether perplexity is wanted; None: if the recipe saves it or names texts, or if nothing else
-    would come out. Then the dense model's is set beside it, unless ``dense`` is False or the recipe says ``no_dense``:
-    from the user's cache where it was measured before, else measured. Under `torchrun` all processes prune together;
-    then the first one goes on alone, and the others' results hold no measurements.
+    ``model``, ``calibration_data`` and ``eval_data`` take the place of the recipe's words for them.
+    ``measure`` says whether perplexity is wanted; None: if the recipe saves it or names texts, or if nothing is pruned
+    and no tasks are measured. Then the dense model's is set beside it, unless ``dense`` is False or the recipe says
+    ``no_dense``: from the user's cache where it was measured before, else measured. Under `torchrun` all processes
+    prune together; then the first one goes on alone, and the others' results hold no measurements.
+    Raises: AutoPruneError for everything that the user can mend.
     """
+    recipe = with_data(recipe, calibration_data, eval_data)
+    here = launched()
+    quiet = recipe.run.quiet or (here is not None and not here.first)
     with contextlib.ExitStack() as claims, shortage_told(recipe):
+        heard = Heard(claims.enter_context(following(emit, quiet=quiet)))
+        claims.enter_context(modes_kept(model))
         forget_peaks()
-        clock = Clock(emit, "opening")
-        return _run(recipe, clock, claims, held, tokenizer, measure, dense=dense and not recipe.run.no_dense)
+        clock = Clock(heard, "opening")
+        result = _run(recipe, clock, claims, model, tokenizer, measure, dense=dense and not recipe.run.no_dense)
+    return dataclasses.replace(result, warnings=heard.warnings)
 
 
 def _run(
@@ -142,7 +113,7 @@ def _run(
     clock: Clock,
     claims: contextlib.ExitStack,
     held: nn.Module | None,
-    tokenizer: PreTrainedTokenizerBase | None,
+    tokenizer: AnyTokenizer | None,
     measure: bool | None,
     *,
     dense: bool,
@@ -152,18 +123,17 @@ def _run(
     dense_only = recipe.target is None and not recipe.chosen.pruned_model
     if measure is None:
         asked = bool(output.save_ppl) or recipe.evaluation != EvaluationOptions()
-        measure = asked or not (recipe.zeroshot.tasks or (output.save_model and not dense_only))
+        measure = asked or (dense_only and not recipe.zeroshot.tasks)
     with joined() as ranks:
         emit: Emit = clock if ranks.first else silent
-        if output.save_model and dense_only:
-            emit(Notice("--save_model: nothing is pruned at ratio 0, so nothing is written"))
         if ranks.first:
-            _check_outputs(recipe, emit)
+            _check_outputs(recipe, emit, dense_only=dense_only)
         resident = None if dense_only else not output.save_model
+        chosen = chosen_tokenizer(tokenizer, recipe.model)
         subject = (
-            held_model(held, tokenizer, save=bool(output.save_model))
+            held_model(held, chosen, save=bool(output.save_model))
             if held is not None
-            else open_model(recipe, resident=resident)
+            else open_model(recipe, resident=resident, tokenizer=chosen)
         )
         labels = _labels(subject) if dense_only else (method_label(recipe), target_label(recipe.target))
         if ranks.first:
@@ -186,7 +156,8 @@ def _run(
         if directory:
             delete_or_keep(directory, output.delete, emit)
     in_memory = subject.store.model if subject.store.resident else None
-    return PruneResult(recipe, row, in_memory, directory if directory and directory.is_dir() else None)
+    written = directory if directory and directory.is_dir() else None
+    return PruneResult(recipe, row, in_memory, written)
 
 
 def _labels(subject: Subject) -> tuple[str, str]:
@@ -194,9 +165,11 @@ def _labels(subject: Subject) -> tuple[str, str]:
     return labels_of(subject.checkpoint.directory) if subject.checkpoint else DENSE
 
 
-def _check_outputs(recipe: Recipe, emit: Emit) -> None:
+def _check_outputs(recipe: Recipe, emit: Emit, *, dense_only: bool) -> None:
     """Everything about the places of output, and the tasks, that can be known before work begins."""
     output = recipe.output
+    if output.save_model and dense_only:
+        emit(Notice("--save_model: nothing is pruned at ratio 0, so nothing is written"))
     if output.save_model:
         check_target(Path(output.save_model), output.overwrite or output.resume)
         check_apart(Path(output.save_model), recipe)

@@ -65,7 +65,8 @@ def _opened(recipe: Recipe, subject: Subject) -> Subject:
     """The dense model anew, in memory if it fits there: the run has pruned it block by block."""
     assert isinstance(subject.store, CheckpointStore)
     subject.store.release_all()
-    return open_model(recipe, resident=None)
+    tokenizer = subject.load_tokenizer() if subject.own_tokenizer else None
+    return open_model(recipe, resident=None, tokenizer=tokenizer)
 
 
 def reopened(recipe: Recipe, subject: Subject, directory: Path | None) -> Subject:

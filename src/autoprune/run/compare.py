@@ -12,13 +12,16 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from autoprune.data.handed import recipe_given
 from autoprune.errors import OutputError, RecipeError
 from autoprune.evaluation.remember import Notes
-from autoprune.events import Emit, silent
+from autoprune.events import Emit, Heard
 from autoprune.machine.allocator import restored
 from autoprune.model.walk import walk
-from autoprune.recipe.recipe import Recipe, recipe_from_flat
+from autoprune.recipe.keywords import CompareOptions, Unpack
+from autoprune.recipe.recipe import Recipe
 from autoprune.report.distance_page import render_comparison
+from autoprune.report.progress import following
 from autoprune.report.save import check_report_directory
 from autoprune.results.codec import dump_json, first_difference
 from autoprune.results.comparison import Comparison, Flips, ModelComparison
@@ -30,7 +33,7 @@ from autoprune.run.compare_memory import fitted
 from autoprune.run.kinship import check_alike, check_descent, shortest_context
 from autoprune.run.labels import names_apart
 from autoprune.run.measure import check_room
-from autoprune.run.open import Subject, fits, held_model, open_model
+from autoprune.run.open import AnyTokenizer, Subject, chosen_tokenizer, fits, held_model, open_model
 from autoprune.run.plan import choose_seqlen, make_plan
 from autoprune.storage.checkpoint import Checkpoint
 from autoprune.storage.files import file_sha256
@@ -46,11 +49,11 @@ def compare(
     dense: Model,
     pruned: Model | Sequence[Model],
     *,
-    tokenizer: PreTrainedTokenizerBase | None = None,
+    tokenizer: AnyTokenizer | None = None,
     unrelated: bool = False,
     save: str | Path | None = None,
-    emit: Emit = silent,
-    **options: Any,
+    emit: Emit | None = None,
+    **options: Unpack[CompareOptions],
 ) -> Comparison:
     """How far pruned models are from the dense one: divergence of their predictions, and flipped answers on tasks.
 
@@ -65,22 +68,25 @@ def compare(
     if not models:
         raise RecipeError("there is nothing to compare the dense model with; give at least one other model")
     word = "" if isinstance(dense, nn.Module) else str(dense)
-    recipe = recipe_from_flat({"model": word, "sparsity_ratio": 0, **options})
+    recipe = recipe_given({"model": word, "sparsity_ratio": 0, **options})
     choices = {"texts": "eval_data" in options or not recipe.zeroshot.tasks, "unrelated": unrelated}
     said = _settings(recipe, word or "a model in memory", names := _names(models)) | choices
     directory = Path(save).expanduser() if save is not None else None
     if directory:
         _check_place(directory, said, replace=recipe.output.overwrite or recipe.output.resume)
-    if recipe.zeroshot.tasks:
-        from autoprune.evaluation.tasks import check_choices, check_tasks
-
-        check_tasks(recipe.zeroshot, emit)
-        check_choices(recipe.zeroshot)
     with contextlib.ExitStack() as stack:
+        heard = Heard(stack.enter_context(following(emit, quiet=recipe.run.quiet)))
+        if recipe.zeroshot.tasks:
+            from autoprune.evaluation.tasks import check_choices, check_tasks
+
+            check_tasks(recipe.zeroshot, heard)
+            check_choices(recipe.zeroshot)
         for model in (dense, *models):
             stack.enter_context(modes_kept(model if isinstance(model, nn.Module) else None))
-        run = _opened(recipe, [dense, *models], names, tokenizer, emit, **choices)
-        return _measured(recipe, run, said, directory)
+        chosen = chosen_tokenizer(tokenizer, recipe.model)
+        run = _opened(recipe, [dense, *models], names, chosen, heard, **choices)
+        result = _measured(recipe, run, said, directory)
+    return dataclasses.replace(result, warnings=heard.warnings)
 
 
 def _measured(recipe: Recipe, run: SideBySide, said: Mapping[str, Any], directory: Path | None) -> Comparison:
@@ -114,12 +120,13 @@ def _opened(
 
     Raises: ModelError if they can't be compared, or if weights are NaN or infinite.
     """
-    on_disk = [Checkpoint.open(locate(str(m), recipe.model.cache_dir)) for m in models if not isinstance(m, nn.Module)]
+    options = [recipe.with_model(str(m)).model for m in models if not isinstance(m, nn.Module)]
+    on_disk = [Checkpoint.open(locate(o.model, o.cache_dir, o.revision)) for o in options]
     resident = not on_disk or fits(on_disk[0], recipe, *on_disk[1:])
     subjects = [
         held_model(model, tokenizer)
         if isinstance(model, nn.Module)
-        else open_model(recipe.with_model(str(model)), resident=resident)
+        else open_model(recipe.with_model(str(model)), resident=resident, tokenizer=tokenizer)
         for model in models
     ]
     dense, *others = subjects

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import html
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +21,10 @@ from autoprune.model.observe import InputObserver
 from autoprune.model.replay import replay_check
 from autoprune.model.stream import Place
 from autoprune.model.walk import Store, prepare_inputs, walk
+from autoprune.recipe.keywords import InspectOptions, Unpack
 from autoprune.recipe.recipe import Recipe, recipe_from_flat
+from autoprune.results.shown import screen
+from autoprune.results.table import Table, from_rows, to_html
 from autoprune.run.estimate import arithmetic, clock, flops_per_second
 from autoprune.run.layout import batch_size
 from autoprune.run.memory import Layout, Load, need_of, shape_of
@@ -57,7 +61,7 @@ class Estimate:
     time: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Inspection:
     """What ``autoprune inspect`` prints."""
 
@@ -74,8 +78,26 @@ class Inspection:
     costs: tuple[Estimate, ...]
     notes: tuple[str, ...] = field(default=())
 
+    def __repr__(self) -> str:
+        lines = [f"{line.name}: {line.out} x {line.features} in blocks {line.blocks}" for line in self.layers]
+        head = f"Inspection of {self.model}: {self.blocks} blocks ({self.block_list}), {self.parameters:,} parameters"
+        return screen(f"{head}, {self.dtype}", [f"coverage: {self.coverage:.2%}", *self.notes, *lines])
 
-def inspect(model: str, **options: Any) -> Inspection:
+    def _repr_html_(self) -> str:
+        head = html.escape(repr(self).splitlines()[0])
+        layers = [(line.name, f"{line.out} x {line.features}", line.shared_with, line.blocks) for line in self.layers]
+        tables = (
+            Table(from_rows(("layer", "shape", "shares its input with", "blocks"), layers, words=4)),
+            Table(from_rows(("method", "peak memory", "rough time here"), self._cost_rows, words=1)),
+        )
+        return "".join([f"<p>{head}</p>", *map(to_html, tables)])
+
+    @property
+    def _cost_rows(self) -> list[tuple[str, str, str]]:
+        return [(cost.method, f"{cost.bytes / 2**30:.2f} GiB", cost.time) for cost in self.costs]
+
+
+def inspect(model: str | Path, **options: Unpack[InspectOptions]) -> Inspection:
     """Describes a model on disk or on the hub; a directory with config.json alone is enough for structure and cost.
 
     Raises: ModelError if it can't be read.
@@ -86,7 +108,7 @@ def inspect(model: str, **options: Any) -> Inspection:
 @restored()
 def inspect_recipe(recipe: Recipe) -> Inspection:
     """Describes the recipe's model; where its weights are at hand, the blocks run on a few tokens."""
-    directory = locate(recipe.model.model, recipe.model.cache_dir)
+    directory = locate(recipe.model.model, recipe.model.cache_dir, recipe.model.revision)
     if directory.is_file() or has_weights(directory):
         store = open_model(recipe, resident=False).store
         dtype = store.storage_dtype or torch.float32

@@ -15,13 +15,15 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from autoprune.errors import DataError, ModelError
 from autoprune.machine.allocator import return_large_blocks
 from autoprune.machine.devices import choose_device
+from autoprune.recipe.checks import short
+from autoprune.recipe.options import ModelOptions
 from autoprune.recipe.recipe import Recipe
 from autoprune.run.held import check_held
 from autoprune.run.memory import PROGRAM
 from autoprune.run.sizes import parse_memory
 from autoprune.storage.checkpoint import Checkpoint
 from autoprune.storage.complete import check_complete
-from autoprune.storage.locate import locate
+from autoprune.storage.locate import DEMO, locate
 from autoprune.storage.skeleton import build_skeleton, running_dtype, storage_dtype
 from autoprune.storage.source import open_checkpoint
 from autoprune.storage.store import CheckpointStore, MemoryStore
@@ -31,6 +33,7 @@ RESIDENT_SHARE = (
     0.5  # of the free memory: a checkpoint up to this size is evaluated in memory, a larger one block by block
 )
 AnyStore = CheckpointStore | MemoryStore
+AnyTokenizer = PreTrainedTokenizerBase | str | Path
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,7 @@ class Subject:
     checkpoint: Checkpoint | None
     load_tokenizer: Callable[[], PreTrainedTokenizerBase]
     left_alone: tuple[str, ...] = ()  # what lies beside the language model, or in its checkpoint alone
+    own_tokenizer: bool = False  # one that the user gave, and not the one beside the weights
 
     @property
     def config(self) -> Any:
@@ -61,14 +65,14 @@ def context_of(config: Any) -> int | None:
     return next((value for value in found if isinstance(value, int) and value > 0), None)
 
 
-def open_model(recipe: Recipe, *, resident: bool | None) -> Subject:
+def open_model(recipe: Recipe, *, resident: bool | None, tokenizer: PreTrainedTokenizerBase | None = None) -> Subject:
     """Finds and opens the recipe's model; ``resident`` None: in memory as a whole if it fits there, else block by
-    block.
+    block. ``tokenizer``: one to use instead of the model's own.
 
     Raises: ModelError if it is missing, damaged or of an unknown kind.
     """
     options = recipe.model
-    directory = locate(options.model, options.cache_dir)
+    directory = locate(options.model, options.cache_dir, options.revision)
     checkpoint = open_checkpoint(directory)
     if not resident or recipe.run.memory:
         return_large_blocks()  # first, for while the model is built its weights are allocated too, each for a moment
@@ -81,8 +85,9 @@ def open_model(recipe: Recipe, *, resident: bool | None) -> Subject:
         options.model,
         store,
         checkpoint,
-        lambda: load_tokenizer(checkpoint.directory, options.trust_remote_code),
+        lambda: tokenizer or load_tokenizer(checkpoint.directory, options.trust_remote_code),
         store.left_alone,
+        tokenizer is not None,
     )
 
 
@@ -112,13 +117,40 @@ def held_model(model: nn.Module, tokenizer: PreTrainedTokenizerBase | None, *, s
     def given() -> PreTrainedTokenizerBase:
         if tokenizer is None:
             raise DataError(
-                "the model was given without its tokenizer: pass tokenizer=…, or token ids in a .safetensors file"
+                "the model was given without its tokenizer: pass tokenizer= (one, or its name), or give token ids"
             )
         return tokenizer
 
     model.eval()
     store = MemoryStore(model)
-    return Subject(getattr(model, "name_or_path", "") or type(model).__name__, store, None, given, store.left_alone)
+    name = getattr(model, "name_or_path", "") or type(model).__name__
+    return Subject(name, store, None, given, store.left_alone, own_tokenizer=True)
+
+
+def chosen_tokenizer(given: AnyTokenizer | None, options: ModelOptions) -> PreTrainedTokenizerBase | None:
+    """The tokenizer that a user gave, or named: a directory, ``"demo"``, or a name on the hub.
+
+    Raises: ModelError if there is none of that name, or if it is something else.
+    """
+    if given is None or isinstance(given, PreTrainedTokenizerBase):
+        return given
+    if not isinstance(given, (str, Path)):
+        raise ModelError(
+            f"tokenizer is of type {type(given).__name__} ({short(given)}); give a transformers tokenizer, its"
+            " directory, or its name on the hub"
+        )
+    directory = DEMO if given == "demo" else Path(given).expanduser()
+    if directory.is_dir():
+        return load_tokenizer(directory, options.trust_remote_code)
+    try:
+        return AutoTokenizer.from_pretrained(
+            str(given), trust_remote_code=options.trust_remote_code, cache_dir=options.cache_dir
+        )
+    except Exception as error:  # of many libraries: files, network, the tokenizers themselves
+        raise ModelError(
+            f"tokenizer {short(str(given))}: there is no such directory, and the hub gives none of that name"
+            f" ({short(str(error))}); check the spelling, or give the directory that it is in"
+        ) from error
 
 
 def load_tokenizer(directory: Path, trust_remote_code: bool) -> PreTrainedTokenizerBase:

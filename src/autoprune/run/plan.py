@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from transformers import MODEL_FOR_MASKED_LM_MAPPING
 
 from autoprune.core.sparsity import Target, reading
 from autoprune.core.statistics import CrossGram
-from autoprune.data.texts import parse_source
+from autoprune.data.handed import EVALUATION, source_of
 from autoprune.data.windows import Windows
 from autoprune.errors import OutputError, RecipeError
 from autoprune.events import Emit, Notice
@@ -81,11 +82,11 @@ def make_plan(recipe: Recipe, subject: Subject, emit: Emit, *, measure: bool, ra
     steps = () if dense_only else _steps(recipe, subject)
     seqlen = choose_seqlen(recipe, subject.context)
     for source in recipe.evaluation.eval_data if measure else ():
-        parse_source(source, "--eval_data")
+        source_of(recipe, source, EVALUATION)
     chosen: Mapping[int, tuple[Layer, ...]] = {}
     if steps:
         check_coverage(subject.store.anatomy, recipe.pruning.allow_partial)
-        chosen = select_layers(subject.store.anatomy, recipe.pruning.ignore, target)
+        chosen = select_layers(subject.store.anatomy, recipe.pruning.ignore, target, recipe.pruning.include)
         if isinstance(steps[0], GivenPattern):
             check_pattern(steps[0], chosen, target, recipe.pruning.sparsity_ratio, emit)
     _check_steps(recipe, subject, steps, chosen, ranks, emit)
@@ -165,6 +166,14 @@ def _tell(recipe: Recipe, subject: Subject, target: Target | None, steps: tuple[
             Notice(
                 f"the model's configuration names no context length; windows of {DEFAULT_SEQLEN} tokens are used"
                 " (--seqlen changes that)"
+            )
+        )
+    name, config = type(subject.store.model).__name__, subject.store.model.config
+    if type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", True):
+        emit(
+            Notice(
+                f"{name} sees the tokens behind the one that it predicts (its config says is_decoder: false), so what"
+                " is called perplexity here is none"
             )
         )
     if steps:

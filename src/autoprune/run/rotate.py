@@ -15,10 +15,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from autoprune.core.rotation import Schedule, learn_rotation
+from autoprune.data.handed import recipe_given
 from autoprune.data.windows import Windows
 from autoprune.errors import ModelError, RecipeError
 from autoprune.evaluation.perplexity import streamed_logits
-from autoprune.events import Emit, Notice, Phase, Progress, Work, silent
+from autoprune.events import Emit, Notice, Phase, Progress, Work
 from autoprune.machine.allocator import restored
 from autoprune.model.experts import eager_experts
 from autoprune.model.fold import Fold, fold_block, fold_ends, folded_names
@@ -27,8 +28,10 @@ from autoprune.model.stream import Place
 from autoprune.model.terms import TermObserver
 from autoprune.model.walk import prepare_inputs, walk
 from autoprune.recipe.checks import check_bounds
+from autoprune.recipe.keywords import RotateOptions, Unpack
 from autoprune.recipe.options import CalibrationOptions, ModelOptions, RotationOptions, RunOptions
-from autoprune.recipe.recipe import Recipe, recipe_from_flat
+from autoprune.recipe.recipe import Recipe
+from autoprune.report.progress import following
 from autoprune.run.check import check_model
 from autoprune.run.layout import batch_size
 from autoprune.run.open import Subject, open_model
@@ -56,7 +59,7 @@ class RotateResult:
     entropy_before: float  # of all weights' importance, in nats, summed over rows and columns
     entropy_after: float
     difference: float  # of the two models' logits, relative to their size
-    notices: tuple[str, ...]
+    notices: tuple[str, ...] = field(repr=False)
 
     @property
     def change(self) -> float:
@@ -65,7 +68,9 @@ class RotateResult:
 
 
 @restored()
-def rotate(model: str | Path, out: str | Path, *, emit: Emit = silent, **options: Any) -> RotateResult:
+def rotate(
+    model: str | Path, out: str | Path, *, emit: Emit | None = None, **options: Unpack[RotateOptions]
+) -> RotateResult:
     """Writes ``model`` (hub id, directory or ``"demo"``) to ``out`` in a basis that loses less by pruning.
 
     ``options``: ``rotate_steps``, ``rotate_rate``, ``rotate_blocks``, those of model and calibration, ``batch_size``,
@@ -74,8 +79,12 @@ def rotate(model: str | Path, out: str | Path, *, emit: Emit = silent, **options
     Raises: AutoPruneError for everything that the user can mend; ModelError with the reason for an architecture whose
     residual stream can't be rotated.
     """
-    recipe, how = _choices(model, out, options)
-    target = Path(out).expanduser()
+    recipe, how = _choices(model, out, dict(options))
+    with following(emit, quiet=recipe.run.quiet) as seen:
+        return _rotated(recipe, how, Path(out).expanduser(), seen)
+
+
+def _rotated(recipe: Recipe, how: RotationOptions, target: Path, emit: Emit) -> RotateResult:
     check_target(target, recipe.output.overwrite)
     check_apart(target, recipe)
     subject = open_model(recipe, resident=False)
@@ -104,7 +113,7 @@ def _choices(model: str | Path, out: str | Path, options: dict[str, Any]) -> tup
     how = RotationOptions(**{name: value for name, value in options.items() if name in ours})
     check_bounds(how)
     others = {name: value for name, value in options.items() if name not in ours}
-    return recipe_from_flat({"model": str(model), "sparsity_ratio": 0, "save_model": str(out), **others}), how
+    return recipe_given({"model": str(model), "sparsity_ratio": 0, "save_model": str(out), **others}), how
 
 
 def _room(subject: Subject) -> int:

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 
 from autoprune.core.shrinking import lowest, run_distances
+from autoprune.data.handed import recipe_given
 from autoprune.data.windows import Windows
 from autoprune.errors import ModelError, RecipeError
 from autoprune.evaluation.without import least_missed
-from autoprune.events import Emit, Notice, Phase, silent
+from autoprune.events import Emit, Notice, Phase
 from autoprune.model.influence import observe_turns
 from autoprune.model.likeness import check_kinds, check_same_function
 from autoprune.model.rescale import factors
@@ -22,7 +23,8 @@ from autoprune.model.stream import Place
 from autoprune.model.walk import Inputs, prepare_inputs
 from autoprune.recipe.checks import check_bounds
 from autoprune.recipe.options import CalibrationOptions, ModelOptions, RunOptions, ShrinkOptions
-from autoprune.recipe.recipe import Recipe, recipe_from_flat
+from autoprune.recipe.recipe import Recipe
+from autoprune.report.progress import following
 from autoprune.run.check import check_model
 from autoprune.run.layout import batch_size, choose_for
 from autoprune.run.memory import Layout
@@ -53,7 +55,7 @@ FEW_WINDOWS = 8  # on which divergence without a block is measured
 _GROUPS = (ShrinkOptions, ModelOptions, CalibrationOptions, RunOptions, table()[HEALINGS[-1]].options)
 
 
-def shrink(model: str | Path, out: str | Path, *, emit: Emit = silent, **options: Any) -> ShrinkResult:
+def shrink(model: str | Path, out: str | Path, *, emit: Emit | None = None, **options: Any) -> ShrinkResult:
     """Writes ``model`` (hub id, directory or ``"demo"``) to ``out`` with fewer blocks, as an ordinary checkpoint.
 
     ``options``: those of ``ShrinkOptions`` (``blocks``, ``by``, ``heal``, …), of model, calibration and run, of the
@@ -62,7 +64,11 @@ def shrink(model: str | Path, out: str | Path, *, emit: Emit = silent, **options
     Raises: AutoPruneError for everything that the user can mend; ModelError for a model that can't be made smaller.
     """
     recipe, how = _choices(model, out, options)
-    target = Path(out).expanduser()
+    with following(emit, quiet=recipe.run.quiet) as seen:
+        return _shrunk(recipe, how, Path(out).expanduser(), seen)
+
+
+def _shrunk(recipe: Recipe, how: ShrinkOptions, target: Path, emit: Emit) -> ShrinkResult:
     goes_on = recipe.output.resume and not recipe.output.overwrite and (target / MANIFEST).is_file()
     if not goes_on:
         check_target(target, recipe.output.overwrite)
@@ -114,7 +120,7 @@ def _choices(model: str | Path, out: str | Path, options: dict[str, Any]) -> tup
         raise RecipeError("--heal rescale goes by sizes that --by influence and angular see where --blocks go")
     if how.by == "divergence" and others.get("memory"):
         raise RecipeError("--by divergence holds the hidden states of many models; leave out --memory, or it")
-    return recipe_from_flat({"model": str(model), "sparsity_ratio": 0, "save_model": str(out), **others}), how
+    return recipe_given({"model": str(model), "sparsity_ratio": 0, "save_model": str(out), **others}), how
 
 
 def _layout(recipe: Recipe, subject: Subject, windows: Windows, emit: Emit, *, heals: bool) -> Layout:

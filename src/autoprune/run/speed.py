@@ -16,12 +16,13 @@ import torch
 
 from autoprune.errors import ModelError, OutputError, RecipeError
 from autoprune.evaluation.speed import Work, check_cache, count_zeros, held_bytes_of, in_turn, measure, warm_up
-from autoprune.events import Emit, Phase, silent
+from autoprune.events import Emit, Phase
 from autoprune.events import Work as Progress
 from autoprune.machine.devices import choose_device
 from autoprune.recipe.checks import check_bounds
 from autoprune.recipe.options import ModelOptions, SpeedOptions
 from autoprune.recipe.recipe import Recipe, recipe_from_flat
+from autoprune.report.progress import following
 from autoprune.report.save import check_report_directory
 from autoprune.results.codec import dump_json
 from autoprune.results.speed import COMPILED, EAGER, ModelSpeed, SpeedResult, Timing
@@ -53,7 +54,11 @@ class _Candidate:
 
 
 def speed(
-    models: str | Path | Sequence[str | Path], *, save: str | Path | None = None, emit: Emit = silent, **options: Any
+    models: str | Path | Sequence[str | Path],
+    *,
+    save: str | Path | None = None,
+    emit: Emit | None = None,
+    **options: Any,
 ) -> SpeedResult:
     """How quick and how large models are on this machine, measured in turn and compared with the first of them.
 
@@ -76,8 +81,8 @@ def speed(
     candidates = [_look(name, word, recipe, how, device) for name, word in zip(names_apart(words), words, strict=True)]
     _check_room(candidates, recipe, device)
     remedy = "fewer models at a time, --batch_size, --prompt_tokens or --dtype need less"
-    with told_with(lambda: remedy):
-        found = _measured(candidates, how, device, emit)
+    with told_with(lambda: remedy), following(emit, quiet=recipe.run.quiet) as seen:
+        found = _measured(candidates, how, device, seen)
     threads = torch.get_num_threads()
     settings = {**dataclasses.asdict(how), "device": _device_name(device), "threads": threads, **versions()}
     result = SpeedResult(found, settings)
@@ -91,7 +96,10 @@ def _choices(words: Sequence[str], options: dict[str, Any]) -> tuple[Recipe, Spe
     if not words:
         raise RecipeError("there is nothing to measure; give at least one model")
     ours = {f.name for f in dataclasses.fields(SpeedOptions)}
-    usable = (ours | {f.name for f in dataclasses.fields(ModelOptions)} | {"overwrite", "quiet"}) - {"model"}
+    usable = (ours | {f.name for f in dataclasses.fields(ModelOptions)} | {"overwrite", "quiet"}) - {
+        "model",
+        "revision",
+    }
     if unknown := sorted(set(options) - usable):
         raise RecipeError(f"option {unknown[0]!r} means nothing to speed; known: {', '.join(sorted(usable))}")
     how = SpeedOptions(**{name: value for name, value in options.items() if name in ours})

@@ -11,7 +11,7 @@ def model_card(about: dict[str, Any], summary: PruningSummary, label: str, targe
     """The text of the checkpoint's README.md."""
     model, recipe = about["model"], about["recipe"]
     base = f"base_model: {model['name']}\n" if "/" in model["name"] and not model["local"] else ""
-    calibration = about["calibration"]
+    calibration, revision = about["calibration"], recipe["model"].get("revision")
     data = "none"
     if calibration:
         data = (
@@ -40,7 +40,7 @@ pipeline_tag: text-generation
 {weights}
 | | |
 |---|---|
-| original | {model["name"]} |
+| original | {model["name"]}{f" at {revision}" if revision else ""} |
 | method | {label} |
 | target | {target} |
 | calibration | {data} |

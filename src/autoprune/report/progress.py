@@ -1,11 +1,13 @@
-"""Turns events into a progress bar with time left, or into plain lines where there is no terminal."""
+"""Turns events into a progress bar with time left: on a terminal, in a notebook, or as plain lines elsewhere."""
 
 from __future__ import annotations
 
 import contextlib
+import html
 import sys
 import time
 from collections.abc import Iterator
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, ProgressColumn, SpinnerColumn, Task, TextColumn, TimeElapsedColumn
@@ -16,6 +18,7 @@ from rich.text import Text
 from autoprune.events import BlockResult, Emit, Event, Notice, Phase, Progress, Work, silent
 
 NARROW, WIDE = 70, 100  # columns of a terminal: below no bar, above a long one
+CELL_EVERY = 0.25  # seconds between two looks of the line in a notebook
 PLAIN_EVERY = 10.0  # seconds between lines of progress inside a block, without a terminal
 
 
@@ -37,6 +40,36 @@ def watching(*, quiet: bool) -> Iterator[Emit]:
     columns = (SpinnerColumn(), name, *middle, _TimeLeft())
     with Drawn(*columns, console=console, transient=True) as progress:
         yield _Bar(progress)
+
+
+@contextlib.contextmanager
+def following(emit: Emit | None, *, quiet: bool) -> Iterator[Emit]:
+    """What callers in Python see: what their own ``emit`` makes of it, else a line in a notebook or a bar on a
+    terminal, else nothing.
+    """
+    if emit is not None or quiet:
+        yield emit or silent
+    elif display := _notebook():
+        cell = _Cell(display)
+        try:
+            yield cell
+        finally:
+            cell.close()
+    elif Console(stderr=True).is_terminal:
+        with watching(quiet=False) as bar:
+            yield bar
+    else:
+        yield silent
+
+
+def _notebook() -> Any:
+    """IPython's module for outputs if this process serves a notebook, else None."""
+    shell = sys.modules.get("IPython")
+    if shell is None or not hasattr(shell.get_ipython(), "kernel"):
+        return None
+    from IPython import display
+
+    return display
 
 
 def _cut(width: int) -> Column:
@@ -122,3 +155,36 @@ class _Lines:
     def _say(self, text: str) -> None:
         self._last = time.monotonic()
         print(text, file=sys.stderr, flush=True)
+
+
+class _Cell:
+    """One line under a notebook's cell, for the phase that is under way; it goes when all is done."""
+
+    def __init__(self, display: Any) -> None:
+        self._display = display
+        self._handle = display.display(display.HTML(""), display_id=True)
+        self._phase, self._left = "starting", ""
+        self._start = self._last = time.monotonic()
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, Notice):
+            print(event.text, flush=True)
+        elif isinstance(event, Phase):
+            self._phase, self._left, self._start = event.name, "", time.monotonic()
+            self._show(event.name)
+        elif isinstance(event, BlockResult):
+            done = event.block + 1
+            left = (time.monotonic() - self._start) * (event.blocks - done) / done
+            self._left = f", about {left:.0f} s left"
+            self._show(f"{self._phase}: block {done}/{event.blocks} is done{self._left}")
+        elif time.monotonic() - self._last > CELL_EVERY:
+            where = f"block {event.block + 1}/{event.blocks} " if isinstance(event, Progress) else ""
+            self._show(f"{self._phase}: {where}{event.phase} {event.done}/{event.total}{self._left}")
+
+    def close(self) -> None:
+        """Takes the line away."""
+        self._handle.update(self._display.HTML(""))
+
+    def _show(self, text: str) -> None:
+        self._last = time.monotonic()
+        self._handle.update(self._display.HTML(f"<code>{html.escape(text)}</code>"))

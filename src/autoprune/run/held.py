@@ -143,7 +143,7 @@ def _no_head(model: Any) -> str | None:
 
 def _masked(model: nn.Module) -> str | None:
     """Such models look at the tokens behind the one that they predict."""
-    kind = type(getattr(model, "config", None))
+    kind: Any = type(getattr(model, "config", None))
     fills, writes = (mapping.get(kind, None) for mapping in (MODEL_FOR_MASKED_LM_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING))
     if type(model) is fills and fills is not writes:
         return (

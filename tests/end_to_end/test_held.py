@@ -11,7 +11,7 @@ import torch
 from accelerate import cpu_offload
 from safetensors.torch import save_file
 from torch import nn
-from transformers import AutoModel, AutoModelForCausalLM
+from transformers import AutoModel, AutoModelForCausalLM, BertConfig, BertForMaskedLM
 
 import autoprune
 from autoprune.errors import ModelError, ShortageError
@@ -91,8 +91,20 @@ HINDRANCES: dict[str, tuple[Callable[[Path], nn.Module], str]] = {
         "elsewhere.*or give the model's directory",
     ),
     "meta": (lambda d: meta(loaded(d)), r"keeps lm_head\.weight elsewhere"),
+    "masked": (lambda _: masked(), "fills in masked tokens"),
+    "inference": (lambda _: in_inference_mode(), "was made under torch.inference_mode"),
     "adapter": (lambda d: with_adapter(loaded(d)), r"holds a PEFT adapter.*merge_and_unload"),
 }
+
+
+def masked() -> nn.Module:
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    return BertForMaskedLM(BertConfig(vocab_size=VOCABULARY, **sizes)).eval()
+
+
+def in_inference_mode() -> nn.Module:
+    with torch.inference_mode():
+        return tiny_model()
 
 
 def loaded(directory: Path) -> Any:

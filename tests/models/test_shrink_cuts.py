@@ -88,6 +88,12 @@ def test_channels_that_do_nothing_go_first(kind: str, tmp_path: Path) -> None:
     assert main(["verify", str(tmp_path / "out"), "--model", str(dense)]) == 0
 
 
+def test_precisions_of_files_and_of_blocks_may_differ(tmp_path: Path) -> None:
+    dense = save_tiny(tmp_path / "dense", tiny_model(dtype=torch.bfloat16))
+    shrink_tiny(dense, tmp_path / "out", tmp_path / "text.txt", mlp=0.5, dtype="float32")
+    assert {t.dtype for t in tensors(tmp_path / "out").values()} == {torch.bfloat16}
+
+
 def test_narrow_blocks_are_healed(tmp_path: Path) -> None:
     dense, text = save_tiny(tmp_path / "dense", tiny_model()), tmp_path / "text.txt"
     training = {"heal": "reconstruct", "learning_rate": 0.002, "epochs": 4, "nsamples": 64}

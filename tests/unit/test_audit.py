@@ -265,6 +265,24 @@ def test_a_result_that_was_fine_tuned_in_place_is_not_called_what_it_was(sound: 
     )
 
 
+@pytest.mark.parametrize(("file", "changed"), [("config.json", True), ("tokenizer.json", True), ("README.md", False)])
+def test_a_result_whose_config_was_edited_is_not_called_what_it_was(copy: Path, file: str, changed: bool) -> None:
+    from autoprune.run.labels import labels_of
+
+    (copy / file).write_text((copy / file).read_text(encoding="utf-8") + "\n", encoding="utf-8")
+    assert labels_of(copy) == (("wanda, then changed", "changed") if changed else ("wanda", "2:4"))
+
+
+@pytest.mark.parametrize("whose", ["model", "layer"])
+def test_shares_that_the_manifest_states_are_counted(copy: Path, whose: str) -> None:
+    def overstate(raw: Any) -> None:
+        (raw if whose == "model" else raw["layers"][3])["sparsity"] = 0.7
+
+    rewrite(copy, overstate)
+    (fault,) = audit(copy).faults
+    assert fault.what == "is zero to 70.0000% by the manifest, whose counts say 50.0000%"
+
+
 CODE = """
 from transformers import LlamaConfig, LlamaForCausalLM
 class MyConfig(LlamaConfig):

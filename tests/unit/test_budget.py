@@ -31,7 +31,7 @@ from autoprune.steps.price import Shape
 from autoprune.steps.table import PRICED, make_steps
 from autoprune.steps.wanda import Wanda
 
-MIB = 2**20
+MIB, GIB = 2**20, 2**30
 METHODS = {"+".join(names): make_steps(names, {}) for names in PRICED}
 LOAD = Load(samples=128, tokens=2048)
 LAYOUT = Layout(4, "cpu")
@@ -196,6 +196,17 @@ def test_smaller_batches_come_first_then_the_disk(large: Shape) -> None:
         chosen(needs(1, "disk") - 1)
     with pytest.raises(RecipeError, match="even one window at a time with hidden states on cpu pruning needs"):
         chosen(needs(1, "cpu") - 1, fixed_place=True)
+
+
+def test_a_model_in_memory_takes_its_part(large: Shape) -> None:
+    """And the message names the budget that was given."""
+    need = need_of(large, METHODS["wanda"], Layout(1, "disk"), LOAD).total
+    budget = {"wanted": LAYOUT, "fixed_place": False, "budget": need + GIB}
+    _, found = choose_layout(large, METHODS["wanda"], LOAD, whole=GIB, **budget)
+    assert found.total <= need  # batches of one and of two need the same here
+    message = rf"--memory {human(need + GIB)} is not enough.*\({human(2 * GIB)} the whole model, "
+    with pytest.raises(RecipeError, match=message):
+        choose_layout(large, METHODS["wanda"], LOAD, whole=2 * GIB, **budget)
 
 
 def test_refusals_name_what_needs_most(large: Shape) -> None:

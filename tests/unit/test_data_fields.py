@@ -14,6 +14,7 @@ from pyarrow import parquet
 from autoprune.data.fields import Kind, kind_of_value, text_field, why_not
 from autoprune.data.hub import kind_of_feature
 from autoprune.data.texts import parse_source, read_corpus
+from autoprune.errors import DataError
 from autoprune.recipe.checks import comma_list
 
 SHARE_GPT = {"id": "identity_0", "conversations": [{"from": "human", "value": "tell me of the fox"}]}
@@ -34,7 +35,19 @@ MESSAGES = {"prompt_id": "a1", "messages": [{"role": "user", "content": "tell me
         ({"question": "text", "answer": "text"}, None),
         *(
             ({name: "text"}, None)
-            for name in ("id", "uuid", "doc_id", "url", "title", "lang", "source_file", "Id", "sha256")
+            for name in (
+                "messages",
+                "conversations",
+                "id",
+                "uuid",
+                "doc_id",
+                "url",
+                "title",
+                "lang",
+                "source_file",
+                "Id",
+                "sha256",
+            )
         ),
         *(({name: "text"}, name) for name in ("raw", "valid", "paid", "statement", "identity", "caption", "profile")),
     ],
@@ -63,6 +76,12 @@ def test_conversations_are_documents_of_turns(tmp_path: Path, row: dict[str, Any
     kinds: dict[str, Kind] = {name: kind_of_value(value) for name, value in row.items()}
     assert text_field(kinds) is None
     assert "not rendered here" in why_not(kinds)
+
+
+@pytest.mark.parametrize("value", [None, 5, ["a list"]])
+def test_a_text_that_is_no_string_is_called_so(tmp_path: Path, value: Any) -> None:
+    with pytest.raises(DataError, match="its field `text` is no string; make it one"):
+        read_corpus(parse_source(write(tmp_path, [{"text": value}], "jsonl"), "--eval_data"), "evaluation")
 
 
 @pytest.mark.parametrize("ending", ["jsonl", "parquet"])

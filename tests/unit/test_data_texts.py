@@ -15,6 +15,7 @@ import pytest
 from data_fixtures import refused, write_jsonl, write_parquet
 
 from autoprune.data.texts import Corpus, parse_source, read_corpus
+from autoprune.errors import DataError
 
 FLAG = "--calibration_data"
 
@@ -79,9 +80,25 @@ class TestParseSource:
         )
 
     def test_unknown_suffix(self, tmp_path: Path) -> None:
-        path = tmp_path / "table.csv"
-        path.write_text("x")
-        refused(lambda: parse_source(str(path), FLAG), FLAG, "table.csv", "rename it to one of", ".txt", ".parquet")
+        for name, *parts in (
+            ("notes.md", "call it .txt if it is plain text", ".parquet"),
+            ("notes", "call it .txt if it is plain text", ".jsonl if it is JSON lines"),
+            ("corpus.txt.gz", "it is compressed; unpack it"),
+            ("corpus.jsonl.zst", "it is compressed; unpack it"),
+        ):
+            path = tmp_path / name
+            path.write_text("x")
+            refused(lambda path=path: parse_source(str(path), FLAG), FLAG, path.name, *parts)
+
+    @pytest.mark.parametrize(("name", "between"), [("it's, a table.csv", ","), ("table.TSV", "\t")])
+    def test_the_remedy_for_tables_works(self, tmp_path: Path, name: str, between: str) -> None:
+        path = tmp_path / name
+        path.write_text(f'text{between}label\n"the quick, brown\nfox"{between}1\n')
+        with pytest.raises(DataError, match="tables are read as parquet") as caught:
+            parse_source(str(path), FLAG)
+        code = str(caught.value).split("in Python: ")[1].split(" and give ")[0]
+        exec(code)
+        assert list(read(Path(f"{path}.parquet")).documents) == ["the quick, brown\nfox"]
 
     def test_unknown_word(self) -> None:
         refused(

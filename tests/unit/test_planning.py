@@ -194,3 +194,14 @@ def test_notices(tmp_path: Path) -> None:
     (note,) = notices(tiny_model("bloom", n_layer=2, n_head=4, max_position_embeddings=None))
     assert "names no context length; windows of 2048 tokens" in note
     assert notices(tiny_model("bloom", n_layer=2, n_head=4, max_position_embeddings=None), seqlen=64) == []
+
+
+@pytest.mark.parametrize("decodes", [False, True])
+def test_a_model_that_sees_what_follows_has_no_perplexity(tmp_path: Path, decodes: bool) -> None:
+    """transformers loads it for causal language modelling all the same."""
+    words = write_words(tmp_path / "words.txt", 100, 0)
+    told: list[Event] = []
+    model = tiny_model("bert", is_decoder=decodes)
+    chosen = recipe(sparsity_ratio=0, eval_data=str(words), seqlen=16)
+    make_plan(chosen, held_model(model, tiny_tokenizer()), told.append, measure=True)
+    assert any("sees the tokens behind the one that it predicts" in str(event) for event in told) is not decodes

@@ -170,7 +170,9 @@ def _report(chosen: argparse.Namespace) -> int:
 
     if chosen.format == "html":
         check_pages("--format html")
-    text = published(with_references(read_rows(chosen.results)), chosen.format, title=chosen.title)
+    rows = read_rows(chosen.results)
+    shown = rows if chosen.format == "csv" else with_references(rows)  # a line of it is a run
+    text = published(shown, chosen.format, title=chosen.title)
     if chosen.out is None:
         sys.stdout.write(text)
         return 0

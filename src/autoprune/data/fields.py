@@ -9,12 +9,13 @@ from typing import Any, Literal
 Kind = Literal["text", "conversation", "nested", "other"]
 SPEAKERS = ({"role", "content"}, {"from", "value"})  # what the turns of a conversation consist of
 TEXTS = ("content", "document", "body", "article", "passage", "story", "sentence", "raw_content", "code")
-# Words that name, date or sort a text; a field of such a name holds none.
+# Words that name, date or sort a text, or say that its strings are written conversations; a field of such a name holds
+# no text.
 _ABOUT = re.compile(
     r"(?:^|_|-|\W)(?:u?uid|uuid|guid|ids?|url|uri|link|hash|sha\d*|md5|digest|key|name|title|source|lang|language|"
     r"label|tag|"
     r"split|subset|category|domain|date|time|timestamp|created|updated|author|user|license|filename|"
-    r"file|path|type|kind)$",
+    r"file|path|type|kind|messages|conversations?|dialogs?|dialogues?|turns)$",
     re.IGNORECASE,
 )
 
@@ -43,6 +44,8 @@ def document_field(kinds: Mapping[str, Kind]) -> str | None:
 
 def why_not(kinds: Mapping[str, Kind], word: str = "column") -> str:
     """What is wrong with fields of which none is plainly the text, and what to do; ``word`` is their name."""
+    if kinds.get("text", "text") != "text":
+        return f"its {word} `text` is no string; make it one, or give another file"
     several = [name for name, kind in kinds.items() if kind == "conversation"]
     if len(several) > 1:
         return f"more than one {word} holds conversations ({', '.join(several)}); keep the one that is meant"

@@ -83,9 +83,7 @@ def parse_source(word: str, flag: str) -> Source:
         raise DataError(f"{flag} {word} is a directory; name one file inside it ({', '.join(SUFFIXES)})")
     if path.exists():
         if kind is None:
-            raise DataError(
-                f"{flag} {word}: can't tell the format from this name; rename it to one of {', '.join(SUFFIXES)}"
-            )
+            raise DataError(f"{flag} {word}: {_remedy(path)}")
         return Source(kind, word, flag, path=path)
     if kind is not None:
         raise DataError(
@@ -120,6 +118,21 @@ def _quoted(word: str) -> str:
     """At most a line of it."""
     line = " ".join(word.split())
     return line if len(line) <= 80 else f"{line[:80]}…"
+
+
+def _remedy(path: Path) -> str:
+    """What to do with a file of a format that is not read."""
+    name = path.name.lower()
+    if name.endswith((".csv", ".tsv")):
+        more = ", sep='\\t'" if name.endswith(".tsv") else ""
+        code = f"import pandas; pandas.read_csv({str(path)!r}{more}).to_parquet({f'{path}.parquet'!r})"
+        return f"tables are read as parquet; write it as one, in Python: {code} and give {path}.parquet"
+    if name.endswith((".gz", ".zst", ".bz2", ".xz", ".zip")):
+        return f"it is compressed; unpack it and give what was in it ({', '.join(SUFFIXES)})"
+    return (
+        "can't tell the format from this name; call it .txt if it is plain text, .jsonl if it is JSON lines, or"
+        f" convert it to one of {', '.join(SUFFIXES)}"
+    )
 
 
 def kind_of(path: Path) -> str | None:

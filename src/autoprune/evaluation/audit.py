@@ -62,6 +62,7 @@ class Promise:
     files: Mapping[str, str] = field(default_factory=dict)  # SHA-256 of the others; the first format notes none
     trained: tuple[str, ...] = ()  # parameters beside the layers that were changed, such as norms
     blocks: Sequence[Mapping[str, Any]] | None = None  # of a smaller model: which they were, and what of them changed
+    contradictions: tuple[Fault, ...] = ()  # in the manifest itself
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,7 @@ def audit(
     promise = read_promise(directory)
     original = open_checkpoint(dense) if dense else None
     faults, hashes = _check_files(directory, promise)
+    faults += promise.contradictions
     try:
         checkpoint = open_checkpoint(directory)
         store = CheckpointStore(
@@ -169,6 +171,7 @@ def read_promise(directory: Path) -> Promise:
             {entry["name"]: entry["sha256"] for entry in raw.get("files", ()) if entry["name"] != CARD},
             found.trained,
             found.shrink["blocks"] if found.shrink is not None else None,
+            tuple(_contradictions(raw)),
         )
     except (OutputError, ValueError, KeyError, TypeError, AttributeError, RecipeError) as error:
         if _is_rotated(directory):
@@ -217,6 +220,16 @@ def _audit_layers(store: CheckpointStore, promise: Promise, faults: list[Fault],
             if name in promise.zeros:
                 yield _layer(name, layer.matrix, promise.zeros[name], promise.target, faults)
         emit(Progress(block.index, len(blocks), "verifying", 1, 1))
+
+
+def _contradictions(raw: Mapping[str, Any]) -> Iterator[Fault]:
+    """Shares of zeros, stated beside the counts and rounded to six digits, that are not those of the counts."""
+    named = ("name", "zeros", "weights", "sparsity")
+    counts = [tuple(map(layer.get, named)) for layer in raw["layers"] if layer.get("weights")]
+    whole = (MANIFEST, *(sum(count[i] for count in counts) for i in (1, 2)), raw.get("sparsity"))
+    for name, zeros, weights, share in (whole, *counts) if counts else ():
+        if share is not None and abs(zeros / weights - share) > 1e-6:
+            yield Fault(name, f"is zero to {share:.4%} by the manifest, whose counts say {zeros / weights:.4%}")
 
 
 def _layer(name: str, tensor: Tensor, promised: int, target: Target | None, faults: list[Fault]) -> LayerAudit:

@@ -125,10 +125,8 @@ def _run(
         measure = _asks_for_perplexity(recipe) or (dense_only and not recipe.zeroshot.tasks)
     with joined() as ranks:
         emit: Emit = clock if ranks.first else silent
-        if output.save_model and dense_only:
-            emit(Notice("--save_model: nothing is pruned at ratio 0, so nothing is written"))
         if ranks.first:
-            _check_outputs(recipe, emit)
+            _check_outputs(recipe, emit, dense_only=dense_only)
         resident = None if dense_only else not output.save_model
         chosen = chosen_tokenizer(tokenizer, recipe.model)
         subject = (
@@ -169,9 +167,11 @@ def _labels(subject: Subject) -> tuple[str, str]:
     return labels_of(subject.checkpoint.directory) if subject.checkpoint else DENSE
 
 
-def _check_outputs(recipe: Recipe, emit: Emit) -> None:
+def _check_outputs(recipe: Recipe, emit: Emit, *, dense_only: bool) -> None:
     """Everything about the places of output, and the tasks, that can be known before work begins."""
     output = recipe.output
+    if output.save_model and dense_only:
+        emit(Notice("--save_model: nothing is pruned at ratio 0, so nothing is written"))
     if output.save_model:
         check_target(Path(output.save_model), output.overwrite or output.resume)
         check_apart(Path(output.save_model), recipe)

@@ -7,6 +7,10 @@ from typing import Any
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+)
 
 from autoprune.errors import ModelError
 
@@ -15,11 +19,15 @@ REMEDY = "or give the model's directory or hub id, which autoprune reads block b
 
 
 def check_held(model: nn.Module, *, save: bool) -> None:
-    """Raises: ModelError naming what stands in the way: an adapter, a wrapper, no head, weights that are quantised or
-    kept elsewhere, and with ``save`` whatever ``save_pretrained`` would refuse in the end.
+    """Raises: ModelError naming what stands in the way: an adapter, a wrapper, no head or one for masked tokens,
+    weights that are quantised, kept elsewhere or made in inference mode, and with ``save`` whatever
+    ``save_pretrained`` would refuse in the end.
     """
     name = type(model).__name__
-    for hindrance in (_adapter(model), _wrapper(model), _quantised(model), _elsewhere(model), _no_head(model)):
+    for hindrance in (
+        _adapter(model), _wrapper(model), _quantised(model), _elsewhere(model), _no_head(model), _masked(model),
+        _inference(model),
+    ):  # fmt: skip
         if hindrance:
             raise ModelError(f"{name} in memory {hindrance}")
     if save:
@@ -133,5 +141,25 @@ def _no_head(model: Any) -> str | None:
         return (
             "has no language-model head, so it predicts no tokens; load it with"
             " AutoModelForCausalLM.from_pretrained instead of AutoModel"
+        )
+    return None
+
+
+def _masked(model: nn.Module) -> str | None:
+    """Such models look at the tokens behind the one that they predict."""
+    name = type(model).__name__
+    if name in MODEL_FOR_MASKED_LM_MAPPING_NAMES.values() and name not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():
+        return (
+            "fills in masked tokens and sees those that follow, so it is no causal language model and has no"
+            " perplexity; autoprune prunes models that AutoModelForCausalLM loads"
+        )
+    return None
+
+
+def _inference(model: nn.Module) -> str | None:
+    if (tensor := next((name for name, p in model.named_parameters() if p.is_inference()), None)) is not None:
+        return (
+            f"was made under torch.inference_mode(), after which torch lets nobody change or train {tensor}; load it"
+            " outside of it"
         )
     return None

@@ -56,14 +56,14 @@ def target_label(target: Target | None) -> str:
 def labels_of(directory: Path) -> tuple[str, str]:
     """Method and target of a checkpoint, if its manifest says that autoprune pruned it; any other is called dense.
 
-    Weights that are no longer those that were written, as after a fine-tuning in place, are not called so.
+    What is no longer as it was written, as after a fine-tuning in place or an edit of config.json, is not called so.
     """
     try:
         found = Manifest.read(directory)
         recipe = found.recipe
     except (OutputError, KeyError, TypeError, AttributeError, RecipeError):
         return DENSE
-    if not found.describes_weights:
+    if not (found.describes_inputs and found.describes_weights):
         return f"{method_label(recipe)}, then changed", "changed"
     return method_label(recipe), target_label(recipe.target)
 

@@ -48,7 +48,7 @@ def choose_for(
     fixed = recipe.run.activations != "cpu"  # the default place may be changed to fit, one that was asked for may not
     whole = held_bytes(subject.checkpoint, recipe) if subject.store.resident and subject.checkpoint else 0
     load = _load(recipe, subject, windows, batch, ranks)
-    layout, need = choose_layout(shape, steps, load, wanted=wanted, fixed_place=fixed, budget=budget - whole)
+    layout, need = choose_layout(shape, steps, load, wanted=wanted, fixed_place=fixed, budget=budget, whole=whole)
     chosen = f"{layout.batch} windows per pass, hidden states on {layout.activations}"
     emit(Notice(f"plan for {human(budget)}: {chosen}, about {human(need.total + whole)} at the peak ({need.phase})"))
     return layout

@@ -124,10 +124,10 @@ def check_whole(shape: Shape, steps: Sequence[Step], device: torch.device) -> No
 
 
 def choose_layout(
-    shape: Shape, steps: Sequence[Step], load: Load, *, wanted: Layout, fixed_place: bool, budget: int
+    shape: Shape, steps: Sequence[Step], load: Load, *, wanted: Layout, fixed_place: bool, budget: int, whole: int = 0
 ) -> tuple[Layout, Need]:
     """The wanted layout if it fits the budget, else the nearest one that does: smaller batches, then hidden states on
-    disk.
+    disk. ``whole``: bytes of a model that is in memory all the time.
 
     Raises: RecipeError saying what the most frugal layout needs, if nothing fits.
     """
@@ -136,7 +136,7 @@ def choose_layout(
         for batch in (wanted.batch >> shift for shift in range(wanted.batch.bit_length())):
             layout = dataclasses.replace(wanted, batch=batch, activations=place)
             need = need_of(shape, steps, layout, load)
-            if need.total <= budget:
+            if need.total + whole <= budget:
                 return layout, need
     how = (
         "all windows at a time (--true_sequential)"
@@ -145,7 +145,8 @@ def choose_layout(
     )
     raise RecipeError(
         f"--memory {human(budget)} is not enough: even {how} with hidden states on {places[-1]} {need.phase} needs"
-        f" about {human(need.total)} ({human(need.program)} program, {human(need.outside)} embeddings,"
+        f" about {human(need.total + whole)} ({f'{human(whole)} the whole model, ' if whole else ''}"
+        f"{human(need.program)} program, {human(need.outside)} embeddings,"
         f" {human(need.weights)} weights, {human(need.hidden)} hidden states, {human(need.work)} work); give more"
         " memory, shorter windows (--seqlen), or a method that needs less"
     )

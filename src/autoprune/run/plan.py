@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from transformers import MODEL_FOR_MASKED_LM_MAPPING
 
 from autoprune.core.sparsity import Target, reading
 from autoprune.core.statistics import CrossGram
@@ -165,6 +166,14 @@ def _tell(recipe: Recipe, subject: Subject, target: Target | None, steps: tuple[
             Notice(
                 f"the model's configuration names no context length; windows of {DEFAULT_SEQLEN} tokens are used"
                 " (--seqlen changes that)"
+            )
+        )
+    name, config = type(subject.store.model).__name__, subject.store.model.config
+    if type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", True):
+        emit(
+            Notice(
+                f"{name} sees the tokens behind the one that it predicts (its config says is_decoder: false), so what"
+                " is called perplexity here is none"
             )
         )
     if steps:

@@ -107,8 +107,8 @@ def down_of(block: BlockAnatomy, cut: Cut) -> Layer | None:
 
 @torch.no_grad()
 def narrowed(block: Block, down: Layer, new: int) -> tuple[Tensor, Tensor]:
-    """The channels that stay, and the layer's new weight ``[out, in]`` with zeros for the others, which the block
-    holds from now on.
+    """The channels that stay, and the layer's new weight ``[out, in]`` with zeros for the others, rounded as it is
+    stored; the block holds it from now on.
     """
     block.begin_pass(block.inputs, block.stream, (InputGram,))
     (group,) = block.observe(InputGram)
@@ -116,7 +116,7 @@ def narrowed(block: Block, down: Layer, new: int) -> tuple[Tensor, Tensor]:
     assert isinstance(statistic, InputGram)
     scores = channel_scores(down.matrix, statistic.gram)
     kept = scores.sort(descending=True, stable=True).indices[:new].sort().values
-    weight = compensated(down.matrix, kept, statistic.gram)
+    weight = compensated(down.matrix, kept, statistic.gram).to(block.stored_as[down.parameter_name])
     down.assign(weight)
     return kept.cpu(), weight
 

@@ -101,7 +101,8 @@ class ShrinkWalk:
         for anatomy in walk(self.store, start=old, stop=old + 1):
             down = down_of(anatomy, width) if width is not None else None
             layers = (down,) if down is not None else ()
-            block = Block(anatomy, layers, {}, self.inputs, self.emit, self.total, stream=self.stream)
+            stored_as = self.store.stored_as(anatomy)
+            block = Block(anatomy, layers, {}, self.inputs, self.emit, self.total, stored_as, stream=self.stream)
             if experts is not None and experts.blocks[old]:
                 made = experts.cut(old, made, owners, alone, experts_left(block, self.cuts, note))
             if width is not None and down is not None:

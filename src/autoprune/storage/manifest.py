@@ -23,6 +23,8 @@ from autoprune.storage.weight_files import weight_files
 MANIFEST = "autoprune.json"
 FORMAT = 2  # of manifests and journals; 1 was that of the first releases, which notes no files but the shards
 TEMPLATES = "additional_chat_templates"  # the one folder of a model: transformers keeps chat templates there
+# How files end that say what a model computes besides its weights, and from which tokens.
+INPUTS = (".json", ".model", ".jinja", ".py", "merges.txt", "vocab.txt")
 PACKAGES = ("autoprune", "torch", "transformers", "safetensors")
 NOT_PROVENANCE = (  # where results go does not change them: two runs give identical files
     "output",
@@ -182,6 +184,18 @@ class Manifest:
             return False
         return read.keys() == written.keys() and all(
             file_sha256(self.directory / name) == digest for name, digest in written.items()
+        )
+
+    @property
+    def describes_inputs(self) -> bool:
+        """Whether config.json, tokenizer and whatever else lies beside the weights is as it was written, as far as it
+        can change a perplexity. A result of the first format notes none of them.
+        """
+        noted = {entry["name"]: entry["sha256"] for entry in self.raw.get("files", ())}
+        return all(
+            (self.directory / name).is_file() and file_sha256(self.directory / name) == digest
+            for name, digest in noted.items()
+            if name.endswith(INPUTS) and name != "generation_config.json"
         )
 
     @property

@@ -122,14 +122,11 @@ def _run(
     output = recipe.output
     dense_only = recipe.target is None and not recipe.chosen.pruned_model
     if measure is None:
-        asked = bool(output.save_ppl) or recipe.evaluation != EvaluationOptions()
-        measure = asked or (dense_only and not recipe.zeroshot.tasks)
+        measure = _asks_for_perplexity(recipe) or (dense_only and not recipe.zeroshot.tasks)
     with joined() as ranks:
         emit: Emit = clock if ranks.first else silent
-        if output.save_model and dense_only:
-            emit(Notice("--save_model: nothing is pruned at ratio 0, so nothing is written"))
         if ranks.first:
-            _check_outputs(recipe, emit)
+            _check_outputs(recipe, emit, dense_only=dense_only)
         resident = None if dense_only else not output.save_model
         chosen = chosen_tokenizer(tokenizer, recipe.model)
         subject = (
@@ -158,8 +155,11 @@ def _run(
         if directory:
             delete_or_keep(directory, output.delete, emit)
     in_memory = subject.store.model if subject.store.resident else None
-    written = directory if directory and directory.is_dir() else None
-    return PruneResult(recipe, row, in_memory, written)
+    return PruneResult(recipe, row, in_memory, directory if directory and directory.is_dir() else None)
+
+
+def _asks_for_perplexity(recipe: Recipe) -> bool:
+    return bool(recipe.output.save_ppl) or recipe.evaluation != EvaluationOptions()
 
 
 def _labels(subject: Subject) -> tuple[str, str]:
@@ -167,9 +167,11 @@ def _labels(subject: Subject) -> tuple[str, str]:
     return labels_of(subject.checkpoint.directory) if subject.checkpoint else DENSE
 
 
-def _check_outputs(recipe: Recipe, emit: Emit) -> None:
+def _check_outputs(recipe: Recipe, emit: Emit, *, dense_only: bool) -> None:
     """Everything about the places of output, and the tasks, that can be known before work begins."""
     output = recipe.output
+    if output.save_model and dense_only:
+        emit(Notice("--save_model: nothing is pruned at ratio 0, so nothing is written"))
     if output.save_model:
         check_target(Path(output.save_model), output.overwrite or output.resume)
         check_apart(Path(output.save_model), recipe)

@@ -60,8 +60,8 @@ def check_descent(dense: Subject, fingerprint: str, other: Subject, other_finger
         return
     if dense.checkpoint and _ancestor_of(dense.checkpoint.directory) == other_fingerprint:
         raise ModelError(
-            f"{dense.name} was made from {other.name}, as its {MANIFEST} says, and so is not the dense model of the two;"
-            " name the dense one first, or compare them nevertheless with --unrelated"
+            f"{dense.name} was made from {other.name}, as its {MANIFEST} says, and so is not the dense model of the"
+            " two; name the dense one first, or compare them nevertheless with --unrelated"
         )
     if isinstance(dense.store, CheckpointStore) and isinstance(other.store, CheckpointStore):
         difference = unlike(dense.store, other.store)

@@ -230,7 +230,7 @@ def _audit_layers(store: CheckpointStore, promise: Promise, faults: list[Fault],
 def _contradictions(raw: Mapping[str, Any]) -> Iterator[Fault]:
     """Shares of zeros, stated beside the counts and rounded to six digits, that are not those of the counts."""
     named = ("name", "zeros", "weights", "sparsity")
-    counts = [tuple(map(layer.get, named)) for layer in raw["layers"] if layer.get("weights")]
+    counts = [tuple(map(layer.get, named)) for layer in raw.get("layers", ()) if layer.get("weights")]
     whole = (MANIFEST, *(sum(count[i] for count in counts) for i in (1, 2)), raw.get("sparsity"))
     for name, zeros, weights, share in (whole, *counts) if counts else ():
         if share is not None and abs(zeros / weights - share) > 1e-6:

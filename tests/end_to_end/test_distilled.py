@@ -11,8 +11,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import autoprune
-from autoprune.errors import RecipeError
+from autoprune.errors import RecipeError, ShortageError
 from autoprune.evaluation.audit import audit
+from autoprune.model import training, whole
 from autoprune.model.walk import Inputs
 from autoprune.model.whole import ModelTraining, TwoModels
 from autoprune.run import memory
@@ -20,6 +21,7 @@ from autoprune.storage.journal import Journal
 from autoprune.storage.locate import DEMO
 from autoprune.storage.manifest import Manifest
 from autoprune.storage.store import MemoryStore
+from end_to_end.tiny import save_tiny, tensors, tiny_model
 
 RUN: dict[str, Any] = {
     "steps": "wanda,distill",
@@ -152,3 +154,59 @@ def test_too_little_memory_is_said_before_anything_is_done(monkeypatch: pytest.M
 def test_it_comes_last(steps: str, words: str) -> None:
     with pytest.raises(RecipeError, match=words):
         autoprune.prune("demo", **{**RUN, "steps": steps})
+
+
+def test_experts_that_are_ignored_are_not_trained(tmp_path: Path) -> None:
+    small = {"num_local_experts": 4, "num_experts_per_tok": 2}
+    save_tiny(tmp_path / "dense", tiny_model("mixtral", num_hidden_layers=1, **small))
+    run = {**RUN, "calibration_data": torch.randint(0, 100, (6, 16), generator=torch.Generator().manual_seed(0))}
+    run |= {"seqlen": 16, "distill_rate": 3e-3, "ignore": ["*.experts.1.*"]}
+    result = autoprune.prune(tmp_path / "dense", save_model=tmp_path / "out", **run)
+    assert result.summary is not None and "distill" in result.summary.whole and result.summary.trained
+    assert not any("experts" in name for name in result.summary.trained), "layers are in the list of layers"
+    before, after = tensors(tmp_path / "dense"), tensors(tmp_path / "out")
+    for name in before:
+        if "experts" in name:
+            assert torch.equal(before[name], after[name]) == (".experts.1." in name), name
+
+
+def test_nothing_is_rounded_where_nothing_gets_better(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_tiny(tmp_path / "dense")
+    run = {**RUN, "calibration_data": torch.randint(0, 100, (6, 16), generator=torch.Generator().manual_seed(0))}
+    run |= {"seqlen": 16, "distill_rate": 1e3, "dtype": "bfloat16"}
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "put_finished", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            autoprune.prune(tmp_path / "dense", save_model=tmp_path / "out", **run)
+    resumed = autoprune.prune(tmp_path / "dense", save_model=tmp_path / "out", resume=True, **run)
+    assert resumed.summary is not None and resumed.summary.trained == ()
+    assert all(layer.error is not None for layer in resumed.summary.layers), "the walk's errors are this model's"
+    before, after = tensors(tmp_path / "dense"), tensors(tmp_path / "out")
+    assert all(torch.equal(after[name], before[name] * (after[name] != 0)) for name in before)
+
+
+@pytest.mark.parametrize("step", ["distill", "reconstruct"])
+def test_a_model_that_runs_in_one_precision_alone_is_trained_in_it(monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+    monkeypatch.setattr(training, "precision", lambda *_: torch.bfloat16)
+    monkeypatch.setattr(whole, "precision", lambda *_: torch.bfloat16)
+    sizes = {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 16}
+    model = tiny_model("openai-gpt", **sizes)  # its attention multiplies by a table in float32
+    run = {**RUN, "steps": f"wanda,{step}", "seqlen": 16, f"{step}_dtype": "auto", "distill_rate": 3e-3}
+    run |= {"calibration_data": torch.randint(0, 100, (6, 16), generator=torch.Generator().manual_seed(0))}
+    result = autoprune.prune(model, **run)
+    assert result.summary is not None and result.summary.trained
+    with pytest.raises(RecipeError, match=r"does not run in bfloat16 .*train it in float32 \(--reconstruct_dtype"):
+        autoprune.prune(tiny_model("openai-gpt", **sizes), **{**run, f"{step}_dtype": "bfloat16"})
+
+
+def test_a_failure_leaves_the_model_as_the_walk_left_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def runs_out(*_: Any) -> None:
+        raise torch.OutOfMemoryError("out of memory")
+
+    model = dense()
+    flags = {name: p.requires_grad for name, p in model.named_parameters()}
+    monkeypatch.setattr(ModelTraining, "_try", runs_out)
+    with pytest.raises(ShortageError):
+        autoprune.prune(model, tokenizer=AutoTokenizer.from_pretrained(DEMO), **{**RUN, "distill_dtype": "bfloat16"})
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert {name: p.requires_grad for name, p in model.named_parameters()} == flags

@@ -173,6 +173,8 @@ def test_a_changed_tensor_is_found(tmp_path: Path, dense: Path, options: Options
         ({"blocks": 0.95}, "--blocks 0.95 is 5 of 5, which leaves 0"),
         ({"blocks": 1.5}, "--blocks 1.5 is neither a whole number nor a share below 1"),
         ({"blocks": -1}, "--blocks -1 is too small"),
+        ({"blocks": float("nan")}, "--blocks nan is too small"),
+        ({"blocks": float("inf")}, "--blocks inf is neither a whole number nor a share"),
         ({"by": "size"}, "--by 'size' is unknown"),
         ({"heal": "prayer"}, "--heal 'prayer' is unknown"),
         ({"sparsity": "2:4"}, "option 'sparsity' means nothing to shrink"),
@@ -187,6 +189,23 @@ def test_bad_choices(wrong: Options, expected: str, tmp_path: Path, dense: Path,
     with pytest.raises(autoprune.RecipeError, match=expected):
         autoprune.shrink(dense, tmp_path / "out", **{**options, **wrong})
     assert not [*tmp_path.iterdir()]
+
+
+def test_a_model_in_memory_is_refused(tmp_path: Path, options: Options) -> None:
+    model: Any = tiny_model()
+    with pytest.raises(autoprune.RecipeError, match="LlamaForCausalLM is in memory: save_pretrained it"):
+        autoprune.shrink(model, tmp_path / "out", **options)
+
+
+def test_memory_that_runs_out_has_a_remedy(
+    tmp_path: Path, dense: Path, options: Options, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def runs_out(*_: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("autoprune.run.shrink.observe_turns", runs_out)
+    with pytest.raises(autoprune.AutoPruneError, match=r"memory ran out .*--activations disk"):
+        autoprune.shrink(dense, tmp_path / "out", **options)
 
 
 def test_a_head_that_names_a_block(tmp_path: Path, options: Options) -> None:

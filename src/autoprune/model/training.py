@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from autoprune.core.problem import LayerSolution
+from autoprune.errors import RecipeError
 from autoprune.events import Progress
 
 if TYPE_CHECKING:
@@ -25,14 +26,25 @@ class BlockTraining:
             name: p for name, p in block.module.named_parameters() if name in layers or is_vector(name, p)
         }
         self._own = {name: (p, p.data, p.requires_grad) for name, p in block.module.named_parameters()}
-        self._dtype = precision(compute_dtype, block.module, block.inputs.place.device)
         # Training gives the parameters other tensors, so these stay as they are.
         self.values: Mapping[str, Tensor] = {name: p.detach() for name, p in self._parameters.items()}
         self.patterns = _patterns(block, self._parameters)
         self.fitted = block.inputs.fitted
+        runs = next(iter(self.values.values())).dtype
+        try:
+            self._begin(precision(compute_dtype, block.module, block.inputs.place.device))
+            if self._dtype is not runs and (reason := hindrance(lambda: self._loss(0))):
+                self._begin(settled(compute_dtype, runs, reason))
+        except BaseException:
+            self.restore()
+            raise
+
+    def _begin(self, dtype: torch.dtype) -> None:
+        """The block's parameters are copies in ``dtype``."""
+        self._dtype = dtype
         for name, (p, data, _) in self._own.items():
             p.requires_grad_(name in self._parameters)
-            p.data = data.to(self._dtype)
+            p.data = data.to(dtype)
 
     def gradients(self, values: Mapping[str, Tensor], i: int) -> Mapping[str, Tensor]:
         """Those of the relative output error on micro-batch ``i``."""
@@ -89,6 +101,31 @@ def _patterns(block: Block, parameters: Mapping[str, Tensor]) -> dict[str, Tenso
         whole = patterns.setdefault(name, torch.ones_like(parameters[name], dtype=torch.bool))
         layer.of(whole).copy_(solution.keep & (layer.matrix != 0))
     return patterns
+
+
+@torch.no_grad()
+def hindrance(run: Callable[[], object]) -> str | None:
+    """What torch says if a model does not run in a precision, as where tables of its own are in another."""
+    try:
+        run()
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        return str(error).splitlines()[0]
+    return None
+
+
+def settled(word: str, runs: torch.dtype, reason: str) -> torch.dtype:
+    """The model's own precision, where it does not run in the one that the machine is quickest in.
+
+    Raises: RecipeError if that one was asked for by name.
+    """
+    if word == "auto":
+        return runs
+    own = str(runs).removeprefix("torch.")
+    raise RecipeError(
+        f"the model does not run in {word} ({reason}); train it in {own} (--reconstruct_dtype, --distill_dtype)"
+    )
 
 
 def precision(word: str, module: torch.nn.Module, device: torch.device) -> torch.dtype:

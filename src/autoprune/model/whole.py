@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from autoprune.core.divergence import mean_divergence
 from autoprune.events import Emit, Work
-from autoprune.model.training import is_vector, precision
+from autoprune.model.calls import PROBE_TOKENS
+from autoprune.model.layers import Layer
+from autoprune.model.training import hindrance, is_vector, precision, settled
 from autoprune.model.walk import Inputs
 
 Values = Mapping[str, Tensor]
@@ -43,12 +45,15 @@ class TwoModels:
     dense: Values
     pruned: Values
     layers: Collection[str]  # names of the parameters that were pruned
+    left: Sequence[tuple[str, Layer]] = ()  # experts inside of them that were not, with the parameter's name
 
 
 class ModelTraining:
     """Runs the whole model in a chosen precision with given float32 values, and gives their gradients.
 
-    While it lasts the model's parameters are copies; ``restore`` puts back its own.
+    While it lasts the model's parameters are copies; ``restore`` puts back its own. A model that does not run in
+    the precision in which the machine is quickest runs in its own.
+    Raises: RecipeError if it does not run in one that was asked for by name.
     """
 
     def __init__(
@@ -70,12 +75,27 @@ class ModelTraining:
         }
         self.values: Values = {name: models.pruned[name].detach().clone() for name in self._trained}
         self.patterns: Values = {name: value != 0 for name, value in self.values.items() if name in models.layers}
-        self._dtype = precision(compute_dtype, store.model, store.device)
+        self._left = [(name, layer) for name, layer in models.left if name in self._trained]
         self._own = {name: (p, p.data, p.requires_grad) for name, p in parameters.items()}
+        runs = next(iter(self._trained.values())).dtype
+        try:
+            self._begin(models, precision(compute_dtype, store.model, store.device))
+            if self._dtype is not runs and (reason := hindrance(self._try)):
+                self._begin(models, settled(compute_dtype, runs, reason))
+        except BaseException:
+            self.restore()
+            raise
+
+    def _begin(self, models: TwoModels, dtype: torch.dtype) -> None:
+        """The model's parameters are copies in ``dtype``."""
+        self._dtype = dtype
         for name, (p, data, _) in self._own.items():
             p.requires_grad_(name in self._trained)
-            p.data = models.pruned.get(name, data).to(self._dtype)
-        self._dense = {name: models.dense[name].to(self._dtype) for name in self._trained}
+            p.data = models.pruned.get(name, data).to(dtype)
+        self._dense = {name: models.dense[name].to(dtype) for name in self._trained}
+
+    def _try(self) -> Tensor:
+        return self._store.logits(self._batches[0][:1, :PROBE_TOKENS])
 
     def gradients(self, values: Values, i: int) -> Values:
         """Those of the mean divergence on micro-batch ``i``."""
@@ -83,6 +103,9 @@ class ModelTraining:
         self._put(values)
         with torch.enable_grad():
             mean_divergence(wanted, self._store.logits(self._batches[i])).backward()
+        for name, layer in self._left:
+            if (grad := self._trained[name].grad) is not None:
+                layer.of(grad).zero_()  # so Adam leaves it as it is, bit for bit
         return {name: p.grad if p.grad is not None else torch.zeros_like(p) for name, p in self._trained.items()}
 
     @torch.no_grad()

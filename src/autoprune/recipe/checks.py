@@ -69,7 +69,7 @@ def check_bounds(options: Any) -> None:
             )
         if value is None:
             continue
-        if "at_least" in facts and value < facts["at_least"]:
+        if "at_least" in facts and not value >= facts["at_least"]:  # NaN is not
             raise RecipeError(f"--{name} {value} is too small; it must be at least {facts['at_least']}")
         if facts.get("fraction") and not 0 <= value <= 1:
             raise RecipeError(f"--{name} {value} is not a fraction; it must lie in [0, 1]")

@@ -10,7 +10,9 @@ from torch import Tensor
 from autoprune.events import BlockResult, Phase
 from autoprune.model.anatomy import BlockAnatomy
 from autoprune.model.experts import eager_experts
+from autoprune.model.layers import Layer
 from autoprune.model.stream import Place
+from autoprune.model.training import is_vector
 from autoprune.model.walk import Inputs
 from autoprune.model.whole import ModelTraining, TwoModels
 from autoprune.run.state import Run, timed
@@ -51,7 +53,7 @@ def finish(run: Run, journal: Journal | None, dense: Values, results: Sequence[B
     known = journal.finished() if journal else None
     if journal and known is not None:
         journal.put_finished()
-        return Finished([_without_errors(r, _trained(store.anatomy.blocks[r.block], run)) for r in results], known)
+        return _outcome(run, results, known)
     run.emit(Phase("bringing both models together"))
     models, notes = _both(run, journal, dense), dict[str, dict[str, float]]()
     assert run.plan.calibration is not None, "the step's needs name data"
@@ -68,10 +70,25 @@ def finish(run: Run, journal: Journal | None, dense: Values, results: Sequence[B
             notes[step.name] = {"held_out_before": best.first, "held_out_after": best.loss}
             if best.improved:
                 models = replace(models, pruned={**models.pruned, **_rounded(run, models.pruned, best.values)})
-    _put_back(run, journal, models.pruned, notes)
-    if all(loss["held_out_after"] == loss["held_out_before"] for loss in notes.values()):
+    _put_back(run, journal, models.pruned if _improved(notes) else None, notes)
+    return _outcome(run, results, notes)
+
+
+def _improved(notes: Mapping[str, Mapping[str, float]]) -> bool:
+    """Whether any step made anything better; else the walk's result stays as it is, bit for bit."""
+    return any(loss["held_out_after"] < loss["held_out_before"] for loss in notes.values())
+
+
+def _outcome(run: Run, results: Sequence[BlockResult], notes: dict[str, dict[str, float]]) -> Finished:
+    """Layer errors were those of the walk; what was trained beside the layers is noted."""
+    if not _improved(notes):
         return Finished(list(results), notes)
-    return Finished([_without_errors(r, _trained(store.anatomy.blocks[r.block], run)) for r in results], notes)
+    found = list[BlockResult]()
+    for result in results:
+        layers = tuple(replace(layer, error=None) for layer in result.layers)
+        vectors = [f"{result.name}.{name}" for name in _vectors(run.subject.store.anatomy.blocks[result.block], run)]
+        found.append(replace(result, layers=layers, trained=tuple(dict.fromkeys([*result.trained, *vectors]))))
+    return Finished(found, notes)
 
 
 def _steps(run: Run) -> list[ModelStep]:
@@ -91,12 +108,12 @@ def _both(run: Run, journal: Journal | None, dense: Values) -> TwoModels:
         dense, pruned = both_models(store, journal.writer.read_block if journal else None)
     else:
         pruned = _values(store.anatomy.blocks)
-    layers = {
-        f"{block.name}.{layer.parameter_name}"
-        for block in store.anatomy.blocks
-        for layer in run.plan.chosen[block.index]
-    }
-    return TwoModels(dense, pruned, layers)
+    layers, left = set[str](), list[tuple[str, Layer]]()
+    for block in store.anatomy.blocks:
+        layers |= {f"{block.name}.{name}" for name in _pruned(block, run)}
+        chosen = {layer.name for layer in run.plan.chosen[block.index]}
+        left += [(f"{block.name}.{la.parameter_name}", la) for la in block.layers if la.name not in chosen]
+    return TwoModels(dense, pruned, layers, left)
 
 
 def _values(blocks: Iterable[BlockAnatomy]) -> Values:
@@ -117,14 +134,18 @@ def _rounded(run: Run, before: Mapping[str, Tensor], values: Mapping[str, Tensor
 
 
 def _put_back(
-    run: Run, journal: Journal | None, values: Mapping[str, Tensor], notes: dict[str, dict[str, float]]
+    run: Run, journal: Journal | None, values: Mapping[str, Tensor] | None, notes: dict[str, dict[str, float]]
 ) -> None:
-    """Into the model, and into the shards of a run that writes: all of them, or none if it is stopped before."""
+    """Into the model, and into the shards of a run that writes: all of them, or none if it is stopped before.
+
+    None: nothing has changed, and the model has its own values again.
+    """
     store = run.subject.store
-    for block in store.anatomy.blocks:
+    for block in store.anatomy.blocks if values is not None else ():
+        assert values is not None
         own = {name: values[f"{block.name}.{name}"] for name, _ in block.module.named_parameters()}
         if journal and isinstance(store, CheckpointStore):
-            changed = {name: own[name] for name in _trained(block, run)}
+            changed = {name: own[name] for name in (*_pruned(block, run), *_vectors(block, run))}
             stored = journal.writer.read_block(block.index)
             journal.keep_finished(block.index, apply_solutions(store.skeleton, block, stored, {}, changed))
             continue
@@ -136,17 +157,12 @@ def _put_back(
         journal.put_finished()
 
 
-def _trained(block: BlockAnatomy, run: Run) -> list[str]:
-    """Names in the block of all that was trained."""
-    layers = {layer.parameter_name for layer in run.plan.chosen[block.index]}
-    return [n for n, p in block.module.named_parameters() if n in layers or (p.dim() == 1 and p.is_floating_point())]
+def _pruned(block: BlockAnatomy, run: Run) -> list[str]:
+    """Names in the block of the parameters that hold layers which were pruned."""
+    return list(dict.fromkeys(layer.parameter_name for layer in run.plan.chosen[block.index]))
 
 
-def _without_errors(result: BlockResult, trained: Sequence[str]) -> BlockResult:
-    """Layer errors were those of the walk; what was trained beside the layers is noted."""
-    layers = tuple(replace(layer, error=None) for layer in result.layers)
-    names = {layer.name for layer in result.layers}
-    others = [
-        f"{result.name}.{name}" for name in trained if f"{result.name}.{name}".removesuffix(".weight") not in names
-    ]
-    return replace(result, layers=layers, trained=tuple(dict.fromkeys([*result.trained, *others])))
+def _vectors(block: BlockAnatomy, run: Run) -> list[str]:
+    """Names in the block of all else that was trained."""
+    layers = _pruned(block, run)
+    return [name for name, p in block.module.named_parameters() if is_vector(name, p) and name not in layers]

@@ -9,7 +9,7 @@ def count_of(flag: str, asked: float | None, there: int, *, least: int, why: str
     """How many of ``there`` go. Raises: RecipeError if that leaves fewer than ``least``, or is no number."""
     if not asked:
         return 0
-    if asked >= 1 and asked != int(asked):
+    if asked >= 1 and asked % 1:
         raise RecipeError(f"--{flag} {asked:g} is neither a whole number nor a share below 1")
     count = int(asked) if asked >= 1 else max(1, round(asked * there))
     if there - count < least:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from autoprune.core.shrinking import lowest, run_distances
 from autoprune.data.handed import recipe_given
@@ -33,6 +34,7 @@ from autoprune.run.memory import Layout
 from autoprune.run.numbers import count_of
 from autoprune.run.open import Subject, open_model
 from autoprune.run.plan import check_apart, choose_seqlen
+from autoprune.run.shortage import shortage_told
 from autoprune.run.shrink_cuts import Cuts, plan_cuts
 from autoprune.run.shrink_result import ShrinkResult, completed, result_of
 from autoprune.run.shrink_walk import Note, ShrinkWalk
@@ -68,8 +70,13 @@ def shrink(
     bits.
     Raises: AutoPruneError for everything that the user can mend; ModelError for a model that can't be made smaller.
     """
+    if isinstance(model, nn.Module):
+        raise RecipeError(
+            f"shrink reads a model from disk, block by block, and {type(model).__name__} is in memory: save_pretrained"
+            " it, and give the directory"
+        )
     recipe, how = _choices(model, out, dict(options))
-    with following(emit, quiet=recipe.run.quiet) as seen:
+    with shortage_told(recipe), following(emit, quiet=recipe.run.quiet) as seen:
         return _shrunk(recipe, how, Path(out).expanduser(), seen)
 
 

@@ -39,6 +39,6 @@ class ModelStep(Step):
     def price(self, shape: Shape) -> Price:
         """The whole model twice; for each weight a master, its moments, gradient, pattern and best value; logits."""
         blocks = max(1, shape.parameters // max(1, shape.block))
-        logits = 4 * shape.batch * shape.tokens * shape.vocabulary * FLOAT
+        logits = 7 * shape.batch * shape.tokens * shape.vocabulary * FLOAT
         values = shape.parameters * (3 * shape.running + 7 * FLOAT)
         return Price(whole=values + 2 * blocks * shape.forward(shape.running) + logits)

@@ -33,7 +33,7 @@ def as_declared(field: dataclasses.Field[Any], hint: Any, value: Any) -> Any:
             return comma_list(value) if field.metadata.get("comma") else (value,)
         if isinstance(value, (list, tuple)) and all(isinstance(part, (str, os.PathLike)) for part in value):
             return tuple(os.fspath(part) for part in value)
-        raise RecipeError(f"--{field.name} {short(value)} is no list of words")
+        raise RecipeError(f"--{field.name} {short(value)} is no list of words{_handed(field.name, value)}")
     kinds = typing.get_args(hint) or (hint,)
     whole = isinstance(value, int) and not isinstance(value, bool)
     # The ratio has a judge of its own, core.sparsity.
@@ -41,8 +41,17 @@ def as_declared(field: dataclasses.Field[Any], hint: Any, value: Any) -> Any:
         return value
     if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
         wanted = " or ".join(_WORDS.get(kind, kind.__name__) for kind in kinds)
-        raise RecipeError(f"--{field.name} {short(value)} is of the wrong kind; it must be {wanted}")
+        raise RecipeError(
+            f"--{field.name} {short(value)} is of the wrong kind; it must be {wanted}{_handed(field.name, value)}"
+        )
     return value
+
+
+def _handed(name: str, value: object) -> str:
+    """Where texts themselves go, which are no words of a recipe."""
+    if name not in TEXTS or value is None:
+        return ""
+    return f"; what is no name is given to autoprune.run(recipe, {name}=…) or autoprune.prune(…, {name}=…)"
 
 
 _WORDS = {str: "a word", int: "a whole number", float: "a number", bool: "true or false", type(None): "None"}
@@ -80,12 +89,12 @@ def check_bounds(options: Any) -> None:
 def check_places(places: Mapping[str, str | None], read: Mapping[str, str | None], texts: Iterable[str]) -> None:
     """Raises: RecipeError for a word that can't be the name of a file or a directory."""
     for name, place in places.items():
-        if place == "" or not _may_be_a_path(place or ""):
+        if place == "" or not may_be_a_path(place or ""):
             raise RecipeError(
                 f"--{name} is empty or no name of a directory ({short(place)}); name one, or leave the flag out"
             )
     for name, word in [*read.items(), *(("eval_data", word) for word in texts)]:
-        if not _may_be_a_path(word or ""):
+        if not may_be_a_path(word or ""):
             raise RecipeError(
                 f"--{name} {short(word)} is no name: too long for a file or a directory, or with a zero in it"
                 + ("; a text itself is given in Python, in a list: [text]" if name in TEXTS else "")
@@ -117,7 +126,7 @@ def check_tasks_chosen(options: ZeroShotOptions, *, saved: bool) -> None:
             )
 
 
-def _may_be_a_path(word: str) -> bool:
+def may_be_a_path(word: str) -> bool:
     fits = len(word.encode()) < LONGEST_PATH
     return "\0" not in word and fits and all(len(part.encode()) <= LONGEST_NAME for part in re.split("[/,]", word))
 
@@ -134,4 +143,4 @@ def comma_list(text: str) -> tuple[str, ...]:
 
 
 def _is_file(word: str) -> bool:
-    return _may_be_a_path(word) and Path(word).expanduser().is_file()
+    return may_be_a_path(word) and Path(word).expanduser().is_file()

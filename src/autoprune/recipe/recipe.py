@@ -117,10 +117,10 @@ class Recipe:
                 found[pattern] = float(word)
             except ValueError as error:
                 raise RecipeError(f"--ratio {given!r} is not PATTERN=R, such as *.mlp.*=0.6") from error
-            check_ratio(found[pattern])
-            if not pattern or found[pattern] == 0:
+            if not pattern or not 0 < found[pattern] < 1:
                 raise RecipeError(
-                    f"--ratio {given!r}: name a pattern and a ratio above 0; --ignore leaves layers dense"
+                    f"--ratio {given!r}: name a pattern and a ratio between 0 and 1, such as *.mlp.*=0.6; --ignore"
+                    " leaves layers dense"
                 )
         if found and isinstance(self.target, SemiStructured):
             raise RecipeError(f"--ratio gives some layers other ratios, which {self.target} leaves no room for")

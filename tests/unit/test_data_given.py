@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 
 from autoprune.data.given import given
 from autoprune.data.handed import EVALUATION, recipe_given, source_of
+from autoprune.data.mix import split_mix
 from autoprune.data.sources import parse_source
 from autoprune.data.windows import Windows, calibration_windows, evaluation_windows
 from autoprune.errors import DataError, RecipeError
@@ -214,8 +215,9 @@ def test_errors_quote_a_line_of_the_value() -> None:
 def test_a_text_without_a_list_and_a_mixed_list() -> None:
     refused(lambda: parse_source("It was a dark night", EVALUATION), "in a list: [text]")
     refused(lambda: of(eval_data=["demo", "It was a dark night"]), "'demo' is the name of a source", "a text")
-    long = "It was a dark night. " * 99
+    long = "It was a dark, dark night. " * 99
     assert len(refused(lambda: of(eval_data={"mine": long}), "in a list: [text]")) < 400
+    assert len(refused(lambda: split_mix(long), "in a list: [text]")) < 400
     refused(lambda: of(eval_data={"": TEXTS}), "is no name for a text")
     refused(lambda: of(eval_data={"a" * 61: TEXTS}), "is no name for a text")
 

@@ -15,7 +15,7 @@ from autoprune.events import Emit, Heard, Notice, silent
 from autoprune.machine.allocator import restored
 from autoprune.machine.launch import joined, launched
 from autoprune.machine.meter import Clock, forget_peaks
-from autoprune.recipe.checks import short
+from autoprune.recipe.checks import model_word, short
 from autoprune.recipe.keywords import Data, EvaluateOptions, PruneOptions, Unpack
 from autoprune.recipe.options import EvaluationOptions
 from autoprune.recipe.recipe import Recipe
@@ -54,7 +54,7 @@ def prune(
     on a terminal, unless ``quiet``. Raises: AutoPruneError for everything that the user can mend.
     """
     held = model if isinstance(model, nn.Module) else None
-    recipe = recipe_given({"model": "" if held is not None else str(model), **options})
+    recipe = recipe_given({"model": "" if held is not None else model_word(model), **options})
     measure = "eval_data" in options or recipe.evaluation.compare or recipe.output.save_ppl is not None
     return run(recipe, emit, model=held, tokenizer=tokenizer, measure=measure)
 
@@ -72,7 +72,7 @@ def evaluate(
     Raises: AutoPruneError as ``prune`` does.
     """
     held = model if isinstance(model, nn.Module) else None
-    recipe = recipe_given({"model": "" if held is not None else str(model), "sparsity_ratio": 0, **options})
+    recipe = recipe_given({"model": "" if held is not None else model_word(model), "sparsity_ratio": 0, **options})
     result = run(recipe, emit, model=held, tokenizer=tokenizer, measure=True)
     return Evaluation(result.row.perplexity, result.row.zeroshot, result.warnings)
 

@@ -28,7 +28,6 @@ from autoprune.model.anatomy import examine
 from autoprune.run.memory import Layout, Load, need_of, shape_of
 from autoprune.steps.barber import Barber
 from autoprune.steps.base import Step
-from autoprune.steps.options import AutoOptions
 from autoprune.steps.table import make_steps
 from autoprune.storage.skeleton import hollow_model
 
@@ -52,7 +51,6 @@ class Run:
     layout: Layout = field(default_factory=lambda: Layout(BATCH, "cpu"))
     resident: bool = False
     evaluated: int = 0  # windows
-    tries: tuple[str, ...] = ()  # of the automatic choice
     aim: float | None = None  # GB
     peak: float = 0.0  # GB
     reckoned: float = 0.0  # GB
@@ -61,7 +59,6 @@ class Run:
 DISK = Layout(BATCH, "disk")
 PERPLEXITY = ("--save_ppl", "{out}-ppl", "--eval_data", "{tokens}")
 TRAINED = ("--steps", "sparsegpt,reconstruct", "--epochs", "1")
-TRIES = ("wanda+refit", "mixed+sparsegpt")
 RUNS = (
     Run("22 blocks", "Wanda", "wanda", aim=1.3),
     Run("22 blocks", "Wanda + LLM-Barber", "wanda+barber", ("--prune_barber",), aim=1.8),
@@ -167,8 +164,7 @@ def reckoned(run: Run, folder: Path) -> float:
     """What `--memory` reckons with, GB."""
     model = hollow_model(folder / run.model, torch.bfloat16)
     anatomy = examine(model)
-    options = {"auto": AutoOptions(run.tries)} if run.tries else {}
-    methods: Sequence[Step] = make_steps(run.methods.split("+"), options)
+    methods: Sequence[Step] = make_steps(run.methods.split("+"), {})
     if "block" in run.flags:
         methods = (*methods[:-1], Barber("block"))
     load = Load(SAMPLES, TOKENS, run.evaluated, TOKENS)

@@ -30,13 +30,16 @@ def shipped(cell: dict[str, Any]) -> str:
     return "".join("".join(part) for part in parts)
 
 
-def test_every_cell_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_cell_runs(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("AUTOPRUNE_CACHE", str(tmp_path_factory.mktemp("cache")))  # the dense model is measured once
     monkeypatch.setattr(plt, "show", lambda: plt.gcf().savefig(tmp_path / "figure.png"))
     names: dict[str, Any] = {}
     shown = [execute("".join(cell["source"]), names) for cell in CODE]

@@ -13,9 +13,10 @@ from typing import Any
 
 from pages import ROOT
 
-from autoprune.cli import commands, compare, rotate
-from autoprune.recipe.options import RotationOptions
+from autoprune.cli import commands, compare, rotate, shrink
+from autoprune.recipe.options import RotationOptions, ShrinkOptions
 from autoprune.recipe.recipe import groups
+from autoprune.steps.options import ReconstructOptions
 from autoprune.steps.table import BUILT_IN
 
 FILE = ROOT / "src/autoprune/recipe/keywords.py"
@@ -48,6 +49,7 @@ __all__ = [
     "Place",
     "PruneOptions",
     "RotateOptions",
+    "ShrinkChoices",
     "Unpack",
 ]
 '''
@@ -57,6 +59,7 @@ DOORS = {
     "EvaluateOptions": ("evaluate", *commands.FLAGS["eval"]),
     "CompareOptions": ("compare", compare.GROUPS, compare.WITHOUT),
     "RotateOptions": ("rotate", rotate.GROUPS, rotate.WITHOUT),
+    "ShrinkChoices": ("shrink", shrink.GROUPS, shrink.WITHOUT),
     "InspectOptions": ("inspect", ("model", "chosen", "calibration", "run"), commands.FLAGS["inspect"][1]),
 }
 DATA = ("calibration_data", "eval_data")
@@ -71,8 +74,8 @@ def _door(name: str, door: str, chosen: tuple[str, ...] | None, without: tuple[s
     lines = [f"    {line}\n" for line in _fields(chosen, {*without, "model"})]
     if chosen is None:
         lines.append("    ratios: Mapping[str, float]\n")
-    if door == "rotate":
-        lines += [f"    {line}\n" for line in _of(RotationOptions, set())]
+    alone = {"rotate": (RotationOptions,), "shrink": (ShrinkOptions, ReconstructOptions)}
+    lines += [f"    {line}\n" for options in alone.get(door, ()) for line in _of(options, set())]
     return f'\n\nclass {name}(TypedDict, total=False):\n    """What ``autoprune.{door}`` takes."""\n\n{"".join(lines)}'
 
 

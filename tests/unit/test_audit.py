@@ -281,30 +281,3 @@ def test_shares_that_the_manifest_states_are_counted(copy: Path, whose: str) -> 
     rewrite(copy, overstate)
     (fault,) = audit(copy).faults
     assert fault.what == "is zero to 70.0000% by the manifest, whose counts say 50.0000%"
-
-
-CODE = """
-from transformers import LlamaConfig, LlamaForCausalLM
-class MyConfig(LlamaConfig):
-    model_type = "mine"
-class MyModel(LlamaForCausalLM):
-    config_class = MyConfig
-"""
-
-
-def test_a_result_that_brings_its_own_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """It is pruned, recorded with its code, and verified with the flag that runs it."""
-    model = save_tiny(tmp_path / "model")
-    config = json.loads((model / "config.json").read_text())
-    entries = {"auto_map": {"AutoConfig": "code.MyConfig", "AutoModelForCausalLM": "code.MyModel"}}
-    (model / "config.json").write_text(json.dumps({**config, **entries, "model_type": "mine"}))
-    (model / "code.py").write_text(CODE)
-    text = write_words(tmp_path / "words.txt", 300, 0)
-    options: dict[str, Any] = {"calibration_data": text, "nsamples": 4, "seqlen": 16, "trust_remote_code": True}
-    prune(model, sparsity_ratio=0.5, save_model=tmp_path / "out", **options)
-    recorded = json.loads((tmp_path / "out/autoprune.json").read_text())["model"]["code"]
-    assert main(["verify", str(tmp_path / "out"), "--trust_remote_code"]) == 0
-    capsys.readouterr()
-    (model / "code.py").write_text(CODE + "# changed\n")
-    prune(model, sparsity_ratio=0.5, save_model=tmp_path / "again", **options)
-    assert json.loads((tmp_path / "again/autoprune.json").read_text())["model"]["code"] != recorded

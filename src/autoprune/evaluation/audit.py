@@ -114,23 +114,28 @@ def audit(
         if name not in parameters
     ]
     pruned = {parameters[name] for name in promise.zeros if name in parameters} | set(promise.trained)
-    used, smaller = store.skeleton.used, promise.blocks is not None
-    origins = origins_of(store, promise.blocks) if promise.blocks is not None else {}
     emit(Phase("comparing" if original else "reading", total=len(checkpoint.shards)))
+    faults += _audit_tensors(store, original, promise, pruned, emit)
+    return AuditReport(directory, layers, tuple(faults), hashes)
+
+
+def _audit_tensors(
+    store: CheckpointStore, original: Checkpoint | None, promise: Promise, pruned: set[str], emit: Emit
+) -> Iterator[Fault]:
+    """Every value is finite, and what is not ``pruned`` (parameters by name) is as the dense model has it."""
+    checkpoint, used = store.skeleton.checkpoint, store.skeleton.used
+    origins = origins_of(store, promise.blocks) if promise.blocks is not None else {}
     for done, name in enumerate(sorted(checkpoint.shards)):
         tensor = checkpoint.read([name])[name]
         if name in used and not is_finite(tensor):
-            faults.append(Fault(name, "holds NaN or infinity"))
+            yield Fault(name, "holds NaN or infinity")
         source = origins.get(name, name)
         if original is not None and source is not None and store.skeleton.owners[name] not in pruned:
-            _compare(name, tensor, original, source, faults)
+            yield from _compare(name, tensor, original, source)
         emit(Work("reading", done + 1, len(checkpoint.shards)))
-    if original is not None and not smaller:
-        faults += [
-            Fault(name, "of the dense model is absent")
-            for name in sorted(set(original.shards) - set(checkpoint.shards))
-        ]
-    return AuditReport(directory, layers, tuple(faults), hashes)
+    if original is not None and promise.blocks is None:
+        for name in sorted(set(original.shards) - set(checkpoint.shards)):
+            yield Fault(name, "of the dense model is absent")
 
 
 def find_dense(directory: Path, model: str | None, emit: Emit = silent) -> Path | None:
@@ -225,7 +230,7 @@ def _audit_layers(store: CheckpointStore, promise: Promise, faults: list[Fault],
 def _contradictions(raw: Mapping[str, Any]) -> Iterator[Fault]:
     """Shares of zeros, stated beside the counts and rounded to six digits, that are not those of the counts."""
     named = ("name", "zeros", "weights", "sparsity")
-    counts = [tuple(map(layer.get, named)) for layer in raw["layers"] if layer.get("weights")]
+    counts = [tuple(map(layer.get, named)) for layer in raw.get("layers", ()) if layer.get("weights")]
     whole = (MANIFEST, *(sum(count[i] for count in counts) for i in (1, 2)), raw.get("sparsity"))
     for name, zeros, weights, share in (whole, *counts) if counts else ():
         if share is not None and abs(zeros / weights - share) > 1e-6:
@@ -245,14 +250,14 @@ def _layer(name: str, tensor: Tensor, promised: int, target: Target | None, faul
     return LayerAudit(name, tensor.numel(), zeros, violations)
 
 
-def _compare(name: str, tensor: Tensor, original: Checkpoint, source: str, faults: list[Fault]) -> None:
+def _compare(name: str, tensor: Tensor, original: Checkpoint, source: str) -> Iterator[Fault]:
     """``source`` is the tensor's name in the dense model."""
     if source not in original.shards:
-        faults.append(Fault(name, "is not in the dense model"))
+        yield Fault(name, "is not in the dense model")
         return
     dense = original.read([source])[source]
     if dense.dtype != tensor.dtype or dense.shape != tensor.shape or not _same_bytes(dense, tensor):
-        faults.append(Fault(name, "differs from the dense model, though pruning must leave it alone"))
+        yield Fault(name, "differs from the dense model, though pruning must leave it alone")
 
 
 def _same_bytes(a: Tensor, b: Tensor) -> bool:

@@ -27,6 +27,7 @@ __all__ = [
     "Place",
     "PruneOptions",
     "RotateOptions",
+    "ShrinkChoices",
     "Unpack",
 ]
 
@@ -184,6 +185,40 @@ class RotateOptions(TypedDict, total=False):
     rotate_steps: int
     rotate_rate: float
     rotate_blocks: int
+
+
+class ShrinkChoices(TypedDict, total=False):
+    """What ``autoprune.shrink`` takes."""
+
+    revision: str | None
+    dtype: str
+    device: str
+    cache_dir: Place | None
+    trust_remote_code: bool
+    calibration_data: Data
+    nsamples: int
+    seqlen: int | None
+    seed: int
+    datasets_cache_dir: Place | None
+    resume: bool
+    overwrite: bool
+    batch_size: int
+    activations: str
+    memory: str | None
+    no_dense: bool
+    quiet: bool
+    blocks: float | None
+    by: str
+    mlp: float | None
+    multiple: int
+    experts: float | None
+    experts_by: str
+    heal: str
+    epochs: int
+    learning_rate: float
+    rate_trials: bool
+    reconstruct_loss: str
+    reconstruct_dtype: str
 
 
 class InspectOptions(TypedDict, total=False):

@@ -128,8 +128,7 @@ def _run(
     output = recipe.output
     dense_only = recipe.target is None and not recipe.chosen.pruned_model
     if measure is None:
-        asked = bool(output.save_ppl) or recipe.evaluation != EvaluationOptions()
-        measure = asked or (dense_only and not recipe.zeroshot.tasks)
+        measure = _asks_for_perplexity(recipe) or (dense_only and not recipe.zeroshot.tasks)
     with joined() as ranks:
         emit: Emit = clock if ranks.first else silent
         if ranks.first:
@@ -162,8 +161,11 @@ def _run(
         if directory:
             delete_or_keep(directory, output.delete, emit)
     in_memory = subject.store.model if subject.store.resident else None
-    written = directory if directory and directory.is_dir() else None
-    return PruneResult(recipe, row, in_memory, written)
+    return PruneResult(recipe, row, in_memory, directory if directory and directory.is_dir() else None)
+
+
+def _asks_for_perplexity(recipe: Recipe) -> bool:
+    return bool(recipe.output.save_ppl) or recipe.evaluation != EvaluationOptions()
 
 
 def _labels(subject: Subject) -> tuple[str, str]:

@@ -6,11 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import PreTrainedModel
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
-)
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING, PreTrainedModel
 
 from autoprune.errors import ModelError
 
@@ -147,8 +143,9 @@ def _no_head(model: Any) -> str | None:
 
 def _masked(model: nn.Module) -> str | None:
     """Such models look at the tokens behind the one that they predict."""
-    name = type(model).__name__
-    if name in MODEL_FOR_MASKED_LM_MAPPING_NAMES.values() and name not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():
+    kind: Any = type(getattr(model, "config", None))
+    fills, writes = (mapping.get(kind, None) for mapping in (MODEL_FOR_MASKED_LM_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING))
+    if type(model) is fills and fills is not writes:
         return (
             "fills in masked tokens and sees those that follow, so it is no causal language model and has no"
             " perplexity; autoprune prunes models that AutoModelForCausalLM loads"

@@ -16,12 +16,14 @@ from autoprune.data.windows import Windows
 from autoprune.errors import ModelError, RecipeError
 from autoprune.evaluation.without import least_missed
 from autoprune.events import Emit, Notice, Phase
+from autoprune.machine.allocator import restored
 from autoprune.model.influence import observe_turns
 from autoprune.model.likeness import check_kinds, check_same_function
 from autoprune.model.rescale import factors
 from autoprune.model.stream import Place
 from autoprune.model.walk import Inputs, prepare_inputs
 from autoprune.recipe.checks import check_bounds, made, model_word
+from autoprune.recipe.keywords import ShrinkChoices, Unpack
 from autoprune.recipe.options import CalibrationOptions, ModelOptions, RunOptions, ShrinkOptions
 from autoprune.recipe.recipe import Recipe
 from autoprune.report.progress import following
@@ -55,7 +57,10 @@ FEW_WINDOWS = 8  # on which divergence without a block is measured
 _GROUPS = (ShrinkOptions, ModelOptions, CalibrationOptions, RunOptions, table()[HEALINGS[-1]].options)
 
 
-def shrink(model: str | Path, out: str | Path, *, emit: Emit | None = None, **options: Any) -> ShrinkResult:
+@restored()
+def shrink(
+    model: str | Path, out: str | Path, *, emit: Emit | None = None, **options: Unpack[ShrinkChoices]
+) -> ShrinkResult:
     """Writes ``model`` (hub id, directory or ``"demo"``) to ``out`` with fewer blocks, as an ordinary checkpoint.
 
     ``options``: those of ``ShrinkOptions`` (``blocks``, ``by``, ``heal``, …), of model, calibration and run, of the
@@ -63,7 +68,7 @@ def shrink(model: str | Path, out: str | Path, *, emit: Emit | None = None, **op
     bits.
     Raises: AutoPruneError for everything that the user can mend; ModelError for a model that can't be made smaller.
     """
-    recipe, how = _choices(model, out, options)
+    recipe, how = _choices(model, out, dict(options))
     with following(emit, quiet=recipe.run.quiet) as seen:
         return _shrunk(recipe, how, Path(out).expanduser(), seen)
 

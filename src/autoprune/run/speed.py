@@ -20,6 +20,7 @@ from autoprune.events import Emit, Phase
 from autoprune.events import Work as Progress
 from autoprune.machine.devices import choose_device
 from autoprune.recipe.checks import check_bounds, made, model_word
+from autoprune.recipe.keywords import SpeedChoices, Unpack
 from autoprune.recipe.options import ModelOptions, SpeedOptions
 from autoprune.recipe.recipe import Recipe, recipe_from_flat
 from autoprune.report.progress import following
@@ -58,7 +59,7 @@ def speed(
     *,
     save: str | Path | None = None,
     emit: Emit | None = None,
-    **options: Any,
+    **options: Unpack[SpeedChoices],
 ) -> SpeedResult:
     """How quick and how large models are on this machine, measured in turn and compared with the first of them.
 
@@ -69,7 +70,7 @@ def speed(
     """
     several: Any = models if isinstance(models, Iterable) and not isinstance(models, str) else [models]
     words = [model_word(word) for word in several]
-    recipe, how = _choices(words, options)
+    recipe, how = _choices(words, dict(options))
     directory = Path(save).expanduser() if save is not None else None
     if directory:
         check_report_directory(directory, "save")

@@ -93,6 +93,23 @@ def test_bad_choices(tiny: Path, options: Options, tmp_path: Path) -> None:
         autoprune.compare(tiny, tiny, save=tmp_path / "file", **options)
 
 
+def test_the_wrong_way_round(tiny: Path, options: Options, tmp_path: Path) -> None:
+    """A "dense" model that was made from the other one, as its record says."""
+    pruned = tmp_path / "pruned"
+    autoprune.prune(tiny, steps="magnitude", sparsity=0.5, save_model=str(pruned), seqlen=SEQLEN)
+    with pytest.raises(ModelError, match=r"pruned was made from .*name the dense one first, or .*--unrelated"):
+        autoprune.compare(pruned, tiny, **options)
+    assert autoprune.compare(pruned, tiny, unrelated=True, **options).models[0].shifts["heldout.txt"].kld.mean > 0
+
+
+def test_resume_replaces_no_other_comparison(tiny: Path, options: Options, tmp_path: Path) -> None:
+    autoprune.compare(tiny, tiny, save=tmp_path, **options)
+    before = (tmp_path / "comparison.json").read_bytes()
+    with pytest.raises(OutputError, match=r"comparison\.json there is of another comparison"):
+        autoprune.compare(tiny, [tiny, tiny], save=tmp_path, resume=True, **options)
+    assert (tmp_path / "comparison.json").read_bytes() == before
+
+
 def test_bad_numbers_are_found_by_window() -> None:
     """The third window's predictions are no numbers; windows of one token have none."""
     ids = torch.randint(3, 128, (5, SEQLEN), generator=torch.Generator().manual_seed(0))

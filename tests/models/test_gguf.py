@@ -108,6 +108,9 @@ def test_as_transformers_reads_and_prunes(name: str, kind: str, tmp_path: Path) 
     for source, out in ((file, "out"), (tmp_path / "dense", "expected")):
         autoprune.prune(source, prune_barber=True, save_model=tmp_path / out, **data)
     assert same(fused(weights(tmp_path / "out")), fused(weights(tmp_path / "expected")))
+    texts = {"eval_data": tmp_path / "ids.safetensors", "seqlen": 24}
+    moved = autoprune.compare(file, [tmp_path / "out", tmp_path / "dense"], unrelated=True, **texts)
+    assert [model.shifts["ids.safetensors"].kld.mean > 0 for model in moved.models] == [True, False]
     assert "GGUF" in (tmp_path / "out" / "README.md").read_text()
     assert "quantization_config" not in json.loads((tmp_path / "out" / "config.json").read_text())
     assert audit(tmp_path / "out", file).sound

@@ -58,6 +58,8 @@ def test_a_file_is_no_mix(tmp_path: Path) -> None:
         ("c4:0.5,ptb:0.4", "0.5 \\+ 0.4 is 0.9"),
         ("c4:1,ptb:0", "must be above 0"),
         ("c4:2,ptb:1", "2 \\+ 1 is 3"),
+        ("c4:-0.5,ptb:1.5", "-0.5 \\+ 1.5 is 1"),
+        ("c4:0.5,ptb:0.2,c4:0.3", "c4 is named twice"),
     ],
 )
 def test_shares_that_can_not_be(word: str, says: str) -> None:

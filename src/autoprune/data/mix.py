@@ -15,7 +15,7 @@ from autoprune.data.windows import CALIBRATION_FLAG, Windows
 from autoprune.errors import DataError
 from autoprune.recipe.checks import may_be_a_path, short
 
-_PART = re.compile(r"\s*(?P<word>.+?):(?P<weight>\d*\.?\d+(?:e-?\d+)?)\s*(?:,|$)", re.IGNORECASE)
+_PART = re.compile(r"\s*(?P<word>.+?):(?P<weight>-?\d*\.?\d+(?:e-?\d+)?)\s*(?:,|$)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,8 @@ def split_mix(word: str) -> tuple[Part, ...]:
     """The sources of a mix; none if the word names a single one.
 
     A comma ends a source only behind its weight, so names may hold commas and colons; a word that is a file, or
-    without a comma, is no mix. Raises: DataError if weights are missing, or do not add up to 1.
+    without a comma, is no mix. Raises: DataError if weights are missing, or do not add up to 1, or if a source is
+    named twice: it would give the same windows twice.
     """
     if "," not in word or GIVEN.search(word) or (may_be_a_path(word) and Path(word).expanduser().is_file()):
         return ()
@@ -45,6 +46,12 @@ def split_mix(word: str) -> tuple[Part, ...]:
             )
         parts.append(Part(match["word"], float(match["weight"])))
         at = match.end()
+    words = [part.word for part in parts]
+    if twice := next((name for name in words if words.count(name) > 1), None):
+        raise DataError(
+            f"{CALIBRATION_FLAG} {word}: {twice} is named twice and would give the same windows twice; add up its"
+            " shares"
+        )
     total = math.fsum(part.weight for part in parts)
     if not math.isclose(total, 1, abs_tol=1e-6) or min(part.weight for part in parts) <= 0:
         shares = " + ".join(f"{part.weight:g}" for part in parts)

@@ -36,10 +36,10 @@ from autoprune.run.labels import names_apart
 from autoprune.run.measure import check_room
 from autoprune.run.open import AnyTokenizer, Subject, chosen_tokenizer, fits, held_model, open_model
 from autoprune.run.plan import choose_seqlen, make_plan
-from autoprune.storage.checkpoint import Checkpoint
 from autoprune.storage.files import file_sha256
 from autoprune.storage.locate import locate
 from autoprune.storage.manifest import versions
+from autoprune.storage.source import open_checkpoint
 
 Model = str | Path | nn.Module
 STEM = "comparison"
@@ -74,7 +74,7 @@ def compare(
     said = _settings(recipe, word or "a model in memory", names := _names(models)) | choices
     directory = Path(save).expanduser() if save is not None else None
     if directory:
-        _check_place(directory, said, replace=recipe.output.overwrite or recipe.output.resume)
+        _check_place(directory, said, replace=recipe.output.overwrite)
     with contextlib.ExitStack() as stack:
         heard = Heard(stack.enter_context(following(emit, quiet=recipe.run.quiet)))
         if recipe.zeroshot.tasks:
@@ -122,7 +122,7 @@ def _opened(
     Raises: ModelError if they can't be compared, or if weights are NaN or infinite.
     """
     options = [recipe.with_model(str(m)).model for m in models if not isinstance(m, nn.Module)]
-    on_disk = [Checkpoint.open(locate(o.model, o.cache_dir, o.revision)) for o in options]
+    on_disk = [open_checkpoint(locate(o.model, o.cache_dir, o.revision)) for o in options]
     resident = not on_disk or fits(on_disk[0], recipe, *on_disk[1:])
     subjects = [
         held_model(model, tokenizer)
@@ -143,8 +143,8 @@ def _opened(
         plan.layout, recipe, [(s, s.store.resident) for s in subjects], list(plan.evaluation.values()), emit
     )
     fingerprints = [check_values(subject, emit) for subject in subjects]
-    for other in others if not unrelated else ():
-        check_descent(dense, fingerprints[0], other)
+    for other, fingerprint in zip(others, fingerprints[1:], strict=True) if not unrelated else ():
+        check_descent(dense, fingerprints[0], other, fingerprint)
     for subject in subjects:
         if plan.evaluation and not subject.store.resident:
             check_replay(subject, next(iter(plan.evaluation.values())).ids, emit)

@@ -50,14 +50,19 @@ def shortest_context(subjects: Sequence[Subject]) -> int | None:
     return min((subject.context for subject in subjects if subject.context is not None), default=None)
 
 
-def check_descent(dense: Subject, fingerprint: str, other: Subject) -> None:
+def check_descent(dense: Subject, fingerprint: str, other: Subject, other_fingerprint: str) -> None:
     """Raises: ModelError saying by what they differ if ``other`` was not pruned from the dense model.
 
     A manifest that names the dense model's ``fingerprint`` is enough; without one, what pruning leaves alone must be
-    the same.
+    the same. A manifest of the dense model must not name the ``other_fingerprint``.
     """
     if other.checkpoint and _ancestor_of(other.checkpoint.directory) == fingerprint:
         return
+    if dense.checkpoint and _ancestor_of(dense.checkpoint.directory) == other_fingerprint:
+        raise ModelError(
+            f"{dense.name} was made from {other.name}, as its {MANIFEST} says, and so is not the dense model of the"
+            " two; name the dense one first, or compare them nevertheless with --unrelated"
+        )
     if isinstance(dense.store, CheckpointStore) and isinstance(other.store, CheckpointStore):
         difference = unlike(dense.store, other.store)
     else:

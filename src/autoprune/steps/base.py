@@ -193,7 +193,7 @@ class Decisions:
 
 @runtime_checkable
 class Training(Protocol):
-    """A block whose values are trained, by parameter name and in the parameters' own layout."""
+    """A block whose values are trained, or the whole model: by parameter name, in the parameters' own layout."""
 
     @property
     def values(self) -> Mapping[str, Tensor]:
@@ -211,11 +211,11 @@ class Training(Protocol):
         ...
 
     def gradients(self, values: Mapping[str, Tensor], i: int) -> Mapping[str, Tensor]:
-        """Those of the block's relative output error on one micro-batch."""
+        """Those of a block's relative output error, or of the model's divergence, on one micro-batch."""
         ...
 
     def judge(self, values: Mapping[str, Tensor]) -> float:
-        """The relative output error on the held-out samples."""
+        """The same loss on the held-out samples."""
         ...
 
     def progress(self, phase: str, done: int, total: int) -> None:

@@ -5,14 +5,14 @@ For sparse language models: sparse fine-tuning by distillation, arXiv 2310.06927
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from autoprune.core.masked_adam import Best
-from autoprune.steps.base import Needs, Training
+from autoprune.steps.base import Training
 from autoprune.steps.options import DistillOptions
-from autoprune.steps.price import FLOAT, Price, Shape
-from autoprune.steps.train import HELD_OUT, train
+from autoprune.steps.price import Price, Shape
+from autoprune.steps.train import train
 from autoprune.steps.whole import ModelStep
 
 
@@ -26,7 +26,6 @@ class Distill(DistillOptions, ModelStep):
 
     name: ClassVar[str] = "distill"
     title: ClassVar[str] = "Distillation"
-    needs: ClassVar[Needs] = Needs(data=True, held_out=HELD_OUT, alone=True)
 
     def fit(self, training: Training) -> Best:
         """The values of the whole model."""
@@ -38,10 +37,6 @@ class Distill(DistillOptions, ModelStep):
         return self.distill_dtype
 
     def price(self, shape: Shape) -> Price:
-        """The whole model twice; for each weight a master, its moments, gradient, pattern and best value; logits."""
-        blocks = max(1, shape.parameters // max(1, shape.block))
-        logits = 4 * shape.batch * shape.tokens * shape.vocabulary * FLOAT
-        values = shape.parameters * (3 * shape.running + 7 * FLOAT)
+        """Beside the memory: four passes of each epoch, and the head's arithmetic."""
         head = 8.0 * shape.samples * shape.tokens * (shape.head or shape.outside) * self.distill_epochs
-        whole = values + 2 * blocks * shape.forward(shape.running) + logits
-        return Price(whole=whole, forwards=4.0 * self.distill_epochs, flops=head)
+        return replace(super().price(shape), forwards=4.0 * self.distill_epochs, flops=head)

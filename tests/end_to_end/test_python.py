@@ -233,3 +233,23 @@ def test_layers_are_chosen_by_patterns(tiny: Path, texts: Texts) -> None:
     ):
         with pytest.raises(RecipeError, match=re.escape(says)):
             autoprune.prune(tiny, **options, **bad)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("door", ["rotate", "shrink", "speed", "inspect", "prune", "compare"])
+def test_models_that_are_no_words_and_options_of_the_wrong_kind(door: str, tmp_path: Path) -> None:
+    call: Any = getattr(autoprune, door)
+    places: Options = {"out": tmp_path / "out"} if door in ("rotate", "shrink") else {}
+    places |= {"pruned": "demo"} if door == "compare" else {}
+    model: Any = 5 if door in ("prune", "compare") else tiny_model()
+    with pytest.raises(RecipeError, match="give its hub id or its directory"):
+        call(model, **places, **({"blocks": 1} if door == "shrink" else {}))
+    own = {"rotate": "rotate_steps", "shrink": "blocks", "speed": "rounds"}
+    with pytest.raises(RecipeError, match="is of the wrong kind"):
+        call("demo", **places, **{own.get(door, "seqlen"): "oops"})
+
+
+def test_run_takes_recipes_and_tab_completes() -> None:
+    run: Any = autoprune.run
+    with pytest.raises(RecipeError, match="run takes a Recipe"):
+        run({"model": "demo"})
+    assert {"prune", "Recipe", "events"} <= set(dir(autoprune)) and "os" not in dir(autoprune)

@@ -13,8 +13,8 @@ from typing import Any
 
 from pages import ROOT
 
-from autoprune.cli import commands, compare, rotate, shrink
-from autoprune.recipe.options import RotationOptions, ShrinkOptions
+from autoprune.cli import commands, compare, rotate, shrink, speed
+from autoprune.recipe.options import RotationOptions, ShrinkOptions, SpeedOptions
 from autoprune.recipe.recipe import groups
 from autoprune.steps.options import ReconstructOptions
 from autoprune.steps.table import BUILT_IN
@@ -50,6 +50,7 @@ __all__ = [
     "PruneOptions",
     "RotateOptions",
     "ShrinkChoices",
+    "SpeedChoices",
     "Unpack",
 ]
 '''
@@ -60,6 +61,7 @@ DOORS = {
     "CompareOptions": ("compare", compare.GROUPS, compare.WITHOUT),
     "RotateOptions": ("rotate", rotate.GROUPS, rotate.WITHOUT),
     "ShrinkChoices": ("shrink", shrink.GROUPS, shrink.WITHOUT),
+    "SpeedChoices": ("speed", speed.GROUPS, speed.WITHOUT),
     "InspectOptions": ("inspect", ("model", "chosen", "calibration", "run"), commands.FLAGS["inspect"][1]),
 }
 DATA = ("calibration_data", "eval_data")
@@ -74,7 +76,7 @@ def _door(name: str, door: str, chosen: tuple[str, ...] | None, without: tuple[s
     lines = [f"    {line}\n" for line in _fields(chosen, {*without, "model"})]
     if chosen is None:
         lines.append("    ratios: Mapping[str, float]\n")
-    alone = {"rotate": (RotationOptions,), "shrink": (ShrinkOptions, ReconstructOptions)}
+    alone = {"rotate": (RotationOptions,), "shrink": (ShrinkOptions, ReconstructOptions), "speed": (SpeedOptions,)}
     lines += [f"    {line}\n" for options in alone.get(door, ()) for line in _of(options, set())]
     return f'\n\nclass {name}(TypedDict, total=False):\n    """What ``autoprune.{door}`` takes."""\n\n{"".join(lines)}'
 

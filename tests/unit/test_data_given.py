@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas
 import pytest
 import torch
 from data_fixtures import calibrate, evaluate, no_tokenizer, refused, word_ids, word_tokenizer, words, write_texts
@@ -16,6 +17,7 @@ from torch.utils.data import DataLoader
 
 from autoprune.data.given import given
 from autoprune.data.handed import EVALUATION, recipe_given, source_of
+from autoprune.data.mix import split_mix
 from autoprune.data.sources import parse_source
 from autoprune.data.windows import Windows, calibration_windows, evaluation_windows
 from autoprune.errors import DataError, RecipeError
@@ -50,10 +52,11 @@ def of(**options: Any) -> Recipe:
         tuple(TEXTS),
         np.array(TEXTS),
         [{"text": text, "id": "x"} for text in TEXTS],
+        pandas.DataFrame({"text": TEXTS, "n": [1] * 4}),
         Dataset.from_dict({"text": TEXTS, "n": [1] * 4}),
         Dataset.from_dict({"story": TEXTS})["story"],
     ],
-    ids=["list", "tuple", "array", "records", "dataset", "column"],
+    ids=["list", "tuple", "array", "records", "frame", "dataset", "column"],
 )
 def test_texts_give_the_windows_of_the_same_texts_in_a_file(data: Any, tmp_path: Path) -> None:
     file = write_texts(tmp_path / "a.jsonl", TEXTS)
@@ -66,7 +69,10 @@ def test_texts_give_the_windows_of_the_same_texts_in_a_file(data: Any, tmp_path:
 def test_one_long_row_of_ids_is_one_text(tmp_path: Path) -> None:
     text = words(300)
     (tmp_path / "a.txt").write_text(text, encoding="utf-8")
-    for data in (word_ids(text), torch.tensor(word_ids(text), dtype=torch.int32), np.array(word_ids(text))):
+    ids = np.array(word_ids(text))
+    row = torch.tensor(word_ids(text))[None]  # as a tokenizer returns it
+    flat = (word_ids(text), torch.tensor(word_ids(text), dtype=torch.int32), ids, list(ids), list(row[0]))
+    for data in (*flat, row, row.tolist(), {"input_ids": row}):
         assert drawn(data, load_tokenizer=no_tokenizer).ids.equal(calibrate(tmp_path / "a.txt").ids)
         (got,) = measured(data, load_tokenizer=no_tokenizer).values()
         assert got.ids.equal(evaluate(tmp_path / "a.txt").ids)
@@ -103,6 +109,10 @@ def test_rows_say_how_many_there_are_and_how_long() -> None:
     assert (options.nsamples, options.seqlen) == (6, 16)
     assert of(calibration_data=ROWS, nsamples=3).calibration.nsamples == 3
     assert of(eval_data=ROWS).calibration.seqlen == 16
+    one, long = ROWS.reshape(1, 96), torch.zeros(1, 4000, dtype=torch.int64)
+    assert of(calibration_data=one).calibration.seqlen == 96
+    for text in (of(calibration_data=one, seqlen=16), of(calibration_data=long)):  # a text, cut by the options
+        assert (text.calibration.nsamples, text.calibration.seqlen) in ((128, 16), (128, None))
     with pytest.raises(DataError, match="its rows are 16 tokens long, but seqlen is 8; set --seqlen 16"):
         drawn(ROWS, seqlen=8)
 
@@ -182,6 +192,8 @@ def test_several_texts_to_measure(tmp_path: Path) -> None:
         (Dataset.from_dict({"text": ["x"]}).to_iterable_dataset(), ["list(data.take(1000))"]),
         (["c4"], ["'c4' is the name of a source", "without a list"]),
         (b"bytes", ["of type bytes"]),
+        ({"a text", "another"}, ["a set has another order in every process", "sorted(texts)"]),
+        (DataLoader([{"input_ids": [1, 2]}] * 2, batch_size=2), ["with_format('torch')"]),  # type: ignore[arg-type]
     ],
     ids=lambda value: "" if isinstance(value, list) else type(value).__name__,
 )
@@ -203,6 +215,9 @@ def test_errors_quote_a_line_of_the_value() -> None:
 def test_a_text_without_a_list_and_a_mixed_list() -> None:
     refused(lambda: parse_source("It was a dark night", EVALUATION), "in a list: [text]")
     refused(lambda: of(eval_data=["demo", "It was a dark night"]), "'demo' is the name of a source", "a text")
+    long = "It was a dark, dark night. " * 99
+    assert len(refused(lambda: of(eval_data={"mine": long}), "in a list: [text]")) < 400
+    assert len(refused(lambda: split_mix(long), "in a list: [text]")) < 400
     refused(lambda: of(eval_data={"": TEXTS}), "is no name for a text")
     refused(lambda: of(eval_data={"a" * 61: TEXTS}), "is no name for a text")
 

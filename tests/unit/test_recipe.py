@@ -12,7 +12,7 @@ import pytest
 
 from autoprune.core.sparsity import SemiStructured, Unstructured
 from autoprune.errors import RecipeError
-from autoprune.recipe.recipe import groups, recipe_from_flat
+from autoprune.recipe.recipe import Recipe, groups, recipe_from_flat
 from autoprune.results.codec import dump_json
 
 HALF: dict[str, Any] = {"sparsity_ratio": 0.5}
@@ -160,13 +160,34 @@ def test_ratios_by_layer() -> None:
     for entry, words in (
         ("0.6", "name a pattern"),
         ("a=b", "is not PATTERN=R"),
-        ("a=1.5", "outside"),
-        ("a=0", "above 0"),
+        ("a=1.5", "--ratio 'a=1.5': name a pattern and a ratio between 0 and 1"),
+        ("a=0", "between 0 and 1"),
+        ("a=nan", "between 0 and 1"),
     ):
         with pytest.raises(RecipeError, match=words):
             recipe_from_flat({**HALF, "ratio": [entry]})
     with pytest.raises(RecipeError, match="leaves no room"):
         recipe_from_flat({"sparsity_type": "2:4", "ratio": ["a=0.5"]})
+    with pytest.raises(RecipeError, match="is no table"):
+        recipe_from_flat({**HALF, "ratios": [("*.mlp.*", 0.6)]})
+    with pytest.raises(RecipeError, match="say the same"):
+        recipe_from_flat({**HALF, "ratios": {"*.mlp.*": 0.6}, "ratio": ["a=0.5"]})
+
+
+def test_what_goes_over_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "recipe.json"
+    file.write_text('{"model": "a/b", "revision": "v1", "sparsity_ratio": 0.5, "nsamples": 8, "seqlen": 64}')
+    assert Recipe.read(file, model="a/b").model.revision == "v1"
+    assert Recipe.read(file, model="c/d").model.revision is None
+    assert Recipe.read(file, protocol="wanda-2048").calibration.seqlen == 2048
+    with pytest.raises(RecipeError, match="is a directory; give a file in it"):
+        Recipe.read(tmp_path)
+
+
+def test_texts_themselves_are_no_words_of_a_recipe() -> None:
+    for name in ("calibration_data", "eval_data"):
+        with pytest.raises(RecipeError, match=rf"autoprune\.run\(recipe, {name}=…\)"):
+            recipe_from_flat({**HALF, name: [3, 4]})
 
 
 @pytest.mark.parametrize(

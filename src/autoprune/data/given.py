@@ -62,6 +62,10 @@ def given(value: Any, flag: str, limit: int | None = None) -> Given:
         )
     if isinstance(value, Mapping) and IDS in value:
         return _rows([value], name, flag, limit)
+    if isinstance(value, (set, frozenset)):
+        raise DataError(f"{flag}: a {name} has another order in every process; give a list, such as sorted(texts)")
+    if home == "pandas" and hasattr(value, "columns"):
+        return _listed(value.to_dict("records"), name, flag, limit)
     if hasattr(value, "dtype") and hasattr(value, "shape"):
         if getattr(value.dtype, "kind", "i") in "OUT":  # strings, of numpy or pandas
             return _listed(value.tolist(), name, flag, limit)
@@ -87,7 +91,7 @@ def _listed(value: Iterable[Any], name: str, flag: str, limit: int | None) -> Gi
         raise DataError(f"{flag}: a {name} of turns is one conversation; give a list of conversations: [turns]")
     if isinstance(first, Mapping) and IDS not in first:
         return _records(list(everything), name, flag)
-    if isinstance(first, int) and not isinstance(first, bool):
+    if _is_number(first):
         return _ids(_tensor(list(everything), flag), name, flag)
     if isinstance(first, Mapping) or hasattr(first, "shape") or _whole(first):
         return _rows(everything, name, flag, limit)
@@ -97,7 +101,12 @@ def _listed(value: Iterable[Any], name: str, flag: str, limit: int | None) -> Gi
 
 
 def _whole(item: Any) -> bool:
-    return isinstance(item, Sequence) and bool(item) and isinstance(item[0], int)
+    return isinstance(item, Sequence) and bool(item) and _is_number(item[0])
+
+
+def _is_number(item: Any) -> bool:
+    """Whether it is one number: Python's, numpy's, or a tensor without dimensions."""
+    return not isinstance(item, bool) and (isinstance(item, int) or getattr(item, "shape", None) == ())
 
 
 def _strings(texts: Sequence[Any], name: str, flag: str, field: str | None = None, title: str = "") -> Given:
@@ -205,9 +214,12 @@ def _tensor(value: Any, flag: str) -> Tensor:
     try:
         found = value if isinstance(value, torch.Tensor) else torch.as_tensor(value)
     except (TypeError, ValueError, RuntimeError) as error:
+        if isinstance(value, list) and value and isinstance(value[0], torch.Tensor):
+            remedy = "a Dataset's lists become rows with DataLoader(data.with_format('torch'), …)"
+        else:
+            remedy = "give rows of one length, or the texts"
         raise DataError(
-            f"{flag}: {short(value)} can't be made a tensor of token ids ({short(str(error))}); give rows of one"
-            " length, or the texts"
+            f"{flag}: {short(value)} can't be made a tensor of token ids ({short(str(error))}); {remedy}"
         ) from error
     if found.dtype == torch.bool or found.is_floating_point() or found.is_complex():
         kind = str(found.dtype).removeprefix("torch.")

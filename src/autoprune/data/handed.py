@@ -16,6 +16,7 @@ from autoprune.recipe.recipe import Recipe, recipe_from_flat, validated
 
 CALIBRATION, EVALUATION = "--calibration_data", "--eval_data"
 Held = dict[tuple[str, str], Source]  # by flag and word
+LONGEST_ROW = 2048  # tokens: a single row beyond, where no length is given, is a text from which windows are cut
 LONGEST_NAME = 60  # letters of a text's name, which is the head of a column
 
 
@@ -27,7 +28,7 @@ def recipe_given(values: Mapping[str, Any]) -> Recipe:
     """
     held = Held()
     words = _words(values, held, values.get("nsamples"))
-    shape = {} if values.get("protocol") is not None else _shape(held)
+    shape = {} if values.get("protocol") is not None else _shape(held, values.get("seqlen"))
     return dataclasses.replace(recipe_from_flat({**shape, **values, **words}), held=held)
 
 
@@ -39,7 +40,7 @@ def with_data(recipe: Recipe, calibration_data: Any = None, eval_data: Any = Non
         return recipe
     held, calibration, evaluation = Held(), recipe.calibration, recipe.evaluation
     words = {**values, **_words(values, held, calibration.nsamples)}
-    shape = _shape(held)
+    shape = _shape(held, calibration.seqlen)
     if "calibration_data" in words:
         nsamples = min(calibration.nsamples, shape.get("nsamples", calibration.nsamples))
         word = str(words["calibration_data"])
@@ -63,12 +64,18 @@ def _words(values: Mapping[str, Any], held: Held, nsamples: Any) -> dict[str, An
     return words
 
 
-def _shape(held: Held) -> dict[str, int]:
-    """Number and length of rows of token ids, those that calibrate first."""
+def _shape(held: Held, seqlen: Any) -> dict[str, int]:
+    """Number and length of rows of token ids, those that calibrate first; nothing of a single one that is longer than
+    a window, for that is a text.
+    """
+    longest = seqlen if isinstance(seqlen, int) else LONGEST_ROW
     rows = {
         flag: source.given.ids
         for (flag, _), source in reversed(held.items())
-        if source.kind == "tokens" and source.given
+        if source.kind == "tokens"
+        and source.given
+        and source.given.ids is not None
+        and (len(source.given.ids) > 1 or source.given.ids.shape[1] <= longest)
     }
     first = rows.get(CALIBRATION, rows.get(EVALUATION))
     if first is None:

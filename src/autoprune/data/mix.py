@@ -10,9 +10,10 @@ from pathlib import Path
 
 import torch
 
-from autoprune.data.sources import GIVEN
+from autoprune.data.sources import GIVEN, reads_like_text
 from autoprune.data.windows import CALIBRATION_FLAG, Windows
 from autoprune.errors import DataError
+from autoprune.recipe.checks import may_be_a_path, short
 
 _PART = re.compile(r"\s*(?P<word>.+?):(?P<weight>-?\d*\.?\d+(?:e-?\d+)?)\s*(?:,|$)", re.IGNORECASE)
 
@@ -32,15 +33,16 @@ def split_mix(word: str) -> tuple[Part, ...]:
     without a comma, is no mix. Raises: DataError if weights are missing, or do not add up to 1, or if a source is
     named twice: it would give the same windows twice.
     """
-    if "," not in word or GIVEN.search(word) or Path(word).expanduser().is_file():
+    if "," not in word or GIVEN.search(word) or (may_be_a_path(word) and Path(word).expanduser().is_file()):
         return ()
     parts, at = list[Part](), 0
     while at < len(word):
         match = _PART.match(word, at)
         if match is None:
+            text = "; a text itself is given in Python, in a list: [text]" if reads_like_text(word) else ""
             raise DataError(
-                f"{CALIBRATION_FLAG} {word}: {word[at:]!r} names no source with its share of the windows; a mix is"
-                " written like c4:0.5,chat.jsonl:0.5"
+                f"{CALIBRATION_FLAG} {short(word)}: {short(word[at:])} names no source with its share of the windows;"
+                f" a mix is written like c4:0.5,chat.jsonl:0.5{text}"
             )
         parts.append(Part(match["word"], float(match["weight"])))
         at = match.end()

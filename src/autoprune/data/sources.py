@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autoprune.errors import DataError
-from autoprune.recipe.checks import LONGEST_NAME
+from autoprune.recipe.checks import LONGEST_NAME, may_be_a_path
 from autoprune.storage.locate import DEMO
 
 if TYPE_CHECKING:
@@ -77,6 +77,8 @@ def parse_source(word: str, flag: str) -> Source:
         )
     if not word.strip():
         raise DataError(f"{flag} is empty; give {_choices()}")
+    if not may_be_a_path(word):
+        raise _unknown(word, flag)
     path = Path(word).expanduser()
     kind = kind_of(path)
     if path.is_dir():

@@ -70,14 +70,14 @@ def calibration_windows(
     Raises: DataError if the source can't be read, is too short, or its ids don't fit ``vocab_size``.
     """
     source = parse_source(word, CALIBRATION_FLAG) if isinstance(word, str) else word
-    if source.kind == "tokens":
-        return _first_rows(source, nsamples, seqlen, vocab_size)
-    if source.kind == "stream":
-        ids = given_ids(source)
+    if _is_running(source, seqlen):
+        ids = given_ids(source).flatten()
         begins = _starts(source, len(ids), nsamples, seqlen, random.Random(seed))
         cut = torch.stack([ids[start : start + seqlen] for start in begins])
         facts = {**ids_facts(source, "calibration", len(ids)), "seed": seed, "distinct_windows": len(set(begins))}
         return _windows(source, cut, facts, vocab_size)
+    if source.kind == "tokens":
+        return _first_rows(source, nsamples, seqlen, vocab_size)
     corpus = read_corpus(source, "calibration", datasets_cache_dir)
     tokenizer = load_tokenizer()
     corpus = corpus.rendered(tokenizer)
@@ -126,14 +126,14 @@ def evaluation_windows(
     Raises: DataError if the source can't be read, gives no window, or its ids don't fit ``vocab_size``.
     """
     source = parse_source(word, flag) if isinstance(word, str) else word
-    if source.kind == "tokens":
-        rows = read_token_rows(source, seqlen)
-        return _from_rows(source, rows, rows[:max_windows], "evaluation", vocab_size)
-    if source.kind == "stream":
-        ids = given_ids(source)
+    if _is_running(source, seqlen):
+        ids = given_ids(source).flatten()
         count = min(_whole_windows(source, len(ids), seqlen), max_windows or len(ids))
         facts = {**ids_facts(source, "evaluation", len(ids)), "seed": None, "distinct_windows": count}
         return _windows(source, ids[: count * seqlen].view(count, seqlen), facts, vocab_size)
+    if source.kind == "tokens":
+        rows = read_token_rows(source, seqlen)
+        return _from_rows(source, rows, rows[:max_windows], "evaluation", vocab_size)
     corpus = read_corpus(source, "evaluation", datasets_cache_dir)
     tokenizer = load_tokenizer()
     corpus = corpus.rendered(tokenizer)
@@ -150,6 +150,16 @@ def evaluation_windows(
         "utf8_bytes": text.utf8_bytes(count * seqlen),
     }
     return _windows(source, text.ids[: count * seqlen].view(count, seqlen), facts, vocab_size)
+
+
+def _is_running(source: Source, seqlen: int) -> bool:
+    """Whether token ids from Python are one running text: so is a single row longer than a window, as a tokenizer
+    returns it.
+    """
+    if source.kind != "tokens" or not source.given:
+        return source.kind == "stream"
+    rows, length = given_ids(source).shape
+    return rows == 1 and length > seqlen
 
 
 def _first_rows(source: Source, nsamples: int, seqlen: int, vocab_size: int) -> Windows:

@@ -37,7 +37,8 @@ class Memory:
             keep(figures_folder(), self._kind, self._key(windows), to_jsonable(result), self._emit)
 
     def _key(self, windows: Windows) -> dict[str, object]:
-        return {**self._model, "windows": windows.fingerprint}
+        # Bits per byte depend on the text as well, of which token ids from Python know nothing.
+        return {**self._model, "windows": windows.fingerprint, "utf8_bytes": windows.provenance.get("utf8_bytes")}
 
 
 def _result(kept: Mapping[str, Any] | None, source: str) -> PerplexityResult | None:

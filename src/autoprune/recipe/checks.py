@@ -9,11 +9,12 @@ import re
 import typing
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from autoprune.errors import RecipeError
 from autoprune.recipe.options import PROTOCOLS, CalibrationOptions, EvaluationOptions, ZeroShotOptions
 
+Options = TypeVar("Options")
 TEXTS = ("calibration_data", "eval_data")
 LONGEST_NAME, LONGEST_PATH = 255, 4096  # bytes, of one part and of all together: what file systems take
 
@@ -33,7 +34,7 @@ def as_declared(field: dataclasses.Field[Any], hint: Any, value: Any) -> Any:
             return comma_list(value) if field.metadata.get("comma") else (value,)
         if isinstance(value, (list, tuple)) and all(isinstance(part, (str, os.PathLike)) for part in value):
             return tuple(os.fspath(part) for part in value)
-        raise RecipeError(f"--{field.name} {short(value)} is no list of words")
+        raise RecipeError(f"--{field.name} {short(value)} is no list of words{_handed(field.name, value)}")
     kinds = typing.get_args(hint) or (hint,)
     whole = isinstance(value, int) and not isinstance(value, bool)
     # The ratio has a judge of its own, core.sparsity.
@@ -41,8 +42,35 @@ def as_declared(field: dataclasses.Field[Any], hint: Any, value: Any) -> Any:
         return value
     if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
         wanted = " or ".join(_WORDS.get(kind, kind.__name__) for kind in kinds)
-        raise RecipeError(f"--{field.name} {short(value)} is of the wrong kind; it must be {wanted}")
+        raise RecipeError(
+            f"--{field.name} {short(value)} is of the wrong kind; it must be {wanted}{_handed(field.name, value)}"
+        )
     return value
+
+
+def _handed(name: str, value: object) -> str:
+    """Where texts themselves go, which are no words of a recipe."""
+    if name not in TEXTS or value is None:
+        return ""
+    return f"; what is no name is given to autoprune.run(recipe, {name}=…) or autoprune.prune(…, {name}=…)"
+
+
+def made(group: type[Options], values: Mapping[str, Any]) -> Options:
+    """A dataclass of options, of those values that are its own. Raises: RecipeError if one is of another type."""
+    hints = typing.get_type_hints(group)
+    fields = [field for field in dataclasses.fields(cast("Any", group)) if field.name in values]
+    return group(**{field.name: as_declared(field, hints[field.name], values[field.name]) for field in fields})
+
+
+def model_word(model: object) -> str:
+    """A model on disk or on the hub, as a recipe names it. Raises: RecipeError for anything that is no word."""
+    if isinstance(model, str):
+        return model
+    if isinstance(model, os.PathLike):
+        return str(os.fspath(model))
+    raise RecipeError(
+        f"the model is of type {type(model).__name__}; give its hub id or its directory, which save_pretrained writes"
+    )
 
 
 _WORDS = {str: "a word", int: "a whole number", float: "a number", bool: "true or false", type(None): "None"}
@@ -80,12 +108,12 @@ def check_bounds(options: Any) -> None:
 def check_places(places: Mapping[str, str | None], read: Mapping[str, str | None], texts: Iterable[str]) -> None:
     """Raises: RecipeError for a word that can't be the name of a file or a directory."""
     for name, place in places.items():
-        if place == "" or not _may_be_a_path(place or ""):
+        if place == "" or not may_be_a_path(place or ""):
             raise RecipeError(
                 f"--{name} is empty or no name of a directory ({short(place)}); name one, or leave the flag out"
             )
     for name, word in [*read.items(), *(("eval_data", word) for word in texts)]:
-        if not _may_be_a_path(word or ""):
+        if not may_be_a_path(word or "", several=name in TEXTS):
             raise RecipeError(
                 f"--{name} {short(word)} is no name: too long for a file or a directory, or with a zero in it"
                 + ("; a text itself is given in Python, in a list: [text]" if name in TEXTS else "")
@@ -117,9 +145,11 @@ def check_tasks_chosen(options: ZeroShotOptions, *, saved: bool) -> None:
             )
 
 
-def _may_be_a_path(word: str) -> bool:
-    fits = len(word.encode()) < LONGEST_PATH
-    return "\0" not in word and fits and all(len(part.encode()) <= LONGEST_NAME for part in re.split("[/,]", word))
+def may_be_a_path(word: str, *, several: bool = False) -> bool:
+    """Whether a file system takes the word, or ``several`` with commas between them, for a name."""
+    raw = word.encode(errors="surrogatepass")
+    parts = re.split(b"[/,]" if several else b"/", raw)
+    return b"\0" not in raw and len(raw) < LONGEST_PATH and all(len(part) <= LONGEST_NAME for part in parts)
 
 
 def comma_list(text: str) -> tuple[str, ...]:
@@ -134,4 +164,4 @@ def comma_list(text: str) -> tuple[str, ...]:
 
 
 def _is_file(word: str) -> bool:
-    return _may_be_a_path(word) and Path(word).expanduser().is_file()
+    return may_be_a_path(word) and Path(word).expanduser().is_file()

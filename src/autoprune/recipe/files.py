@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from autoprune.errors import RecipeError
+from autoprune.recipe.options import PROTOCOLS
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -22,6 +23,7 @@ TOGETHER = (
     (("sparsity", "sparsity_type"), ("sparsity", "sparsity_type", "sparsity_ratio")),
     (("sparsity_ratio",), ("sparsity", "sparsity_ratio")),
     (("ratio", RATIOS), ("ratio", RATIOS)),
+    (("protocol",), ("protocol", *(name for fixed in PROTOCOLS.values() for name in fixed))),
     (
         (STEPS, "prune_method", "effort", "pruned_model"),
         (STEPS, "prune_method", "prune_barber", "effort", "pruned_model"),
@@ -31,6 +33,11 @@ TOGETHER = (
 
 def read_flat(path: Path) -> dict[str, Any]:
     """The options in a file by name. Raises: RecipeError if it can't be read or holds no recipe."""
+    if path.is_dir():
+        inside = path / "autoprune.json"
+        raise RecipeError(
+            f"--recipe {path}: is a directory; give a file in it{f', {inside}' if inside.is_file() else ''}"
+        )
     try:
         raw = path.read_bytes()
         found = tomllib.loads(raw.decode("utf-8")) if path.suffix.lower() == ".toml" else json.loads(raw)
@@ -68,4 +75,6 @@ def flat_of(record: Mapping[str, Any]) -> dict[str, Any]:
 def overridden(beneath: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """Options with others over them; where several say one thing together, the new ones replace them all."""
     gone = {name for given, together in TOGETHER if set(given) & set(over) for name in together}
+    if "model" in over and beneath.get("model") not in (None, str(over["model"])):
+        gone.add("revision")  # of another model
     return {**{name: value for name, value in beneath.items() if name not in gone}, **over}

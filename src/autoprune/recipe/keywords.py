@@ -28,6 +28,7 @@ __all__ = [
     "PruneOptions",
     "RotateOptions",
     "ShrinkChoices",
+    "SpeedChoices",
     "Unpack",
 ]
 
@@ -219,6 +220,22 @@ class ShrinkChoices(TypedDict, total=False):
     rate_trials: bool
     reconstruct_loss: str
     reconstruct_dtype: str
+
+
+class SpeedChoices(TypedDict, total=False):
+    """What ``autoprune.speed`` takes."""
+
+    dtype: str
+    device: str
+    cache_dir: Place | None
+    trust_remote_code: bool
+    overwrite: bool
+    quiet: bool
+    rounds: int
+    prompt_tokens: int
+    new_tokens: int
+    batch_size: int
+    compiled: bool
 
 
 class InspectOptions(TypedDict, total=False):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,11 +16,11 @@ from typing import Any
 from autoprune.core.sparsity import SemiStructured, Target, check_ratio, parse_target
 from autoprune.errors import RecipeError
 from autoprune.recipe.checks import (
-    as_declared,
     check_bounds,
     check_places,
     check_protocol,
     check_tasks_chosen,
+    made,
 )
 from autoprune.recipe.files import STEPS, flat_of, overridden, read_flat
 from autoprune.recipe.options import (
@@ -117,10 +116,10 @@ class Recipe:
                 found[pattern] = float(word)
             except ValueError as error:
                 raise RecipeError(f"--ratio {given!r} is not PATTERN=R, such as *.mlp.*=0.6") from error
-            check_ratio(found[pattern])
-            if not pattern or found[pattern] == 0:
+            if not pattern or not 0 < found[pattern] < 1:
                 raise RecipeError(
-                    f"--ratio {given!r}: name a pattern and a ratio above 0; --ignore leaves layers dense"
+                    f"--ratio {given!r}: name a pattern and a ratio between 0 and 1, such as *.mlp.*=0.6; --ignore"
+                    " leaves layers dense"
                 )
         if found and isinstance(self.target, SemiStructured):
             raise RecipeError(f"--ratio gives some layers other ratios, which {self.target} leaves no room for")
@@ -200,13 +199,11 @@ def recipe_from_flat(values: Mapping[str, Any]) -> Recipe:
     parts: dict[str, Any] = {}
     steps: dict[str, Any] = {}
     for group in groups():
-        hints = typing.get_type_hints(group.type)
-        fields = [f for f in dataclasses.fields(group.type) if f.name in values]
-        made = group.type(**{f.name: as_declared(f, hints[f.name], values[f.name]) for f in fields})
+        options: Any = made(group.type, values)
         if not group.step:
-            parts[group.name] = made
-        elif fields:
-            steps[group.name] = made
+            parts[group.name] = options
+        elif any(f.name in values for f in dataclasses.fields(group.type)):
+            steps[group.name] = options
     return validated(Recipe(**parts, step_options=steps))
 
 
@@ -221,8 +218,8 @@ def validated(recipe: Recipe) -> Recipe:
     Raises: RecipeError naming the option, its value and the remedy.
     """
     target = recipe.target
-    made: Iterable[Any] = [getattr(recipe, group.name) for group in _static_groups()]
-    for options in [*made, *recipe.step_options.values()]:
+    static: Iterable[Any] = [getattr(recipe, group.name) for group in _static_groups()]
+    for options in [*static, *recipe.step_options.values()]:
         check_bounds(options)
     _ = recipe.ratios
     check_protocol(recipe.calibration, recipe.evaluation)

@@ -11,7 +11,13 @@ from autoprune.recipe.checks import short
 
 def with_sparsity(values: dict[str, Any]) -> dict[str, Any]:
     """``sparsity`` as type and ratio. Raises: RecipeError if it says the same as another option, or nothing."""
-    if isinstance(ratios := values.pop("ratios", None), Mapping):
+    if (ratios := values.pop("ratios", None)) is not None:
+        if not isinstance(ratios, Mapping):
+            raise RecipeError(
+                f"ratios {short(ratios)} is no table; give {{pattern: ratio}}, such as {{'*.mlp.*': 0.6}}"
+            )
+        if values.get("ratio"):
+            raise RecipeError("ratios and --ratio say the same; leave out one of the two")
         values = {**values, "ratio": tuple(f"{pattern}={ratio}" for pattern, ratio in ratios.items())}
     word = values.pop("sparsity", None)
     if word is None:

@@ -10,10 +10,12 @@ from pathlib import Path
 from torch import nn
 
 from autoprune.data.handed import recipe_given, with_data
+from autoprune.errors import RecipeError
 from autoprune.events import Emit, Heard, Notice, silent
 from autoprune.machine.allocator import restored
 from autoprune.machine.launch import joined, launched
 from autoprune.machine.meter import Clock, forget_peaks
+from autoprune.recipe.checks import model_word, short
 from autoprune.recipe.keywords import Data, EvaluateOptions, PruneOptions, Unpack
 from autoprune.recipe.options import EvaluationOptions
 from autoprune.recipe.recipe import Recipe
@@ -52,7 +54,7 @@ def prune(
     on a terminal, unless ``quiet``. Raises: AutoPruneError for everything that the user can mend.
     """
     held = model if isinstance(model, nn.Module) else None
-    recipe = recipe_given({"model": "" if held is not None else str(model), **options})
+    recipe = recipe_given({"model": "" if held is not None else model_word(model), **options})
     measure = "eval_data" in options or recipe.evaluation.compare or recipe.output.save_ppl is not None
     return run(recipe, emit, model=held, tokenizer=tokenizer, measure=measure)
 
@@ -70,7 +72,7 @@ def evaluate(
     Raises: AutoPruneError as ``prune`` does.
     """
     held = model if isinstance(model, nn.Module) else None
-    recipe = recipe_given({"model": "" if held is not None else str(model), "sparsity_ratio": 0, **options})
+    recipe = recipe_given({"model": "" if held is not None else model_word(model), "sparsity_ratio": 0, **options})
     result = run(recipe, emit, model=held, tokenizer=tokenizer, measure=True)
     return Evaluation(result.row.perplexity, result.row.zeroshot, result.warnings)
 
@@ -96,6 +98,10 @@ def run(
     prune together; then the first one goes on alone, and the others' results hold no measurements.
     Raises: AutoPruneError for everything that the user can mend.
     """
+    if not isinstance(recipe, Recipe):  # callers in Python have no type checker to stop them
+        raise RecipeError(
+            f"run takes a Recipe and was given {short(recipe)}; make one: Recipe.of(model=…, …) or Recipe.read(path)"
+        )
     recipe = with_data(recipe, calibration_data, eval_data)
     here = launched()
     quiet = recipe.run.quiet or (here is not None and not here.first)

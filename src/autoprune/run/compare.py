@@ -18,6 +18,7 @@ from autoprune.evaluation.remember import Notes
 from autoprune.events import Emit, Heard
 from autoprune.machine.allocator import restored
 from autoprune.model.walk import walk
+from autoprune.recipe.checks import model_word
 from autoprune.recipe.keywords import CompareOptions, Unpack
 from autoprune.recipe.recipe import Recipe
 from autoprune.report.distance_page import render_comparison
@@ -67,7 +68,7 @@ def compare(
     models = [pruned] if isinstance(pruned, (str, Path, nn.Module)) else list(pruned)
     if not models:
         raise RecipeError("there is nothing to compare the dense model with; give at least one other model")
-    word = "" if isinstance(dense, nn.Module) else str(dense)
+    word = "" if isinstance(dense, nn.Module) else model_word(dense)
     recipe = recipe_given({"model": word, "sparsity_ratio": 0, **options})
     choices = {"texts": "eval_data" in options or not recipe.zeroshot.tasks, "unrelated": unrelated}
     said = _settings(recipe, word or "a model in memory", names := _names(models)) | choices
@@ -187,7 +188,7 @@ def _flips(recipe: Recipe, run: SideBySide, notes: Notes) -> dict[str, tuple[Fli
 
 def _names(models: Sequence[Model]) -> list[str]:
     """What the models are called in tables: the last part of a path where that tells them apart."""
-    return names_apart(["model in memory" if isinstance(model, nn.Module) else str(model) for model in models])
+    return names_apart(["model in memory" if isinstance(model, nn.Module) else model_word(model) for model in models])
 
 
 def _settings(recipe: Recipe, dense: str, names: Sequence[str]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from autoprune.model.observe import InputObserver
 from autoprune.model.replay import replay_check
 from autoprune.model.stream import Place
 from autoprune.model.walk import Store, prepare_inputs, walk
+from autoprune.recipe.checks import model_word
 from autoprune.recipe.keywords import InspectOptions, Unpack
 from autoprune.recipe.recipe import Recipe, recipe_from_flat
 from autoprune.results.shown import screen
@@ -102,7 +103,7 @@ def inspect(model: str | Path, **options: Unpack[InspectOptions]) -> Inspection:
 
     Raises: ModelError if it can't be read.
     """
-    return inspect_recipe(recipe_from_flat({"model": str(model), "sparsity_ratio": 0.5, **options}))
+    return inspect_recipe(recipe_from_flat({"model": model_word(model), "sparsity_ratio": 0.5, **options}))
 
 
 @restored()

@@ -27,7 +27,7 @@ from autoprune.model.seams import find_fold
 from autoprune.model.stream import Place
 from autoprune.model.terms import TermObserver
 from autoprune.model.walk import prepare_inputs, walk
-from autoprune.recipe.checks import check_bounds
+from autoprune.recipe.checks import check_bounds, made, model_word
 from autoprune.recipe.keywords import RotateOptions, Unpack
 from autoprune.recipe.options import CalibrationOptions, ModelOptions, RotationOptions, RunOptions
 from autoprune.recipe.recipe import Recipe
@@ -110,10 +110,10 @@ def _choices(model: str | Path, out: str | Path, options: dict[str, Any]) -> tup
     usable = (ours | known | {"overwrite"}) - {"model", "protocol", "memory"}
     if unknown := sorted(set(options) - usable):
         raise RecipeError(f"option {unknown[0]!r} means nothing to rotate; known: {', '.join(sorted(usable))}")
-    how = RotationOptions(**{name: value for name, value in options.items() if name in ours})
+    how = made(RotationOptions, options)
     check_bounds(how)
     others = {name: value for name, value in options.items() if name not in ours}
-    return recipe_given({"model": str(model), "sparsity_ratio": 0, "save_model": str(out), **others}), how
+    return recipe_given({"model": model_word(model), "sparsity_ratio": 0, "save_model": str(out), **others}), how
 
 
 def _room(subject: Subject) -> int:

@@ -23,7 +23,7 @@ from autoprune.model.likeness import check_kinds, check_same_function
 from autoprune.model.rescale import factors
 from autoprune.model.stream import Place
 from autoprune.model.walk import Inputs, prepare_inputs
-from autoprune.recipe.checks import check_bounds
+from autoprune.recipe.checks import check_bounds, made, model_word
 from autoprune.recipe.keywords import ShrinkChoices, Unpack
 from autoprune.recipe.options import CalibrationOptions, ModelOptions, RunOptions, ShrinkOptions
 from autoprune.recipe.recipe import Recipe
@@ -122,7 +122,7 @@ def _choices(model: str | Path, out: str | Path, options: dict[str, Any]) -> tup
     if unknown := sorted(set(options) - known | ({"model", "protocol"} & set(options))):
         usable = ", ".join(sorted(known - {"model", "protocol"}))
         raise RecipeError(f"option {unknown[0]!r} means nothing to shrink; known: {usable}")
-    how = ShrinkOptions(**{name: value for name, value in options.items() if name in ours})
+    how = made(ShrinkOptions, options)
     check_bounds(how)
     if not (how.blocks or how.mlp or how.experts):
         raise RecipeError("nothing is to go: give --blocks, --mlp or --experts, such as --blocks 0.2")
@@ -132,7 +132,7 @@ def _choices(model: str | Path, out: str | Path, options: dict[str, Any]) -> tup
         raise RecipeError("--heal rescale goes by sizes that --by influence and angular see where --blocks go")
     if how.by == "divergence" and others.get("memory"):
         raise RecipeError("--by divergence holds the hidden states of many models; leave out --memory, or it")
-    return recipe_given({"model": str(model), "sparsity_ratio": 0, "save_model": str(out), **others}), how
+    return recipe_given({"model": model_word(model), "sparsity_ratio": 0, "save_model": str(out), **others}), how
 
 
 def _layout(recipe: Recipe, subject: Subject, windows: Windows, emit: Emit, *, heals: bool) -> Layout:

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import gc
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,8 @@ from autoprune.evaluation.speed import Work, check_cache, count_zeros, held_byte
 from autoprune.events import Emit, Phase
 from autoprune.events import Work as Progress
 from autoprune.machine.devices import choose_device
-from autoprune.recipe.checks import check_bounds
+from autoprune.recipe.checks import check_bounds, made, model_word
+from autoprune.recipe.keywords import SpeedChoices, Unpack
 from autoprune.recipe.options import ModelOptions, SpeedOptions
 from autoprune.recipe.recipe import Recipe, recipe_from_flat
 from autoprune.report.progress import following
@@ -58,7 +59,7 @@ def speed(
     *,
     save: str | Path | None = None,
     emit: Emit | None = None,
-    **options: Any,
+    **options: Unpack[SpeedChoices],
 ) -> SpeedResult:
     """How quick and how large models are on this machine, measured in turn and compared with the first of them.
 
@@ -67,8 +68,9 @@ def speed(
     ``trust_remote_code``. ``save``: a directory for ``speed.json`` and ``speed.txt``, replaced with ``overwrite``.
     Raises: AutoPruneError for everything that the user can mend.
     """
-    words = [str(word) for word in ([models] if isinstance(models, (str, Path)) else models)]
-    recipe, how = _choices(words, options)
+    several: Any = models if isinstance(models, Iterable) and not isinstance(models, str) else [models]
+    words = [model_word(word) for word in several]
+    recipe, how = _choices(words, dict(options))
     directory = Path(save).expanduser() if save is not None else None
     if directory:
         check_report_directory(directory, "save")
@@ -102,7 +104,7 @@ def _choices(words: Sequence[str], options: dict[str, Any]) -> tuple[Recipe, Spe
     }
     if unknown := sorted(set(options) - usable):
         raise RecipeError(f"option {unknown[0]!r} means nothing to speed; known: {', '.join(sorted(usable))}")
-    how = SpeedOptions(**{name: value for name, value in options.items() if name in ours})
+    how = made(SpeedOptions, options)
     check_bounds(how)
     others = {name: value for name, value in options.items() if name not in ours}
     return recipe_from_flat({"model": words[0], "sparsity_ratio": 0, **others}), how

@@ -118,7 +118,7 @@ def check_whole(shape: Shape, steps: Sequence[Step], device: torch.device) -> No
         if whole > free:
             raise RecipeError(
                 f"the step {step.name} trains the whole model at once, which takes about {human(whole)}, and"
-                f" {human(free)} of memory are free; leave it out, or give a"
+                f" {human(free)} of memory are free; leave it out (--effort medium does), or give a"
                 " smaller --batch_size"
             )
 

@@ -13,7 +13,15 @@ from autoprune.steps.options import option
 EFFORTS: dict[str, dict[str, Any]] = {
     "low": {"steps": ("mixed", "wanda", "refit")},
     "medium": {"steps": ("wanda", "reconstruct"), "epochs": 2, "learning_rate": 0.002, "batch_size": 1},
-    "high": {"steps": ("wanda", "reconstruct"), "epochs": 6, "learning_rate": 0.002, "batch_size": 1},
+    "high": {
+        "steps": ("wanda", "reconstruct", "distill"),
+        "epochs": 2,
+        "learning_rate": 0.002,
+        "reconstruct_loss": "block",
+        "distill_epochs": 1,
+        "distill_rate": 0.0002,
+        "batch_size": 1,
+    },
 }
 
 

@@ -220,7 +220,7 @@ def test_nothing_gets_its_name_before_it_is_on_the_disk(
     monkeypatch.setattr(Path, "rename", lambda path, to: (log.append(f"publish {path.name}"), rename(path, to))[1])
     run(tiny, save_model=tmp_path / "out", prune_barber=True)
     place = partial(tmp_path / "out").name
-    log = [w for w in log if "pruned-" not in w and "autoprune" != w.rpartition(" ")[2]]  # figures noted in the cache
+    log = [w for w in log if "pruned-" not in w and w.rpartition(" ")[2] != "autoprune"]  # figures noted in the cache
     named = [i for i, what in enumerate(log) if what.startswith("name ") and "unfinished.json" not in what]
     assert len(named) > 10
     for i in named:

@@ -193,7 +193,7 @@ def test_bad_choices(wrong: Options, expected: str, tmp_path: Path, dense: Path,
 
 def test_a_model_in_memory_is_refused(tmp_path: Path, options: Options) -> None:
     model: Any = tiny_model()
-    with pytest.raises(autoprune.RecipeError, match="LlamaForCausalLM is in memory: save_pretrained it"):
+    with pytest.raises(autoprune.RecipeError, match="LlamaForCausalLM; give its hub id or its directory"):
         autoprune.shrink(model, tmp_path / "out", **options)
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from autoprune.core.shrinking import lowest, run_distances
 from autoprune.data.handed import recipe_given
@@ -70,11 +69,6 @@ def shrink(
     bits.
     Raises: AutoPruneError for everything that the user can mend; ModelError for a model that can't be made smaller.
     """
-    if isinstance(model, nn.Module):
-        raise RecipeError(
-            f"shrink reads a model from disk, block by block, and {type(model).__name__} is in memory: save_pretrained"
-            " it, and give the directory"
-        )
     recipe, how = _choices(model, out, dict(options))
     with shortage_told(recipe), following(emit, quiet=recipe.run.quiet) as seen:
         return _shrunk(recipe, how, Path(out).expanduser(), seen)

@@ -67,9 +67,9 @@ def add_options(
         _add_flag(section, field, hints[field.name], positional, optional_model)
 
 
-def given(values: argparse.Namespace) -> dict[str, Any]:
-    """The options that the user gave; fields left out keep the recipe's defaults."""
-    known = {f.name for group in groups() for f in dataclasses.fields(group.type)}
+def given(values: argparse.Namespace, *more: type) -> dict[str, Any]:
+    """The options that the user gave, of a recipe and of ``more`` dataclasses; those left out keep their defaults."""
+    known = {f.name for group in (*(g.type for g in groups()), *more) for f in dataclasses.fields(group)}
     return {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in vars(values).items()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 
 from autoprune.cli.flags import Parser, add_flags, add_options, given
 from autoprune.recipe.options import RotationOptions
@@ -29,10 +28,7 @@ def add_rotate(commands: argparse._SubParsersAction[Parser]) -> None:
 
 def run_rotate(chosen: argparse.Namespace) -> int:
     """Rotates, and says what came of it."""
-    options = given(chosen)
-    said = {
-        f.name: value for f in dataclasses.fields(RotationOptions) if (value := vars(chosen).get(f.name)) is not None
-    }
+    options = given(chosen, RotationOptions)
     quiet = bool(options.get("quiet"))
     from autoprune.cli.show import show_rotation
     from autoprune.report.progress import watching
@@ -40,7 +36,7 @@ def run_rotate(chosen: argparse.Namespace) -> int:
     with watching(quiet=quiet) as emit:
         from autoprune.run.rotate import rotate
 
-        result = rotate(chosen.model_word, chosen.place, emit=emit, **options, **said)
+        result = rotate(chosen.model_word, chosen.place, emit=emit, **options)
     if not quiet:
         show_rotation(result)
     return 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 
 from autoprune.cli.flags import Parser, add_flags, add_options, given
 from autoprune.recipe.options import ShrinkOptions
@@ -34,10 +33,7 @@ def add_shrink(commands: argparse._SubParsersAction[Parser]) -> None:
 
 def run_shrink(chosen: argparse.Namespace) -> int:
     """Makes the model smaller, and says what went."""
-    options = given(chosen)
-    said = {
-        f.name: value for f in dataclasses.fields(ShrinkOptions) if (value := vars(chosen).get(f.name)) is not None
-    }
+    options = given(chosen, ShrinkOptions)
     quiet = bool(options.get("quiet"))
     from autoprune.cli.show import show_shrink
     from autoprune.report.progress import watching
@@ -45,7 +41,7 @@ def run_shrink(chosen: argparse.Namespace) -> int:
     with watching(quiet=quiet) as emit:
         from autoprune.run.shrink import shrink
 
-        result = shrink(chosen.model_word, chosen.place, emit=emit, **options, **said)
+        result = shrink(chosen.model_word, chosen.place, emit=emit, **options)
     if not quiet:
         show_shrink(result)
     return 0

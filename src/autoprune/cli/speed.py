@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 
 from autoprune.cli.flags import Parser, add_flags, add_options, given
 from autoprune.errors import RecipeError
@@ -44,8 +43,7 @@ def add_speed(commands: argparse._SubParsersAction[Parser]) -> None:
 
 def run_speed(chosen: argparse.Namespace) -> int:
     """Measures and shows. Raises: RecipeError if nothing would be shown or saved."""
-    ours = {f.name for f in dataclasses.fields(SpeedOptions)}
-    options = given(chosen) | {name: value for name, value in vars(chosen).items() if name in ours}
+    options = given(chosen, SpeedOptions)
     quiet = bool(options.get("quiet"))
     if quiet and not chosen.save:
         raise RecipeError("--quiet shows nothing and nothing is saved; add --save, or leave out --quiet")

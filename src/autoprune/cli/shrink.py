@@ -10,7 +10,7 @@ from autoprune.steps.options import ReconstructOptions
 
 ABOUT = (
     "Writes a smaller dense model: fewer blocks, a narrower MLP, fewer experts. It is an ordinary checkpoint, which"
-    " every engine runs as it runs the large one, only faster."
+    " every engine runs as it runs the large one, with less to read and to multiply."
 )
 GROUPS = ("model", "calibration", "output", "run")
 WITHOUT = ("model", "protocol", "save_model", "save_ppl", "save_zeroshot", "delete")

@@ -93,7 +93,7 @@ class PruneOptions(TypedDict, total=False):
     seed: int
     datasets_cache_dir: Place | None
     protocol: str | None
-    eval_data: Data
+    eval_data: Data | None
     compare: bool
     tasks: str | Sequence[str]
     num_fewshot: int | None
@@ -126,7 +126,7 @@ class EvaluateOptions(TypedDict, total=False):
     seed: int
     datasets_cache_dir: Place | None
     protocol: str | None
-    eval_data: Data
+    eval_data: Data | None
     tasks: str | Sequence[str]
     num_fewshot: int | None
     apply_chat_template: bool
@@ -152,7 +152,7 @@ class CompareOptions(TypedDict, total=False):
     trust_remote_code: bool
     seqlen: int | None
     datasets_cache_dir: Place | None
-    eval_data: Data
+    eval_data: Data | None
     tasks: str | Sequence[str]
     num_fewshot: int | None
     apply_chat_template: bool

@@ -27,7 +27,7 @@ from autoprune.model.seams import find_fold
 from autoprune.model.stream import Place
 from autoprune.model.terms import TermObserver
 from autoprune.model.walk import prepare_inputs, walk
-from autoprune.recipe.checks import check_bounds, made, model_word
+from autoprune.recipe.checks import check_bounds, made, model_word, place_word
 from autoprune.recipe.keywords import RotateOptions, Unpack
 from autoprune.recipe.options import CalibrationOptions, ModelOptions, RotationOptions, RunOptions
 from autoprune.recipe.recipe import Recipe
@@ -79,9 +79,10 @@ def rotate(
     Raises: AutoPruneError for everything that the user can mend; ModelError with the reason for an architecture whose
     residual stream can't be rotated.
     """
-    recipe, how = _choices(model, out, dict(options))
+    target = place_word(out, "out")
+    recipe, how = _choices(model, target, dict(options))
     with following(emit, quiet=recipe.run.quiet) as seen:
-        return _rotated(recipe, how, Path(out).expanduser(), seen)
+        return _rotated(recipe, how, target, seen)
 
 
 def _rotated(recipe: Recipe, how: RotationOptions, target: Path, emit: Emit) -> RotateResult:

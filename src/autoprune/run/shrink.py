@@ -22,7 +22,7 @@ from autoprune.model.likeness import check_kinds, check_same_function
 from autoprune.model.rescale import factors
 from autoprune.model.stream import Place
 from autoprune.model.walk import Inputs, prepare_inputs
-from autoprune.recipe.checks import check_bounds, made, model_word
+from autoprune.recipe.checks import check_bounds, made, model_word, place_word
 from autoprune.recipe.keywords import ShrinkChoices, Unpack
 from autoprune.recipe.options import CalibrationOptions, ModelOptions, RunOptions, ShrinkOptions
 from autoprune.recipe.recipe import Recipe
@@ -69,9 +69,10 @@ def shrink(
     bits.
     Raises: AutoPruneError for everything that the user can mend; ModelError for a model that can't be made smaller.
     """
-    recipe, how = _choices(model, out, dict(options))
+    target = place_word(out, "out")
+    recipe, how = _choices(model, target, dict(options))
     with shortage_told(recipe), following(emit, quiet=recipe.run.quiet) as seen:
-        return _shrunk(recipe, how, Path(out).expanduser(), seen)
+        return _shrunk(recipe, how, target, seen)
 
 
 def _shrunk(recipe: Recipe, how: ShrinkOptions, target: Path, emit: Emit) -> ShrinkResult:

@@ -55,7 +55,10 @@ MESSAGES = {"prompt_id": "a1", "messages": [{"role": "user", "content": "tell me
                 "permalink",
             )
         ),
-        *(({name: "text"}, name) for name in ("raw", "valid", "paid", "statement", "identity", "caption", "profile", "piano", "grid")),
+        *(
+            ({name: "text"}, name)
+            for name in ("raw", "valid", "paid", "statement", "identity", "caption", "profile", "piano", "grid")
+        ),
     ],
 )
 def test_the_field_that_is_plainly_the_text(kinds: dict[str, Kind], field: str | None) -> None:

@@ -68,7 +68,7 @@ class Rendered(Sequence[str]):
         """Raises: DataError naming a conversation that the template refuses."""
         try:
             return str(self._tokenizer.apply_chat_template(turns_of(self._conversations[index]), tokenize=False))
-        except (ValueError, TemplateError) as error:
+        except (ValueError, TypeError, TemplateError) as error:
             raise DataError(
                 f"{self._source.label}: conversation {index + 1} can't be rendered by the tokenizer's chat template"
                 f" ({error}); mend or remove it"

@@ -36,6 +36,7 @@ from autoprune.run.labels import names_apart
 from autoprune.run.measure import check_room
 from autoprune.run.open import AnyTokenizer, Subject, chosen_tokenizer, fits, held_model, open_model
 from autoprune.run.plan import choose_seqlen, make_plan
+from autoprune.run.shortage import shortage_told
 from autoprune.storage.identity import described_by, files_of
 from autoprune.storage.locate import locate
 from autoprune.storage.manifest import versions
@@ -77,7 +78,7 @@ def compare(
     choices = {"texts": texts, "unrelated": unrelated}
     said = _settings(recipe, word or "a model in memory", names := _names(models)) | choices
     directory = place_word(save, "save") if save is not None else None
-    with contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack, shortage_told(recipe):
         if directory:
             stack.enter_context(claimed("save", directory, STEM))
             _check_place(directory, said, replace=recipe.output.overwrite)

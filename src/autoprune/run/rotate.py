@@ -36,6 +36,7 @@ from autoprune.run.check import check_model
 from autoprune.run.layout import batch_size
 from autoprune.run.open import Subject, open_model
 from autoprune.run.plan import check_apart, choose_seqlen
+from autoprune.run.shortage import told_with
 from autoprune.run.texts import calibration_of
 from autoprune.run.write import begin
 from autoprune.storage.complete import check_complete
@@ -81,7 +82,8 @@ def rotate(
     """
     target = place_word(out, "out")
     recipe, how = _choices(model, target, dict(options))
-    with following(emit, quiet=recipe.run.quiet) as seen:
+    remedy = "--batch_size 1, --activations disk, and fewer or shorter windows (--nsamples, --seqlen) need less"
+    with told_with(lambda: remedy), following(emit, quiet=recipe.run.quiet) as seen:
         return _rotated(recipe, how, target, seen)
 
 

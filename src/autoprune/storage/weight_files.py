@@ -73,7 +73,7 @@ def read_json(path: Path) -> Any:
     """A JSON file, None if it can't be read: whoever needs what is in it says so."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
 
 
@@ -166,12 +166,12 @@ def _read_index(path: Path) -> dict[str, str]:
     """Tensor -> file. Raises: ModelError if it is of another form."""
     try:
         index = dict(json.loads(path.read_text(encoding="utf-8"))["weight_map"])
-    except (ValueError, KeyError, TypeError, OSError) as error:
+    except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
         raise ModelError(f"{path} is no index of a sharded checkpoint ({error}); fetch it again") from error
     for tensor, name in index.items():
         if not _is_inside(name):
             raise ModelError(
-                f"{path} is damaged: the file of {tensor[:80]} is {str(name)[:40]!r}, which is no file of this"
+                f"{path} is damaged: the file of {str(tensor)[:80]} is {str(name)[:40]!r}, which is no file of this"
                 " directory; fetch it again"
             )
     if not index:

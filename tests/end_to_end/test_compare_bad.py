@@ -116,7 +116,7 @@ def test_two_runs_do_not_save_one_comparison(tiny: Path, options: Options, tmp_p
     with claimed("save", tmp_path, "comparison"), claimed("save", tmp_path, "speed"):
         for door, models in ((autoprune.compare, (tiny, tiny)), (autoprune.speed, (tiny,))):
             call: Any = door
-            with pytest.raises(OutputError, match="--save .*: another autoprune run is making (comparison|speed)"):
+            with pytest.raises(OutputError, match=r"--save .*: another autoprune run is making (comparison|speed)"):
                 call(*models, save=tmp_path)
     assert not list(tmp_path.iterdir())
 

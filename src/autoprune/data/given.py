@@ -91,7 +91,8 @@ def _listed(value: Iterable[Any], name: str, flag: str, limit: int | None) -> Gi
     try:
         first = next(items)
     except StopIteration:
-        raise DataError(f"{flag}: a {name} without any items; give {TAKEN}") from None
+        once = " (an iterator gives them once)" if items is value else ""
+        raise DataError(f"{flag}: a {name} without any items{once}; give {TAKEN}") from None
     everything = itertools.chain([first], items)
     if isinstance(first, str):
         return _strings(value if isinstance(value, Sequence) else list(everything), name, flag)

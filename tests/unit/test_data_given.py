@@ -221,6 +221,7 @@ def test_several_texts_to_measure(tmp_path: Path) -> None:
         ([{"input_ids": [1, 2]}, {"labels": [1]}], ["item 1 of the list has no `input_ids`, only labels"]),
         ([{"a": "x", "b": "y"}], ["records with the fields a, b", "rename the field"]),
         (Dataset.from_dict({"a": ["x"], "b": ["y"]}), ["Dataset with the columns a, b", "data['a']"]),
+        (Dataset.from_dict({"text": []}), ["a Dataset without any rows"]),
         (Dataset.from_dict({"text": ["x", None]}), ["item 1 of the Dataset is of type NoneType"]),
         (DatasetDict(train=Dataset.from_dict({"text": ["x"]})), ["holds the splits train", "data['train']"]),
         (Dataset.from_dict({"text": ["x"]}).to_iterable_dataset(), ["list(data.take(1000))"]),

@@ -206,7 +206,6 @@ class ShrinkChoices(TypedDict, total=False):
     batch_size: int
     activations: str
     memory: str | None
-    no_dense: bool
     quiet: bool
     blocks: float | None
     by: str
@@ -220,6 +219,9 @@ class ShrinkChoices(TypedDict, total=False):
     rate_trials: bool
     reconstruct_loss: str
     reconstruct_dtype: str
+    distill_epochs: int
+    distill_rate: float
+    distill_dtype: str
 
 
 class SpeedChoices(TypedDict, total=False):

@@ -38,6 +38,13 @@ def not_a_number(weights: dict[str, Tensor]) -> None:
     weights["model.layers.1.mlp.up_proj.weight"][0, 0] = math.nan
 
 
+def trained_on(weights: dict[str, Tensor]) -> None:
+    """As an adapter that was merged leaves it: norms and embeddings are the old ones."""
+    for name, weight in weights.items():
+        if "proj" in name:
+            weight += 0.01
+
+
 BAD: dict[str, tuple[Callable[[Path], object], type[AutoPruneError], str]] = {
     "another vocabulary": (
         lambda path: save_tiny(path, tiny_model(vocab_size=130)),
@@ -65,6 +72,11 @@ BAD: dict[str, tuple[Callable[[Path], object], type[AutoPruneError], str]] = {
         lambda path: change_weights(path, other_head),
         ModelError,
         r"is no pruned copy of .*: model\.norm\.weight, which pruning leaves alone, differs; --unrelated",
+    ),
+    "another training": (
+        lambda path: change_weights(path, trained_on),
+        ModelError,
+        r"is no pruned copy of .*q_proj\.weight and all other layers differ, and none of them has zeros .*--unrelated",
     ),
     "NaN": (lambda path: change_weights(path, not_a_number), ModelError, r"up_proj\.weight holds NaN"),
 }
@@ -101,6 +113,14 @@ def test_the_wrong_way_round(tiny: Path, options: Options, tmp_path: Path) -> No
     with pytest.raises(ModelError, match=r"pruned was made from .*name the dense one first, or .*--unrelated"):
         autoprune.compare(pruned, tiny, **options)
     assert autoprune.compare(pruned, tiny, unrelated=True, **options).models[0].shifts["heldout.txt"].kld.mean > 0
+
+
+def test_two_of_one_origin(tiny: Path, options: Options, tmp_path: Path) -> None:
+    """Neither is the dense model."""
+    for name, sparsity in (("half", 0.5), ("more", 0.75)):
+        autoprune.prune(tiny, steps="magnitude", sparsity=sparsity, save_model=str(tmp_path / name), seqlen=SEQLEN)
+    with pytest.raises(ModelError, match=r"half and .*more were both made from one model.*name that first"):
+        autoprune.compare(tmp_path / "half", tmp_path / "more", **options)
 
 
 def test_resume_replaces_no_other_comparison(tiny: Path, options: Options, tmp_path: Path) -> None:

@@ -21,6 +21,8 @@ _ABOUT = re.compile(
     re.IGNORECASE,
 )
 
+_TALKS = re.compile(r"messages|conversations?|dialogs?|dialogues?|turns", re.IGNORECASE)
+
 
 def text_field(kinds: Mapping[str, Kind]) -> str | None:
     """Which field holds the documents: ``text``, else the only field of strings whose name does not speak against it.
@@ -57,6 +59,11 @@ def why_not(kinds: Mapping[str, Kind], word: str = "column") -> str:
             f"its {word} `{talks}` holds conversations, which are not rendered here; write them as texts once, in"
             f' Python, a line {{"text": tokenizer.apply_chat_template(row["{talks}"], tokenize=False)}} for each row'
             ' (turns of "from" and "value" have to become "role" and "content" first)'
+        )
+    if empty := [name for name, kind in kinds.items() if kind == "nested" and _TALKS.fullmatch(name)]:
+        return (
+            f"its {word} `{empty[0]}` holds no turns of role and content, or of from and value, that tell what it is;"
+            " remove empty conversations"
         )
     strings = [name for name, kind in kinds.items() if kind == "text"]
     if len(strings) == 1:

@@ -85,6 +85,9 @@ def _conversation(source: Source, number: int, field: str, value: Any) -> list[T
         ) from error
     for turn in turns:
         _encodable(source, number, turn["content"])
+        _encodable(
+            source, number, json.dumps(turn, ensure_ascii=False, default=str)
+        )  # what a template may know besides
     return turns
 
 

@@ -67,6 +67,8 @@ class PruneOptions(TypedDict, total=False):
     owl_factor: float
     owl_range: float
     dlp_range: float
+    divergence_range: float
+    divergence_samples: int
     mixed_share: float
     mixed_damping: float
     swap_limit: int
@@ -206,7 +208,6 @@ class ShrinkChoices(TypedDict, total=False):
     batch_size: int
     activations: str
     memory: str | None
-    no_dense: bool
     quiet: bool
     blocks: float | None
     by: str
@@ -220,6 +221,9 @@ class ShrinkChoices(TypedDict, total=False):
     rate_trials: bool
     reconstruct_loss: str
     reconstruct_dtype: str
+    distill_epochs: int
+    distill_rate: float
+    distill_dtype: str
 
 
 class SpeedChoices(TypedDict, total=False):

@@ -93,7 +93,8 @@ class TaskResult:
     errors: dict[str, float]
     correct: dict[str, str] = field(default_factory=dict, repr=False)
     chosen: dict[str, str] = field(default_factory=dict, repr=False)
-    items: str = ""  # a digest of the samples and of the words in which they were put; empty where unknown
+    items: str = ""  # a digest of the words in which the samples were put; empty where unknown
+    documents: str = ""  # a digest of the samples themselves, with all their choices; empty where unknown
 
 
 @dataclass(frozen=True, repr=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import tempfile
 from collections.abc import Iterator
+from types import MethodType
 from typing import Any
 
 from accelerate import init_empty_weights
@@ -161,7 +162,7 @@ def _wrapper(model: nn.Module) -> str | None:
 def _quantised(model: nn.Module) -> str | None:
     method = _method_of(model)
     for path, part in model.named_modules():
-        if callable(getattr(part, "weight", None)):  # as torch.ao packs them
+        if isinstance(getattr(part, "weight", None), MethodType):  # as torch.ao packs them
             method = method or f"{path} is a {type(part).__name__}"
         for name, tensor in _own(part):
             whole = f"{path}.{name}" if path else name

@@ -97,7 +97,7 @@ def _of(group: type, without: set[str]) -> Iterator[str]:
 
 def _type(field: dataclasses.Field[Any], hint: Any) -> str:
     if field.name in DATA:
-        return "Data"
+        return "Data | None" if field.name == "eval_data" else "Data"  # None: measure none
     if typing.get_origin(hint) is tuple:
         return "str | Sequence[str]"
     kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)

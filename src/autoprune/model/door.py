@@ -58,7 +58,7 @@ def prune_with(
     inputs, first = Inputs.none(ranks), None
     if ids is not None and (errors or any(step.needs.samples for step in steps)):
         inputs, first = prepare_inputs(store, ids, batch, place or Place(), ranks)
-    targets, _ = survey(steps, store, inputs, first, chosen, targets, uniform, emit)
+    targets, _ = survey(steps, store, inputs, first, chosen, targets, uniform, ids, emit)
     streams = open_streams(steps, inputs, first, errors=errors or steps[0].needs.samples)
     if in_sequence and ids is not None:
         check_in_sequence(steps)

@@ -31,6 +31,8 @@ class BlockTraining:
         self._parameters = {
             name: p for name, p in block.module.named_parameters() if name in layers or is_vector(name, p)
         }
+        chosen = {layer.name for layer in block.layers}
+        self._left = [la for la in block.anatomy.layers if la.parameter_name in layers and la.name not in chosen]
         self._own = {name: (p, p.data, p.requires_grad) for name, p in block.module.named_parameters()}
         # Training gives the parameters other tensors, so these stay as they are.
         self.values: Mapping[str, Tensor] = {name: p.detach() for name, p in self._parameters.items()}
@@ -57,6 +59,9 @@ class BlockTraining:
         self._put(values)
         with torch.enable_grad():
             self._loss(i).backward()
+        for layer in self._left:  # experts that are ignored, inside of a parameter whose others are trained
+            if (grad := layer.parameter.grad) is not None:
+                layer.of(grad).zero_()
         return {name: p.grad if p.grad is not None else torch.zeros_like(p) for name, p in self._parameters.items()}
 
     @torch.no_grad()
@@ -88,7 +93,7 @@ class BlockTraining:
         lost, whole = (result - wanted).square(), wanted.square()
         if self._by_token:
             return (lost.sum(-1) / whole.sum(-1).clamp(min=torch.finfo(torch.float32).tiny)).mean()
-        return lost.sum() / whole.sum()
+        return lost.sum() / whole.sum().clamp(min=torch.finfo(torch.float32).tiny)
 
 
 def is_vector(name: str, parameter: Tensor) -> bool:

@@ -56,6 +56,7 @@ def shape_of(model: Any, anatomy: Anatomy, stored: torch.dtype, *, moved: bool) 
         parameters=inside,
         squares=sum(sum({layer.shape[1] ** 2 for layer in block.layers}) for block in anatomy.blocks),
         sweeps=sum(layer.count * layer.shape[1] for layer in layers),
+        blocks=len(anatomy.blocks),
     )
 
 

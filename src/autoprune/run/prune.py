@@ -238,8 +238,9 @@ def _surveyed(run: Run, journal: Journal | None, inputs: Inputs, first: Stream |
     known = run.ranks.from_first(lambda: journal.survey() if journal else None)
     if known is None:
         with timed(run.seconds, "survey"):
+            ids = plan.calibration.ids if plan.calibration else None
             known = survey(
-                plan.steps, run.subject.store, inputs, first, plan.chosen, plan.targets, plan.target, run.emit
+                plan.steps, run.subject.store, inputs, first, plan.chosen, plan.targets, plan.target, ids, run.emit
             )
         if journal:
             journal.keep_survey(*known)

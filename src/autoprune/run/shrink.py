@@ -21,6 +21,7 @@ from autoprune.model.likeness import check_kinds, check_same_function
 from autoprune.model.rescale import factors
 from autoprune.model.stream import Place
 from autoprune.model.walk import Inputs, prepare_inputs
+from autoprune.recipe.checks import place_word
 from autoprune.recipe.keywords import ShrinkChoices, Unpack
 from autoprune.recipe.options import ShrinkOptions
 from autoprune.recipe.recipe import Recipe
@@ -70,9 +71,10 @@ def shrink(
     bits.
     Raises: AutoPruneError for everything that the user can mend; ModelError for a model that can't be made smaller.
     """
-    recipe, how = choices(model, out, dict(options))
+    target = place_word(out, "out")
+    recipe, how = choices(model, target, dict(options))
     with shortage_told(recipe), following(emit, quiet=recipe.run.quiet) as seen:
-        return _shrunk(recipe, how, Path(out).expanduser(), seen)
+        return _shrunk(recipe, how, target, seen)
 
 
 def _shrunk(recipe: Recipe, how: ShrinkOptions, target: Path, emit: Emit) -> ShrinkResult:

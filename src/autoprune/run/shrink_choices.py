@@ -9,7 +9,7 @@ from typing import Any
 
 from autoprune.data.handed import recipe_given
 from autoprune.errors import RecipeError
-from autoprune.recipe.checks import check_bounds, made, may_be_a_path, model_word, short
+from autoprune.recipe.checks import check_bounds, made, model_word
 from autoprune.recipe.options import CalibrationOptions, ModelOptions, RunOptions, ShrinkOptions
 from autoprune.recipe.recipe import Recipe
 from autoprune.steps.options import HEALINGS
@@ -21,7 +21,7 @@ _UNKNOWN = {"model", "protocol", "no_dense"}  # of those groups: given otherwise
 _ABOUT = {"by": "blocks", "multiple": "mlp", "experts_by": "experts"}
 
 
-def choices(model: str | Path, out: str | Path, options: dict[str, Any]) -> tuple[Recipe, ShrinkOptions]:
+def choices(model: str | Path, out: Path, options: dict[str, Any]) -> tuple[Recipe, ShrinkOptions]:
     """Raises: RecipeError for options that mean nothing here, and for values that can't be used."""
     ours = {f.name for f in dataclasses.fields(ShrinkOptions)}
     known = {f.name for group in _GROUPS for f in dataclasses.fields(group)} | {"overwrite", "resume"}
@@ -33,8 +33,6 @@ def choices(model: str | Path, out: str | Path, options: dict[str, Any]) -> tupl
     if not (how.blocks or how.mlp or how.experts):
         raise RecipeError("nothing is to go: give --blocks, --mlp or --experts, such as --blocks 0.2")
     _check_together(how, options)
-    if not isinstance(out, (str, Path)) or not str(out) or not may_be_a_path(str(out)):
-        raise RecipeError(f"OUT {short(out)} is empty or no name of a directory; name one for the smaller model")
     others: dict[str, Any] = {"batch_size": 1} if HEALINGS[how.heal] else {}
     others |= {name: value for name, value in options.items() if name not in ours}
     return recipe_given({"model": model_word(model), "sparsity_ratio": 0, "save_model": str(out), **others}), how

@@ -1,13 +1,14 @@
 """Starts runs of ``main.py``, or of ``autoprune shrink``, as processes of their own, at once, for torch is imported
 already: ``python forks.py``.
 
-Every line of its input is an order in JSON: flags, a file for what the run says, and the number of the safetensors
-file in the middle of whose writing it kills itself (0: none). It answers with the process's number, and when that has
-ended with its exit status, negative for a signal.
+Every line of its input is an order in JSON: flags, a file for what the run says, and when it kills itself: in the
+middle of writing which safetensors file, or in which call of which method (0: never). It answers with the process's
+number, and when that has ended with its exit status, negative for a signal.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -30,10 +31,11 @@ class Forks:
         assert self._server.stdout
         assert self._server.stdout.readline() == "ready\n"
 
-    def start(self, flags: list[str], log: Path, die_in_save: int = 0) -> int:
-        """Starts a run and returns its process number."""
+    def start(self, flags: list[str], log: Path, die_in_save: int = 0, die_in_call: tuple[str, int] = ("", 0)) -> int:
+        """Starts a run and returns its process number. ``die_in_call``: ``module:class.method``, and which call."""
         assert self._server.stdin and self._server.stdout
-        self._server.stdin.write(json.dumps({"flags": flags, "log": str(log), "die_in_save": die_in_save}) + "\n")
+        order = {"flags": flags, "log": str(log), "die_in_save": die_in_save, "die_in_call": die_in_call}
+        self._server.stdin.write(json.dumps(order) + "\n")
         self._server.stdin.flush()
         return int(self._server.stdout.readline())
 
@@ -73,6 +75,8 @@ def obey(order: dict[str, Any]) -> int:
     os.dup2(log, 2)
     if order["die_in_save"]:
         die_in_save(order["die_in_save"])
+    if order["die_in_call"][1]:
+        die_in_call(*order["die_in_call"])
     flags = order["flags"]
     status = main(flags) if flags[0] == "shrink" else classic(flags)
     sys.stdout.flush()
@@ -93,6 +97,22 @@ def die_in_save(number: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     result.save_file = half  # type: ignore[assignment]
+
+
+def die_in_call(where: str, number: int) -> None:
+    """Lets the process kill itself at the n-th call of a method."""
+    module, _, path = where.partition(":")
+    owner, method = path.split(".")
+    kind, calls = getattr(importlib.import_module(module), owner), [0]
+    real = getattr(kind, method)
+
+    def counted(*given: Any, **named: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(*given, **named)
+
+    setattr(kind, method, counted)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from autoprune.errors import AutoPruneError, DataError, ModelError, NumericsErro
 from autoprune.evaluation.compare import compare_predictions
 from autoprune.events import silent
 from autoprune.model.stream import Place
+from autoprune.report.save import claimed
 from autoprune.storage.store import MemoryStore
 from end_to_end.tiny import SEQLEN, Texts, change_weights, save_tiny, tiny_model
 
@@ -141,6 +142,16 @@ def test_resume_replaces_no_other_comparison(tiny: Path, options: Options, tmp_p
     with pytest.raises(OutputError, match=r"comparison\.json there is of another comparison"):
         autoprune.compare(tiny, [tiny, tiny], save=tmp_path, resume=True, **options)
     assert (tmp_path / "comparison.json").read_bytes() == before
+
+
+def test_two_runs_do_not_save_one_comparison(tiny: Path, options: Options, tmp_path: Path) -> None:
+    """The second is refused before any work while the first is at it; so is a second stop-watch."""
+    with claimed("save", tmp_path, "comparison"), claimed("save", tmp_path, "speed"):
+        for door, models in ((autoprune.compare, (tiny, tiny)), (autoprune.speed, (tiny,))):
+            call: Any = door
+            with pytest.raises(OutputError, match=r"--save .*: another autoprune run is making (comparison|speed)"):
+                call(*models, save=tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_bad_numbers_are_found_by_window() -> None:

@@ -67,9 +67,12 @@ def test_a_trained_result_is_trained_further_with_its_norms(tmp_path: Path) -> N
         autoprune.prune("demo", steps="reconstruct", **given)
 
 
-@pytest.mark.parametrize("steps", ["wanda,reconstruct", "auto"])
+@pytest.mark.parametrize("steps", ["wanda,reconstruct", "auto", "allocate,wanda"])
 def test_stopped_and_resumed_gives_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: str) -> None:
     options = {**RUN, "steps": steps, "epochs": 1, "auto_tries": "wanda+refit,mixed+wanda"}
+    if "allocate" in steps:
+        options |= {"sparsity_type": "unstructured", "sparsity_ratio": 0.7}
+        options |= {"allocation": "divergence", "divergence_samples": 2}
     autoprune.prune("demo", save_model=tmp_path / "whole", **options)
     from autoprune.storage import shards
 
@@ -90,7 +93,8 @@ def test_stopped_and_resumed_gives_the_same_bits(tmp_path: Path, monkeypatch: py
     for file in sorted((tmp_path / "whole").glob("*.safetensors")):
         other = load_file(tmp_path / "parts" / file.name)
         assert all(torch.equal(value, other[name]) for name, value in load_file(file).items())
-    assert Manifest.read(tmp_path / "whole").raw["layers"] == Manifest.read(tmp_path / "parts").raw["layers"]
+    whole, parts = (Manifest.read(tmp_path / name).raw for name in ("whole", "parts"))
+    assert whole["layers"] == parts["layers"] and whole.get("surveys") == parts.get("surveys")
 
 
 @pytest.mark.parametrize(

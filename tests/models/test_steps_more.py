@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,8 @@ from autoprune.core.statistics import CrossGram, InputGram, InputNorm
 from autoprune.errors import RecipeError
 from autoprune.events import BlockResult
 from autoprune.model.anatomy import examine
+from autoprune.model.block import Block
+from autoprune.model.training import BlockTraining
 from autoprune.recipe.recipe import recipe_from_flat, recipe_from_record
 from autoprune.run.labels import method_label
 from autoprune.steps.auto import Auto
@@ -78,6 +82,78 @@ def test_reconstruction_is_never_worse_on_held_out_samples() -> None:
     _, results = pruned("wanda,reconstruct")
     notes = [layer.notes for result in results for layer in result.layers]
     assert all(note["held_out_after"] <= note["held_out_before"] for note in notes)
+
+
+def test_auto_is_never_worse_on_held_out_samples_than_what_it_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the same measure, for the block behind the very same pruned ones."""
+    heard: dict[int, list[float]] = {}
+    loss = Block.loss
+
+    def hear(block: Block, *, held_out: bool) -> float:
+        heard.setdefault(block.index, []).append(loss(block, held_out=held_out))
+        return heard[block.index][-1]
+
+    monkeypatch.setattr(Block, "loss", hear)
+    auto = Auto()
+    results = prune(MemoryStore(tiny_model("llama")), (auto,), tiny_ids(10), batch=1)
+    tries = len(auto.auto_tries)
+    for result, losses in zip(results, heard.values(), strict=True):
+        (last,) = {layer.notes["held_out"] for layer in result.layers}
+        assert last == losses[-1] <= min(losses[:tries])
+        assert max(losses[:tries]) > last, "they differ"
+    for (
+        words
+    ) in auto.auto_tries:  # and against each as a recipe of its own, in the first block, whose inputs are equal
+        monkeypatch.setattr(Block, "loss", loss)
+        alone = dataclasses.replace(auto, auto_tries=(words,))
+        first = prune(MemoryStore(tiny_model("llama")), (alone,), tiny_ids(10), batch=1)[0]
+        assert results[0].layers[0].notes["held_out"] <= first.layers[0].notes["held_out"]
+
+
+def test_auto_takes_no_recipe_whose_loss_is_not_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where a half-precision block overflows with it."""
+    calls: list[float] = []
+    loss = Block.loss
+
+    def first_spoilt(block: Block, *, held_out: bool) -> float:
+        calls.append(0.0)
+        return math.nan if len(calls) == 1 else loss(block, held_out=held_out)
+
+    monkeypatch.setattr(Block, "loss", first_spoilt)
+    auto = Auto(auto_tries=("ria", "wanda+refit"))
+    result = prune(MemoryStore(tiny_model("llama")), (auto,), tiny_ids(10), batch=1)[0]
+    assert "wanda+refit" in {layer.notes["auto"] for layer in result.layers}, "the loss of ria beats nothing"
+
+
+@pytest.mark.parametrize("words", ["wanda,reconstruct", "mixed,wanda,reconstruct"])
+def test_blocks_of_which_nothing_is_pruned_stay_as_they_are(words: str) -> None:
+    """Norms and biases too: who ignores a block means it."""
+    found, results = pruned(words, ignore=("*.layers.1.*",))
+    dense = tiny_model("llama").state_dict()
+    assert all(torch.equal(found[name], dense[name]) for name in dense if ".layers.1." in name)
+    assert any(not torch.equal(found[name], dense[name]) for name in dense if ".layers.0.input_layernorm" in name)
+    assert results[0].trained and not results[1].trained
+
+
+def test_reconstruction_leaves_ignored_experts_alone_while_it_trains() -> None:
+    """They lie in one parameter with those that are trained; the loss must be that of what is written."""
+    seen: list[dict[str, Tensor]] = []
+    gradients = BlockTraining.gradients
+
+    def watch(training: BlockTraining, values: Mapping[str, Tensor], i: int) -> Mapping[str, Tensor]:
+        seen.append({name: value.clone() for name, value in values.items()})
+        return gradients(training, values, i)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(BlockTraining, "gradients", watch)
+        pruned("wanda,reconstruct", name="mixtral", ignore=("*.experts.1.*",))
+    dense = tiny_model("mixtral").state_dict()
+    fused = [name for name, value in seen[0].items() if value.dim() == 3]
+    assert fused
+    for values in seen[: len(seen) // 2]:  # of block 0
+        for name in fused:
+            assert torch.equal(values[name][1], dense[f"model.layers.0.{name}"][1])
+    assert any(not torch.equal(seen[3][name][0], seen[0][name][0]) for name in fused)
 
 
 @pytest.mark.parametrize("ignore", [(), ("*.0.mlp.*",)], ids=["equal blocks", "a block with one sub-block"])

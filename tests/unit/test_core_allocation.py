@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from autoprune.core.allocation import block_ratios, counted, median_score, outlier_share
+from autoprune.core.allocation import (
+    block_ratios,
+    counted,
+    halfway,
+    least_divergence,
+    median_score,
+    outlier_share,
+)
 from autoprune.core.selection import keep_for
 from autoprune.core.sparsity import Counted, SemiStructured, target_from
 from autoprune.errors import RecipeError
@@ -36,6 +46,49 @@ def test_ratios_are_the_formula_where_nothing_is_clipped() -> None:
     worth = [1.0, 3.0, 2.0]
     assert block_ratios(worth, [10, 10, 10], 0.7, 0.08) == pytest.approx([0.78, 0.62, 0.7])
     assert block_ratios([2.0, 2.0], [10, 30], 0.5, 0.08) == pytest.approx([0.5, 0.5])
+
+
+LOSSES = st.tuples(st.floats(1e-4, 1.0), st.floats(1.05, 20.0))  # at the lower end, and how many times that above
+
+
+def curve(loss: tuple[float, float], low: float, high: float, r: float) -> float:
+    """The power of r through both."""
+    power = math.log(loss[1] / loss[0]) / math.log(high / low)
+    return loss[0] * (r / low) ** power
+
+
+@given(st.lists(LOSSES, min_size=3, max_size=3), st.sampled_from([0.3, 0.5, 0.7]))
+def test_no_other_ratios_lose_less(found: list[tuple[float, float]], ratio: float) -> None:
+    """Three blocks on a grid: two ratios are tried, the total gives the third."""
+    weights, (low, high) = [10, 30, 20], halfway(ratio, 0.15)
+    # A curve that is not convex (a power below 1) has no least sum that bisection could find.
+    losses = [(at_low, at_low * max(times, 1.02 * (high / low) ** 1.01)) for at_low, times in found]
+    chosen = least_divergence(losses, weights, ratio, low, high)
+    assert sum(r * n for r, n in zip(chosen, weights, strict=True)) == pytest.approx(ratio * 60, rel=1e-9)
+    assert all(low * (1 - 1e-12) <= r <= high * (1 + 1e-12) for r in chosen)
+    reached = sum(curve(loss, low, high, r) for loss, r in zip(losses, chosen, strict=True))
+    steps = [low + (high - low) * i / 60 for i in range(61)]
+    for a in steps:
+        for b in steps:
+            c = (ratio * 60 - 10 * a - 30 * b) / 20
+            if low <= c <= high:
+                tried = sum(curve(loss, low, high, r) for loss, r in zip(losses, (a, b, c), strict=True))
+                assert reached <= tried * (1 + 1e-9)
+
+
+def test_blocks_that_lose_nothing_and_curves_that_fall() -> None:
+    low, high = halfway(0.5, 0.1)
+    assert least_divergence([(0.0, 0.0)] * 3, [5, 5, 10], 0.5, low, high) == pytest.approx([0.5] * 3)
+    idle, busy = least_divergence([(0.0, 0.0), (0.1, 0.3)], [10, 10], 0.5, low, high)
+    assert (idle, busy) == (pytest.approx(0.6), pytest.approx(0.4))
+    odd = least_divergence([(0.2, 0.1), (0.1, 0.2), (-1e-9, 0.1)], [10, 10, 10], 0.5, low, high)
+    assert sum(odd) == pytest.approx(1.5) and all(low * 0.999 <= r <= high * 1.001 for r in odd)
+
+
+def test_ratios_are_measured_half_way_at_most() -> None:
+    assert halfway(0.5, 0.1) == pytest.approx((0.4, 0.6))
+    assert halfway(0.1, 0.2) == pytest.approx((0.05, 0.3))
+    assert halfway(0.9, 0.2) == pytest.approx((0.7, 0.95))
 
 
 def test_scores_of_blocks_by_plain_python() -> None:

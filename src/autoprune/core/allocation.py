@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -13,6 +14,8 @@ from autoprune.core.selection import drop_count
 from autoprune.core.sparsity import Counted
 
 HALVINGS = 60
+CONVEX = 1.01  # the least power: below 1 the sum would have no single minimum
+NOTHING = 1e-12  # nats for the whole model: less is rounding
 LEAST = 0.1  # a block keeps at least this part of the share that blocks keep on average
 
 
@@ -50,6 +53,45 @@ def block_ratios(worth: Sequence[float], weights: Sequence[int], ratio: float, r
         else:
             above = middle
     return shifted(above)
+
+
+def halfway(ratio: float, reach: float) -> tuple[float, float]:
+    """The least and the largest ratio around ``ratio``: ``reach`` away, but at most half-way to 0 and to 1."""
+    return max(ratio - reach, ratio / 2), min(ratio + reach, (1 + ratio) / 2)
+
+
+def least_divergence(
+    losses: Sequence[tuple[float, float]], weights: Sequence[int], ratio: float, low: float, high: float
+) -> list[float]:
+    """What share of each block's weights goes, between ``low`` and ``high``, so that losses add up to the least.
+
+    ``losses``: by block, what the model loses with this block alone pruned at ``low`` and at ``high``, not negative.
+    In between it is ``a r^p``, through both, with p at least ``CONVEX``. Of ratios whose mean, weighted by
+    ``weights``, is ``ratio``, the sum is least where all of ``a p r^(p - 1) / weight`` are equal, or r is at an end:
+    a separable convex problem, solved by bisection on the logarithm of the multiplier.
+    """
+    log_low, log_high = math.log(low), math.log(high)
+    slopes: list[tuple[float, float]] = []  # p - 1, and the logarithm of a p / weight
+    for (at_low, at_high), n in zip(losses, weights, strict=True):
+        least = NOTHING * n / sum(weights)
+        top = math.log(max(at_high, least))
+        power = max((top - math.log(max(at_low, least))) / (log_high - log_low), CONVEX)
+        slopes.append((power - 1, top - power * log_high + math.log(power) - math.log(n)))
+
+    def at(multiplier: float) -> list[float]:
+        logs = ((multiplier - offset) / power for power, offset in slopes)
+        return [math.exp(min(max(log, log_low), log_high)) for log in logs]
+
+    below = min(offset + power * log_low for power, offset in slopes)
+    above = max(offset + power * log_high for power, offset in slopes)
+    aim = ratio * sum(weights)
+    for _ in range(2 * HALVINGS):
+        middle = (below + above) / 2
+        if sum(r * n for r, n in zip(at(middle), weights, strict=True)) < aim:
+            below = middle
+        else:
+            above = middle
+    return at(above)
 
 
 def counted(ratios: Sequence[float], weights: Sequence[int], ratio: float) -> list[Counted]:

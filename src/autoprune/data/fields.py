@@ -12,10 +12,12 @@ TEXTS = ("content", "document", "body", "article", "passage", "story", "sentence
 # Words that name, date or sort a text, or say that its strings are written conversations; a field of such a name holds
 # no text.
 _ABOUT = re.compile(
-    r"(?:^|_|-|\W)(?:u?uid|uuid|guid|ids?|url|uri|link|hash|sha\d*|md5|digest|key|name|title|source|lang|language|"
-    r"label|tag|"
-    r"split|subset|category|domain|date|time|timestamp|created|updated|author|user|license|filename|"
-    r"file|path|type|kind|messages|conversations?|dialogs?|dialogues?|turns)$",
+    r"(?:^|_|-|\W)(?:u?uid|uuid|guid|ids?|idx|index|url|uri|link|permalink|slug|hash|sha\d*|md5|digest|checksum|key|"
+    r"name|title|number|no|ref|reference|source|origin|dataset|lang|language|label|tag|split|subset|category|domain|"
+    r"topic|date|time|timestamp|created|updated|author|user|speaker|role|model|license|filename|file|path|type|kind|"
+    r"format|version|status|thread|session|messages|conversations?|dialogs?|dialogues?|turns)$"
+    r"|^(?:doc|q|p|s|row|item|sample|example|question|record|conversation|thread|session)(?:ids?|idx|nos?)$"
+    r"|(?-i:[a-z](?:Ids?|IDs?|Idx|Index|Url|URL|Key|Hash|Name|Title|Path|Date)$)",
     re.IGNORECASE,
 )
 

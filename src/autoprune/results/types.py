@@ -223,7 +223,10 @@ class Evaluation:
 
         lines = [f"{name}: {value:.4g}" for name, value in self.perplexity.items()]
         tasks = [] if self.zeroshot is None else [repr(self.zeroshot)]
-        return screen("Evaluation: perplexity", [*lines, *tasks, *(f"warning: {text}" for text in self.warnings)])
+        return screen(
+            "Evaluation: perplexity" if lines else "Evaluation",
+            [*lines, *tasks, *(f"warning: {text}" for text in self.warnings)],
+        )
 
     def to_pandas(self) -> DataFrame:
         """One line for each text: perplexity, bits per byte, loss in nats, window length, windows, tokens."""
@@ -250,5 +253,9 @@ class Evaluation:
 
         tasks = "" if self.zeroshot is None else f"<p>{html.escape(repr(self.zeroshot))}</p>"
         return "".join(
-            [to_html(perplexity_table(self.texts)), tasks, *(f"<p>{html.escape(w)}</p>" for w in self.warnings)]
+            [
+                to_html(perplexity_table(self.texts)) if self.texts else "",
+                tasks,
+                *(f"<p>{html.escape(w)}</p>" for w in self.warnings),
+            ]
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
@@ -62,7 +63,8 @@ class Auto(AutoOptions, Step):
             with block.trial():
                 for step in self.steps_of(words):
                     step.apply(block)
-                losses[words] = block.loss(held_out=True)
+                loss = block.loss(held_out=True)
+                losses[words] = math.inf if math.isnan(loss) else loss
                 tried[words] = block.decisions()
         if before:
             chosen = before

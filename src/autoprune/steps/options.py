@@ -12,8 +12,15 @@ from typing import Any
 from autoprune.core.sparsity import SemiStructured, Target
 from autoprune.errors import RecipeError
 
-ALLOCATIONS = ("uniform", "owl", "dlp")
-HEALINGS = ("none", "rescale", "reconstruct")  # how a smaller model is healed: the last one is a step
+ALLOCATIONS = ("uniform", "owl", "dlp", "divergence")
+# How a smaller model is healed, and by which steps.
+HEALINGS: dict[str, tuple[str, ...]] = {
+    "none": (),
+    "rescale": (),
+    "reconstruct": ("reconstruct",),
+    "distill": ("reconstruct", "distill"),
+}
+HEALING = "reconstruct"  # unless another one is asked for
 GRANULARITIES = ("block", "layer", "output1", "input1")
 METRICS = ("WD", "W", "D")
 PRECISIONS = ("auto", "float32", "tf32", "bfloat16")
@@ -99,12 +106,25 @@ class MixedOptions:
 class AllocateOptions:
     """How the zeros are shared out among the blocks, their total unchanged (arXiv 2310.05175, 2505.23807)."""
 
-    allocation: str = option("owl", "allocate: what says how dense a block stays", choices=ALLOCATIONS, shown=True)
+    allocation: str = option(
+        "owl",
+        "allocate: what says how dense a block stays; divergence prunes every block alone at two ratios and looks at"
+        " the model's predictions, which takes as many forward passes of --divergence_samples as there are blocks, and"
+        " twice as many streams of hidden states",
+        choices=ALLOCATIONS,
+        shown=True,
+    )
     owl_factor: float = option(
         5.0, "allocate: a score is an outlier above so many times the block's mean", positive=True
     )
     owl_range: float = option(0.08, "allocate: how far owl may move a block's ratio; half of it all", fraction=True)
     dlp_range: float = option(0.15, "allocate: how far dlp may move a block's ratio; half of it all", fraction=True)
+    divergence_range: float = option(
+        0.1, "allocate: how far divergence may move a block's ratio up and down; it is measured there", positive=True
+    )
+    divergence_samples: int = option(
+        8, "allocate: calibration samples, the first ones, on which divergence is measured", metavar="N", at_least=1
+    )
 
     def __post_init__(self) -> None:
         if self.allocation not in ALLOCATIONS:

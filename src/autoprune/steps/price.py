@@ -32,6 +32,7 @@ class Shape:
     parameters: int = 0  # of all blocks
     squares: int = 0  # numbers in the Grams of all layers of all blocks
     sweeps: int = 0  # weights times inputs, summed over all layers
+    blocks: int = 1  # how many the model has
 
     def forward(self, dtype_bytes: int) -> int:
         """Bytes of the activations that are kept for a backward pass through a sub-block, or both."""

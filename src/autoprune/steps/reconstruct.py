@@ -24,7 +24,9 @@ class Reconstruct(ReconstructOptions, Step):
     needs: ClassVar[Needs] = Needs(data=True, dense_stream=True, held_out=HELD_OUT, alone=True)
 
     def apply(self, block: Block) -> None:
-        """Trains one block."""
+        """Trains one block, unless nothing of it is to be pruned."""
+        if not block.layers:
+            return
         before = block.loss(held_out=True)
         with block.training(self.reconstruct_dtype, by_token=self.reconstruct_loss == "token") as training:
             rate = self._best_rate(training) if self.rate_trials else self.learning_rate

@@ -16,8 +16,24 @@ class Survey(Protocol):
 
     target: Target | None
 
-    def blocks(self, statistic: InputStatistic | None) -> Iterator[tuple[Block, Sequence[Group]]]:
-        """Every block with the input groups of its dense layers; nothing may be assigned."""
+    def blocks(
+        self, statistic: InputStatistic | None, *, followed: int = 0
+    ) -> Iterator[tuple[Block, Sequence[Group]]]:
+        """Every block with the input groups of its dense layers; what is assigned must be rolled back.
+
+        ``followed``: on so many samples, the first ones, ``follow`` may be asked what comes of a changed block.
+        """
+        ...
+
+    def follow(self, block: Block) -> None:
+        """The model with this block as it is now, and all others dense, is run beside the dense one from here on."""
+        ...
+
+    def divergences(self) -> list[float]:
+        """For each model that is followed, in order: the mean of ``KL(p || q)`` over the tokens of those samples.
+
+        In nats, p by the dense model and q by that one; behind the last block.
+        """
         ...
 
 

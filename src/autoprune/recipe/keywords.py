@@ -67,6 +67,8 @@ class PruneOptions(TypedDict, total=False):
     owl_factor: float
     owl_range: float
     dlp_range: float
+    divergence_range: float
+    divergence_samples: int
     mixed_share: float
     mixed_damping: float
     swap_limit: int

@@ -108,12 +108,14 @@ def _both(run: Run, journal: Journal | None, dense: Values) -> TwoModels:
         dense, pruned = both_models(store, journal.writer.read_block if journal else None)
     else:
         pruned = _values(store.anatomy.blocks)
-    layers, left = set[str](), list[tuple[str, Layer]]()
+    layers, still, left = set[str](), set[str](), list[tuple[str, Layer]]()
     for block in store.anatomy.blocks:
+        if not run.plan.chosen[block.index]:
+            still |= {f"{block.name}.{name}" for name, _ in block.module.named_parameters()}
         layers |= {f"{block.name}.{name}" for name in _pruned(block, run)}
         chosen = {layer.name for layer in run.plan.chosen[block.index]}
         left += [(f"{block.name}.{la.parameter_name}", la) for la in block.layers if la.name not in chosen]
-    return TwoModels(dense, pruned, layers, left)
+    return TwoModels(dense, pruned, layers, left, still)
 
 
 def _values(blocks: Iterable[BlockAnatomy]) -> Values:
@@ -163,6 +165,7 @@ def _pruned(block: BlockAnatomy, run: Run) -> list[str]:
 
 
 def _vectors(block: BlockAnatomy, run: Run) -> list[str]:
-    """Names in the block of all else that was trained."""
+    """Names in the block of all else that was trained: nothing where no layer was to be pruned."""
     layers = _pruned(block, run)
-    return [name for name, p in block.module.named_parameters() if is_vector(name, p) and name not in layers]
+    named = block.module.named_parameters() if layers else ()
+    return [name for name, p in named if is_vector(name, p) and name not in layers]

@@ -18,6 +18,7 @@ from autoprune.errors import AutoPruneError, DataError, ModelError, NumericsErro
 from autoprune.evaluation.compare import compare_predictions
 from autoprune.events import silent
 from autoprune.model.stream import Place
+from autoprune.report.save import claimed
 from autoprune.storage.store import MemoryStore
 from end_to_end.tiny import SEQLEN, Texts, change_weights, save_tiny, tiny_model
 
@@ -35,6 +36,13 @@ def other_head(weights: dict[str, Tensor]) -> None:
 
 def not_a_number(weights: dict[str, Tensor]) -> None:
     weights["model.layers.1.mlp.up_proj.weight"][0, 0] = math.nan
+
+
+def trained_on(weights: dict[str, Tensor]) -> None:
+    """As an adapter that was merged leaves it: norms and embeddings are the old ones."""
+    for name, weight in weights.items():
+        if "proj" in name:
+            weight += 0.01
 
 
 BAD: dict[str, tuple[Callable[[Path], object], type[AutoPruneError], str]] = {
@@ -64,6 +72,11 @@ BAD: dict[str, tuple[Callable[[Path], object], type[AutoPruneError], str]] = {
         lambda path: change_weights(path, other_head),
         ModelError,
         r"is no pruned copy of .*: model\.norm\.weight, which pruning leaves alone, differs; --unrelated",
+    ),
+    "another training": (
+        lambda path: change_weights(path, trained_on),
+        ModelError,
+        r"is no pruned copy of .*q_proj\.weight and all other layers differ, and none of them has zeros .*--unrelated",
     ),
     "NaN": (lambda path: change_weights(path, not_a_number), ModelError, r"up_proj\.weight holds NaN"),
 }
@@ -102,12 +115,30 @@ def test_the_wrong_way_round(tiny: Path, options: Options, tmp_path: Path) -> No
     assert autoprune.compare(pruned, tiny, unrelated=True, **options).models[0].shifts["heldout.txt"].kld.mean > 0
 
 
+def test_two_of_one_origin(tiny: Path, options: Options, tmp_path: Path) -> None:
+    """Neither is the dense model."""
+    for name, sparsity in (("half", 0.5), ("more", 0.75)):
+        autoprune.prune(tiny, steps="magnitude", sparsity=sparsity, save_model=str(tmp_path / name), seqlen=SEQLEN)
+    with pytest.raises(ModelError, match=r"half and .*more were both made from one model.*name that first"):
+        autoprune.compare(tmp_path / "half", tmp_path / "more", **options)
+
+
 def test_resume_replaces_no_other_comparison(tiny: Path, options: Options, tmp_path: Path) -> None:
     autoprune.compare(tiny, tiny, save=tmp_path, **options)
     before = (tmp_path / "comparison.json").read_bytes()
     with pytest.raises(OutputError, match=r"comparison\.json there is of another comparison"):
         autoprune.compare(tiny, [tiny, tiny], save=tmp_path, resume=True, **options)
     assert (tmp_path / "comparison.json").read_bytes() == before
+
+
+def test_two_runs_do_not_save_one_comparison(tiny: Path, options: Options, tmp_path: Path) -> None:
+    """The second is refused before any work while the first is at it; so is a second stop-watch."""
+    with claimed("save", tmp_path, "comparison"), claimed("save", tmp_path, "speed"):
+        for door, models in ((autoprune.compare, (tiny, tiny)), (autoprune.speed, (tiny,))):
+            call: Any = door
+            with pytest.raises(OutputError, match=r"--save .*: another autoprune run is making (comparison|speed)"):
+                call(*models, save=tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_bad_numbers_are_found_by_window() -> None:

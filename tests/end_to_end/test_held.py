@@ -167,3 +167,18 @@ def test_only_what_would_help_is_named() -> None:
     least = {"model": "demo", "sparsity_ratio": 0.5, "batch_size": 1, "activations": "disk", "memory": "8G"}
     (windows,) = remedies(recipe_from_flat({**least, "save_model": "out"}))
     assert "--nsamples" in windows
+    assert "--save_model" in remedies(recipe_from_flat(least))[-1]
+    assert len(remedies(recipe_from_flat({**least, "sparsity_ratio": 0}))) == 1, "nothing is saved by eval"
+
+
+@pytest.mark.parametrize("door", ["compare", "evaluate", "inspect", "prune", "rotate", "shrink"])
+def test_every_door_tells_what_needs_less_memory(door: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise MemoryError
+
+    place = f"autoprune.run.{'api' if door in ('evaluate', 'prune') else door}"
+    monkeypatch.setattr(f"{place}.open_model", full)
+    more: dict[str, tuple[Any, ...]] = {"compare": ("demo",), "rotate": (tmp_path / "o",), "shrink": (tmp_path / "o",)}
+    wanted: dict[str, Any] = {"shrink": {"blocks": 1}, "prune": {"sparsity_ratio": 0.5}}.get(door, {})
+    with pytest.raises(ShortageError, match=r"memory ran out \(MemoryError\); .*(--batch_size 1|--dtype bfloat16)"):
+        getattr(autoprune, door)("demo", *more.get(door, ()), **wanted)

@@ -183,12 +183,14 @@ def test_a_recipe_names_texts_that_it_can_not_hold(tiny: Path, texts: Texts, tmp
 
 
 def test_what_a_user_should_know_reaches_python(tiny: Path, texts: Texts, capfd: pytest.CaptureFixture[str]) -> None:
-    """Nothing is shown where nobody looks; events go to whoever asks for them."""
+    """Shown in a log, once and with nothing else, unless it is to be quiet; events go to whoever asks for them."""
     seen: list[Event] = []
     options: Options = {"calibration_data": texts.calibration, "sparsity_type": "1:4", **SETTINGS}
-    silent = autoprune.prune(tiny, **options)
+    logged = autoprune.prune(tiny, **options)
+    assert capfd.readouterr() == ("", "".join(f"autoprune: {text}\n" for text in logged.warnings))
+    silent = autoprune.prune(tiny, quiet=True, **options)
     told = autoprune.prune(tiny, emit=seen.append, **options)
-    assert silent.warnings == told.warnings == tuple(e.text for e in seen if isinstance(e, Notice))
+    assert logged.warnings == silent.warnings == told.warnings == tuple(e.text for e in seen if isinstance(e, Notice))
     assert any("1 of every 4" in text for text in told.warnings), told.warnings
     assert {Phase, BlockResult} <= {type(event) for event in seen}
     assert "warning: 1:4" in repr(told)

@@ -242,7 +242,7 @@ def test_a_second_run_is_refused_while_the_first_one_is_at_work(
     for more in ({}, {"resume": True}, {"overwrite": True}):
         answer = run_classic(capsys, flags(deep, texts, **BARBER, save_model=out, **more))
         assert answer.status == 2
-        assert f"--save_model {out}: another autoprune run is writing there; wait for it" in answer.err
+        assert f"{out}: another autoprune run is writing there; wait for it" in answer.err
     assert contents(partial(out)) == before
     os.kill(pid, signal.SIGCONT)
     assert forks.wait() == 0, log.read_text()

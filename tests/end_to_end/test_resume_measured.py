@@ -12,6 +12,7 @@ import pytest
 from autoprune.evaluation.perplexity import perplexity
 from autoprune.run import closing
 from autoprune.run import measure as measuring
+from autoprune.storage.identity import files_of
 from end_to_end.conftest import Run
 from end_to_end.test_resume_same import damp
 from end_to_end.tiny import Answer, Texts, change_weights, contents, flags, run_classic, save_tiny, write_words
@@ -126,3 +127,17 @@ def test_perplexities_survive_a_stop_in_zero_shot(
     assert seen == ["heldout.txt"]
     assert "is complete already; going on with what comes after" in answer.err
     assert list(values(tmp_path / "ppl")) == ["heldout.txt"]
+
+
+@pytest.mark.parametrize(
+    "file", ["tokenizer_config.json", "generation_config.json", "chat_template.jinja", "notes.md"]
+)
+def test_answers_depend_on_all_that_lies_beside_the_weights(tmp_path: Path, file: str) -> None:
+    """A task's figures are taken up only while tokenizer, template and generation_config.json are what they were."""
+    model = save_tiny(tmp_path / "model")
+    before = files_of(model)
+    (model / "README.md").write_text("a card is no part of it")
+    assert files_of(model) == before
+    with (model / file).open("a") as beside:
+        beside.write("\n")
+    assert files_of(model) != before

@@ -126,6 +126,18 @@ def twice_in_shards(directory: Path) -> None:
     (directory / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
 
 
+def shards_in_folders(directory: Path) -> None:
+    saved(directory)
+    held = stored(directory)
+    names = ["model-00001-of-00002.safetensors", "more/of it/model-00002.safetensors"]
+    (directory / "more/of it").mkdir(parents=True)
+    weight_map = {name: names[number % 2] for number, name in enumerate(held)}
+    for name in names:
+        store_as(directory, {key: held[key] for key in held if weight_map[key] == name}, name)
+    (directory / "model.safetensors").unlink()
+    (directory / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+
+
 def values_that_nothing_reads(directory: Path) -> None:
     saved(directory)
     store_as(directory, {**stored(directory), "model.causal_mask": torch.full((8, 8), float("-inf")).triu(1)})
@@ -161,6 +173,7 @@ CASES: list[Callable[[Path], None]] = [
     another_file,
     another_index,
     twice_in_shards,
+    shards_in_folders,
     values_that_nothing_reads,
     adapter_beside,
     half_with_wide_vectors,
@@ -196,7 +209,9 @@ def test_every_architecture_tied_and_untied_in_half_precision_with_wide_norms(
 
 
 @pytest.mark.parametrize(
-    "case", [another_file, another_index, adapter_beside, own_head, only_the_head], ids=lambda c: c.__name__
+    "case",
+    [another_file, another_index, shards_in_folders, adapter_beside, own_head, only_the_head],
+    ids=lambda c: c.__name__,
 )
 def test_a_pruned_copy_is_loaded_as_it_was_measured(tmp_path: Path, case: Callable[[Path], None]) -> None:
     from autoprune import prune as prune_model

@@ -34,7 +34,7 @@ EXPERTS: dict[str, tuple[dict[str, Any], str]] = {
 
 
 def shrink_tiny(dense: Path, out: Path, text: Path, **options: Any) -> autoprune.ShrinkResult:
-    chosen = {"heal": "none", "nsamples": 4, "seqlen": 16, "multiple": 16, **options}
+    chosen = {"heal": "none", "nsamples": 4, "seqlen": 16, **({"multiple": 16} if "mlp" in options else {}), **options}
     return autoprune.shrink(dense, out, calibration_data=write_words(text, 3000, 0), **chosen)
 
 

@@ -16,8 +16,7 @@ from pages import ROOT
 from autoprune.cli import commands, compare, rotate, shrink, speed
 from autoprune.recipe.options import RotationOptions, ShrinkOptions, SpeedOptions
 from autoprune.recipe.recipe import groups
-from autoprune.steps.options import ReconstructOptions
-from autoprune.steps.table import BUILT_IN
+from autoprune.steps.table import BUILT_IN, healing_options
 
 FILE = ROOT / "src/autoprune/recipe/keywords.py"
 HEAD = '''"""The options of Python's front doors, as type checkers and editors know them. Imports no torch.
@@ -76,7 +75,8 @@ def _door(name: str, door: str, chosen: tuple[str, ...] | None, without: tuple[s
     lines = [f"    {line}\n" for line in _fields(chosen, {*without, "model"})]
     if chosen is None:
         lines.append("    ratios: Mapping[str, float]\n")
-    alone = {"rotate": (RotationOptions,), "shrink": (ShrinkOptions, ReconstructOptions), "speed": (SpeedOptions,)}
+    smaller = (ShrinkOptions, *healing_options().values())
+    alone = {"rotate": (RotationOptions,), "shrink": smaller, "speed": (SpeedOptions,)}
     lines += [f"    {line}\n" for options in alone.get(door, ()) for line in _of(options, set())]
     return f'\n\nclass {name}(TypedDict, total=False):\n    """What ``autoprune.{door}`` takes."""\n\n{"".join(lines)}'
 
@@ -97,7 +97,7 @@ def _of(group: type, without: set[str]) -> Iterator[str]:
 
 def _type(field: dataclasses.Field[Any], hint: Any) -> str:
     if field.name in DATA:
-        return "Data"
+        return "Data | None" if field.name == "eval_data" else "Data"  # None: measure none
     if typing.get_origin(hint) is tuple:
         return "str | Sequence[str]"
     kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)

@@ -195,6 +195,8 @@ def test_a_finished_cell_ends_cleanly_while_its_starter_waits(options: dict[str,
     [
         ({"methods": ["wanda", "vanda"]}, "cell tiny vanda 0.5 seed 0: --steps 'vanda' is unknown"),
         ({"models": ["./nowhere"]}, "cell nowhere dense: --model ./nowhere: there is no such directory"),
+        ({"models": [str(Path(__file__).parent)]}, "cell unit dense: "),  # a directory, and no model in it
+        ({"options": {"memory": "much"}}, "cell tiny dense: --memory"),
         ({"options": {"eval_data": ["gone.txt"]}}, "cell tiny dense: --eval_data gone.txt: no such file"),
         ({"options": {"calibration_data": "gone.txt", "eval_data": ["demo"]}}, "--calibration_data gone.txt: no such"),
     ],

@@ -114,8 +114,48 @@ def test_content_in_parts(tmp_path: Path) -> None:
     """As models that also take pictures are talked to; only text can be read."""
     parts = [{"type": "text", "text": "w5 "}, {"type": "text", "text": "w6"}]
     assert turns_of([{"role": "user", "content": parts}]) == [{"role": "user", "content": "w5 w6"}]
-    with pytest.raises(ValueError, match="turn 1 has no role or no content of text"):
+    with pytest.raises(ValueError, match=r"turn 1 has a part that is no text \(image\)"):
         turns_of([{"role": "user", "content": [{"type": "image"}]}])
+
+
+def test_what_a_template_may_know_besides(tmp_path: Path) -> None:
+    """Calls of tools and their names, of JSON lines as of parquet, which gives every turn every field; an empty turn
+    is one.
+    """
+    call = [{"type": "function", "function": {"name": "w9", "arguments": "w8"}}]
+    turns = [
+        {"role": "system", "content": "w5"},
+        {"role": "user", "content": ""},
+        {"role": "assistant", "content": None, "tool_calls": call},
+        {"role": "tool", "content": "w6", "name": "w9"},
+    ]
+    template = (
+        "{% for turn in messages %}{{ turn.content }}{% for call in turn.tool_calls %} {{ call.function.name }}"
+        "{% endfor %}{{ ' ' + turn.name if turn.name is defined }} {% endfor %}"
+    )
+    tokenizer = chatty()
+    tokenizer.chat_template = template
+    for ending in ("jsonl", "parquet"):
+        got = calibrate(
+            write(tmp_path, "messages", [turns], ending), nsamples=1, seqlen=4, load_tokenizer=lambda: tokenizer
+        )
+        assert got.ids.tolist() == [word_ids("w5 w9 w6 w9")]
+    with pytest.raises(ValueError, match="turn 1 has no role or no content of text"):
+        turns_of([{"role": "assistant", "content": None}])
+
+
+def test_a_template_that_adds_what_can_not_be_added(tmp_path: Path) -> None:
+    tokenizer = chatty()
+    tokenizer.chat_template = "{% for turn in messages %}{{ 'x' + 1 }}{% endfor %}"
+    refused(
+        lambda: evaluate(write(tmp_path, "messages", TALKS), load_tokenizer=lambda: tokenizer), "conversation 1 can't"
+    )
+
+
+def test_an_empty_conversation_at_the_head(tmp_path: Path) -> None:
+    """Nothing tells that it is one but its name."""
+    path = write(tmp_path, "messages", [[], TALKS[0]])
+    refused(lambda: evaluate(path, load_tokenizer=chatty), "line 1", "`messages` holds no turns", "remove empty")
 
 
 def test_without_a_template(tmp_path: Path) -> None:

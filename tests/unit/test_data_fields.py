@@ -47,9 +47,18 @@ MESSAGES = {"prompt_id": "a1", "messages": [{"role": "user", "content": "tell me
                 "source_file",
                 "Id",
                 "sha256",
+                "docid",
+                "docno",
+                "idx",
+                "sampleId",
+                "threadURL",
+                "permalink",
             )
         ),
-        *(({name: "text"}, name) for name in ("raw", "valid", "paid", "statement", "identity", "caption", "profile")),
+        *(
+            ({name: "text"}, name)
+            for name in ("raw", "valid", "paid", "statement", "identity", "caption", "profile", "piano", "grid")
+        ),
     ],
 )
 def test_the_field_that_is_plainly_the_text(kinds: dict[str, Kind], field: str | None) -> None:

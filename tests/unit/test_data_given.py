@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas
+import pyarrow
 import pytest
 import torch
 from data_fixtures import calibrate, evaluate, no_tokenizer, refused, word_ids, word_tokenizer, words, write_texts
 from datasets import Dataset, DatasetDict
 from safetensors.torch import save_file
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 
 from autoprune.data.given import given
 from autoprune.data.handed import EVALUATION, recipe_given, source_of
@@ -26,6 +27,19 @@ from autoprune.recipe.recipe import Recipe
 FLAG = "--calibration_data"
 TEXTS = [words(40, 100 * i) for i in range(3)] + [words(5)]
 ROWS = torch.arange(96).reshape(6, 16)
+
+
+class Indexed:
+    """A torch Dataset, as many write it: without an iterator, and without an end."""
+
+    def __init__(self, items: Sequence[Any]) -> None:
+        self._items = items
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __getitem__(self, i: int) -> Any:
+        return self._items[i % len(self)]
 
 
 def drawn(data: Any, **options: Any) -> Windows:
@@ -55,8 +69,17 @@ def of(**options: Any) -> Recipe:
         pandas.DataFrame({"text": TEXTS, "n": [1] * 4}),
         Dataset.from_dict({"text": TEXTS, "n": [1] * 4}),
         Dataset.from_dict({"story": TEXTS})["story"],
+        pandas.Series(TEXTS, index=range(7, 11)),
+        pandas.Series(TEXTS).astype("category"),
+        pyarrow.table({"text": TEXTS, "n": [1] * 4}),
+        pyarrow.array(TEXTS),
+        Indexed([{"text": text} for text in TEXTS]),
+        (text for text in TEXTS),
     ],
-    ids=["list", "tuple", "array", "records", "frame", "dataset", "column"],
+    ids=[
+        *("list", "tuple", "array", "records", "frame", "dataset", "column"),
+        *("series", "category", "arrow", "arrow-column", "indexed", "generator"),
+    ],
 )
 def test_texts_give_the_windows_of_the_same_texts_in_a_file(data: Any, tmp_path: Path) -> None:
     file = write_texts(tmp_path / "a.jsonl", TEXTS)
@@ -94,8 +117,16 @@ def batches(size: int) -> DataLoader[Any]:
         batches(1),
         Dataset.from_dict({"input_ids": ROWS.tolist(), "text": ["a"] * 6}),
         [{"input_ids": row} for row in ROWS.tolist()],
+        DataLoader(TensorDataset(ROWS, ROWS.clone()), batch_size=4),
+        TensorDataset(ROWS, torch.ones_like(ROWS)),
+        [(row[None], row[None]) for row in ROWS],
+        Indexed([{"input_ids": row} for row in ROWS]),
+        pandas.Series(list(ROWS.numpy()), index=range(7, 13)),
     ],
-    ids=["tensor", "lists", "list-of-tensors", "encoding", "loader-4", "loader-1", "dataset", "records"],
+    ids=[
+        *("tensor", "lists", "list-of-tensors", "encoding", "loader-4", "loader-1", "dataset", "records"),
+        *("loader-of-pairs", "pairs", "as-papers-do", "indexed", "series"),
+    ],
 )
 def test_rows_of_ids_are_the_windows(data: Any, tmp_path: Path) -> None:
     save_file({"input_ids": ROWS}, tmp_path / "ids.safetensors")
@@ -184,6 +215,9 @@ def test_several_texts_to_measure(tmp_path: Path) -> None:
             [{"input_ids": [1, 2, 0], "attention_mask": [1, 1, 0]}],
             ["is padded (1 of 3 places, by its attention_mask)", "without padding"],
         ),
+        ([(ROWS[:1], torch.tensor([[1] * 15 + [0]]))], ["is padded (1 of 16 places"]),
+        ([b"a text"], ["a list whose first item is of type bytes"]),
+        ([[ROWS[0], ROWS[1]]], ["a list whose first item is of type list"]),
         ([{"input_ids": [1, 2]}, {"labels": [1]}], ["item 1 of the list has no `input_ids`, only labels"]),
         ([{"a": "x", "b": "y"}], ["records with the fields a, b", "rename the field"]),
         (Dataset.from_dict({"a": ["x"], "b": ["y"]}), ["Dataset with the columns a, b", "data['a']"]),

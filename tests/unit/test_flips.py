@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
 import pytest
 
 from autoprune.core.mcnemar import EXACT_UP_TO, mcnemar
-from autoprune.errors import DataError
+from autoprune.errors import DataError, NumericsError
 from autoprune.evaluation.flips import answers, flips
 from autoprune.results.types import TaskResult
 
@@ -83,6 +84,22 @@ def test_answers_of_a_task_that_also_asks_without_the_question() -> None:
     assert answers([doubled]) == {"acc": "1", "acc_norm": "0"}
 
 
+def test_answers_that_the_harness_judged_otherwise() -> None:
+    """Letters are counted of choices that the log does not hold where these are questions: acc_norm is left out; and
+    where its verdict is that of another choice.
+    """
+    asked = [(f"question with {word}", " so it goes") for word in ("yes", "no", "perhaps")]
+    assert answers([sample(0, [-1, -2, -3], 0, arguments=asked)]) == {"acc": "0"}
+    assert answers([sample(0, [-1, -2, -3], 0, target=0)])["acc"] == "0"
+    assert "acc" not in answers([sample(0, [-1, -2, -3], 0, target=1)])
+
+
+def test_likelihoods_that_are_no_numbers() -> None:
+    log = [*DENSE[:2], {**DENSE[2], "filtered_resps": [(-1, False), (math.nan, False), (-2, False)]}]
+    with pytest.raises(NumericsError, match=r"item 2: the likelihood of an answer is NaN.*--dtype float32"):
+        answers(log)
+
+
 @pytest.mark.parametrize(
     ("one", "other", "p"),
     [(0, 0, 1.0), (0, 5, 0.0625), (1, 5, 14 / 64), (5, 1, 14 / 64), (3, 3, 1.0), (0, 20, 2.0**-19)],
@@ -118,11 +135,12 @@ def test_tasks_without_choices_are_refused(change: dict[str, Any]) -> None:
     [
         told(PRUNED[:-1]),
         told(PRUNED, items="others"),
+        dataclasses.replace(told(PRUNED), documents="others"),
         told(PRUNED, task="rte"),
         TaskResult("boolq", "1", 0, 5, {"acc": 0.5}, {}, {}, answers(PRUNED), "these"),
     ],
-    ids=["fewer items", "other items", "another task", "not judged item by item"],
+    ids=["fewer items", "other words", "other items", "another task", "not judged item by item"],
 )
 def test_answers_that_are_not_of_one_task(other: TaskResult) -> None:
     with pytest.raises(DataError, match="boolq: the two models answered other items"):
-        flips([told(DENSE)], [other])
+        flips([dataclasses.replace(told(DENSE), documents="these")], [other])

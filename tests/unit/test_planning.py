@@ -15,6 +15,7 @@ from autoprune.core.sparsity import SemiStructured, Unstructured
 from autoprune.errors import OutputError, RecipeError
 from autoprune.events import Event, Notice, silent
 from autoprune.machine.devices import choose_device
+from autoprune.recipe.options import ModelOptions
 from autoprune.recipe.recipe import Recipe, recipe_from_flat
 from autoprune.run.labels import method_label, target_label
 from autoprune.run.layout import TOKENS_PER_PASS, batch_size
@@ -151,7 +152,7 @@ def test_plan(tmp_path: Path) -> None:
         "calibration_data": write_words(tmp_path / "c.txt", 200, 0),
         "eval_data": [write_words(tmp_path / "h.txt", 200, 1)],
     }
-    subject = held_model(tiny_model(), tiny_tokenizer())
+    subject = held_model(tiny_model(), tiny_tokenizer(), ModelOptions())
     plan = make_plan(recipe(nsamples=3, ignore=["*.down_proj"], **texts), subject, silent, measure=True)
     assert plan.target == Unstructured(0.5)
     assert plan.seqlen == CONTEXT
@@ -173,7 +174,10 @@ def test_dense_plan_asks_for_nothing_but_texts_to_measure(tmp_path: Path) -> Non
         "calibration_data": "gone.txt",
     }
     plan = make_plan(
-        recipe(eval_data=[text], **options), held_model(tiny_model(), tiny_tokenizer()), silent, measure=True
+        recipe(eval_data=[text], **options),
+        held_model(tiny_model(), tiny_tokenizer(), ModelOptions()),
+        silent,
+        measure=True,
     )
     assert (plan.steps, plan.target, plan.calibration) == ((), None, None)
 
@@ -183,7 +187,10 @@ def test_notices(tmp_path: Path) -> None:
         seen: list[Event] = []
         texts = {"calibration_data": write_words(tmp_path / "c.txt", 3000, 0)}
         make_plan(
-            recipe(nsamples=1, **texts, **options), held_model(model, tiny_tokenizer()), seen.append, measure=False
+            recipe(nsamples=1, **texts, **options),
+            held_model(model, tiny_tokenizer(), ModelOptions()),
+            seen.append,
+            measure=False,
         )
         return [event.text for event in seen if isinstance(event, Notice)]
 
@@ -203,5 +210,5 @@ def test_a_model_that_sees_what_follows_has_no_perplexity(tmp_path: Path, decode
     told: list[Event] = []
     model = tiny_model("bert", is_decoder=decodes)
     chosen = recipe(sparsity_ratio=0, eval_data=str(words), seqlen=16)
-    make_plan(chosen, held_model(model, tiny_tokenizer()), told.append, measure=True)
+    make_plan(chosen, held_model(model, tiny_tokenizer(), ModelOptions()), told.append, measure=True)
     assert any("sees the tokens behind the one that it predicts" in str(event) for event in told) is not decodes

@@ -8,19 +8,22 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from test_report_distance import answered, shift
 from test_report_samples import row, sample_rows
 
 from autoprune.cli.main import main
 from autoprune.errors import DataError
 from autoprune.report import needs
+from autoprune.report.accuracy import accuracy_findings, accuracy_table
 from autoprune.report.publish import FORMATS, published
 from autoprune.report.significance import findings, paired, two_sided
 from autoprune.results.codec import dump_json, from_jsonable, read_rows, row_from_json
 from autoprune.results.tidy import Results
-from autoprune.results.types import About, Cost, EvaluationRow
+from autoprune.results.types import About, Cost, EvaluationRow, ZeroShotResult
 
 LATEX = shutil.which("pdflatex") or shutil.which("tectonic")
 
@@ -141,13 +144,79 @@ def test_pandas_reads_the_csv() -> None:
     assert frame.groupby("method")["wikitext2 (128)"].count().to_dict() == {"dense": 1, "wanda": 4, "wanda+barber": 4}
 
 
+def whole_rows() -> list[EvaluationRow]:
+    """With all that a table can hold, and names that every format has to escape."""
+    dense = answered(row("dense", "dense", 10, seed=None, model="some_owner/a_model"), "0122" * 9, "1001" * 9)
+    pruned = [
+        answered(row(name, "50 %", value, model="some_owner/a_model"), chosen, right)
+        for name, value, chosen, right in (
+            ("wanda & 1{0}% #~^ <b>*x*", 20, "0202" * 9, "1110" * 9),
+            ("_refit_", 1234.5, "0122" * 9, "1000" * 9),
+        )
+    ]
+    return [dense, *(replace(r, shifts={"wikitext2": shift(0.1 * i)}) for i, r in enumerate(pruned, start=1))]
+
+
 @pytest.mark.skipif(LATEX is None, reason="needs a LaTeX compiler")
-def test_latex_compiles(tmp_path: Path) -> None:
-    body = published([*sample_rows(), row("my_method & 1{0}% #~^", "50 %", 20)], "latex")
-    text = "\\documentclass{article}\\usepackage{booktabs}\\begin{document}\n" + body + "\\end{document}\n"
-    (tmp_path / "table.tex").write_text(text)
-    subprocess.run([str(LATEX), "table.tex"], cwd=tmp_path, check=True, timeout=120, stdin=subprocess.DEVNULL)
+@pytest.mark.parametrize("rows", [sample_rows(), whole_rows()], ids=["perplexity", "all"])
+def test_latex_compiles(tmp_path: Path, rows: list[EvaluationRow]) -> None:
+    """Without any package."""
+    body = published(rows, "latex")
+    text = "\\documentclass{article}\\begin{document}\n" + body + "\\end{document}\n"
+    (tmp_path / "table.tex").write_text(text, encoding="utf-8")
+    command = [str(LATEX), "-halt-on-error", "table.tex"] if "pdflatex" in str(LATEX) else [str(LATEX), "table.tex"]
+    subprocess.run(command, cwd=tmp_path, check=True, timeout=120, stdin=subprocess.DEVNULL)
     assert (tmp_path / "table.pdf").stat().st_size > 1000
+
+
+def test_no_letter_that_latex_lacks() -> None:
+    """What is left of a language's own letters is in names that people chose."""
+    assert published(whole_rows(), "latex").isascii()
+
+
+def test_captions_say_what_was_measured_on_what() -> None:
+    text = published(whole_rows(), "md")
+    assert "Model: some\\_owner/a\\_model." not in text  # letters on both sides need no mark
+    assert "Model: some_owner/a_model." in text
+    assert "Text: wikitext2, 10 windows of 128 tokens." in text
+    assert "Tasks: boolq, 36 items, 0 examples before each." in text
+    assert "± is the standard deviation over 2 seeds" in published(sample_rows(), "md")
+    rows = [row("wanda", "50 %", 9 + s, seed=s, calibration_data="/a/b/c4.txt", seqlen=64) for s in (0, 1)]
+    assert "Calibration: c4.txt, 8 windows of 64 tokens, seeds 0, 1." in published(rows, "latex")
+
+
+def test_markdown_shows_names_as_they_are() -> None:
+    """As a renderer of it does."""
+    renderer = pytest.importorskip("markdown_it").MarkdownIt("commonmark").enable("table")
+    page = renderer.render(published(whole_rows(), "md"))
+    assert "<td>wanda &amp; 1{0}% #~^ &lt;b&gt;*x*</td>" in page.replace(' style="text-align:left"', "")
+    assert "<td>_refit_</td>" in page
+    assert "<strong>20.00</strong>" in page
+    assert "<em>" not in page and "\\" not in page
+
+
+def test_the_best_is_stressed_and_judged_by_its_items() -> None:
+    """27 of 36 items are right, 9 of them beside 18 that the dense model has."""
+    table = accuracy_table(Results(whole_rows()), "acc")
+    assert [sorted(column.strong) for column in table.columns if column.head in ("boolq", "mean acc of 1")] == [
+        [1],
+        [1],
+    ]
+    (said,) = accuracy_findings(Results(whole_rows()))
+    assert said.startswith("Most often right at 50 % by acc, mean of 1 task: wanda & 1{0}% #~^ <b>*x*, 75.0 %.")
+    assert (
+        "The dense model is lower by 25.0 ± 14.1 points on the same items, which may be chance (paired, p = 0.0"
+        in said
+    )
+    assert (
+        "Next, _refit_, is lower by 50.0 ± 8.5 points on the same items, a clear difference (paired, p < 0.001)"
+        in said
+    )
+    other = whole_rows()
+    assert other[2].zeroshot is not None
+    (task,) = other[2].zeroshot.tasks
+    other[2] = replace(other[2], zeroshot=ZeroShotResult((replace(task, items="others"),)))
+    assert "Next" not in next(accuracy_findings(Results(other)))
 
 
 @pytest.mark.parametrize("lacking", [("jinja2",), ("jinja2", "matplotlib")])

@@ -15,7 +15,8 @@ from autoprune.report.layers import exchange_table, exchange_totals, layer_table
 from autoprune.report.page import render_html
 from autoprune.report.tables import bits_table, comparison, perplexity_log
 from autoprune.results import numbers
-from autoprune.results.table import Table, from_rows, print_table, to_latex, to_markdown, to_text
+from autoprune.results.latex import to_latex
+from autoprune.results.table import Table, from_rows, print_table, to_markdown, to_text
 from autoprune.results.tidy import Results
 from autoprune.results.types import Cost, EvaluationRow, PruningSummary
 from autoprune.results.variants import Spread
@@ -180,6 +181,9 @@ def test_markdown_parses_back() -> None:
     assert all(re.fullmatch("-+", c) for c in cells[1][:2])
     assert all(re.fullmatch("-+:", c) for c in cells[1][2:])
     assert cells[4][3] == "**16.65 ± 0.64**"
+    assert r"a\|b, \*.mlp, __x__, a_b".replace("__", r"\_\_") in to_markdown(
+        comparison(Results([row("a|b, *.mlp, __x__, a_b", "50 %", 3)]))
+    )
     assert r"a\|b" in to_markdown(comparison(Results([row("a|b", "50 %", 3)])))
 
 
@@ -221,13 +225,25 @@ def test_csv_parses_back() -> None:
 def test_latex_parses_back() -> None:
     """Balanced environment, the same number of cells in every line, special characters escaped."""
     text = to_latex(comparison(Results([*sample_rows(), row("my_method & 1{0}%", "50 %", 20)])))
-    assert text.startswith(r"\begin{tabular}{llrrrr}")
+    assert text.startswith(r"\begin{tabular}{llrr@{}lr@{}lr@{}l}")
     assert text.endswith("\\end{tabular}\n")
     body = [line for line in text.splitlines() if line.endswith(r"\\")]
-    assert {len(re.findall(r"(?<!\\)&", line)) for line in body} == {5}
+    assert {len(re.findall(r"(?<!\\)&", line)) for line in body[1:]} == {8}
+    assert len(re.findall(r"(?<!\\)&", body[0])) + body[0].count("multicolumn") == 8
     assert r"my\_method \& 1\{0\}\%" in text
-    assert r"\textbf{16.65 $\pm$ 0.64}" in text
+    assert r"\textbf{16} & \textbf{.65 $\pm$ 0.64}" in text
     assert not re.search(r"(?<!\\)%", text)
+
+
+def test_latex_numbers_meet_at_the_point() -> None:
+    """Whatever their digits; equal digits need no second column, and a hyphen is no minus."""
+    cells = [("a", "0.0312", "-10.0 %", "-"), ("b", "1.5e-06", "+5.0 %", "1,024"), ("c", "812", "-", "9")]
+    text = to_latex(Table(from_rows(["x", "kld", "change", "peak"], cells)), "Of a_b")
+    assert r"\begin{tabular}{lr@{}lrr}" in text
+    assert r"a & 0 & .0312 & $-$10.0\,\% & --" in text
+    assert r"b & 1 & .5$\cdot10^{-6}$ & +5.0\,\% & 1,024" in text
+    assert r"c & 812 &  & -- & 9" in text
+    assert r"\caption{Of a\_b}" in text and text.startswith(r"\begin{table}")
 
 
 def shown(table: Table, width: int) -> list[str]:

@@ -133,12 +133,14 @@ def test_copies_of_the_weights_are_left_where_they_are(repo: Repo, tmp_path: Pat
 
 def test_shards_are_those_that_the_index_names(repo: Repo, tmp_path: Path) -> None:
     (tmp_path / "repo" / SINGLE).unlink()
-    for name in ("model-00001-of-00001.safetensors", "model-00002-of-00009.safetensors"):
-        save_file({"w": ones(2)}, tmp_path / "repo" / name)
-    index = {"weight_map": {"w": "model-00001-of-00001.safetensors"}}
-    (tmp_path / "repo" / INDEX).write_text(json.dumps(index))
-    fetch(repo, tmp_path / "cache")
-    assert {name for name in repo.got if "safetensors" in name} == {INDEX, "model-00001-of-00001.safetensors"}
+    named = {"w": "model-00001-of-00001.safetensors", "v": "more/model-00002.safetensors"}
+    (tmp_path / "repo/more").mkdir()
+    for tensor, name in (*named.items(), ("u", "model-00002-of-00009.safetensors"), ("u", "more/x.safetensors")):
+        save_file({tensor: ones(2)}, tmp_path / "repo" / name)
+    (tmp_path / "repo" / INDEX).write_text(json.dumps({"weight_map": named}))
+    found = fetch(repo, tmp_path / "cache")
+    assert {name for name in repo.got if "safetensors" in name} == {INDEX, *named.values()}
+    assert Checkpoint.open(found).shards == named
 
 
 def test_a_named_weight_file_is_fetched(repo: Repo, tmp_path: Path) -> None:

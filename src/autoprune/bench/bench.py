@@ -16,6 +16,8 @@ from autoprune.data.sources import parse_source
 from autoprune.data.windows import CALIBRATION_FLAG
 from autoprune.errors import AutoPruneError, RecipeError
 from autoprune.events import Emit, Phase, silent
+from autoprune.recipe.checks import place_word, short
+from autoprune.recipe.recipe import Recipe
 from autoprune.report.needs import check_pages
 from autoprune.report.progress import following
 from autoprune.report.publish import formats, tables_of
@@ -24,7 +26,9 @@ from autoprune.results.shown import screen
 from autoprune.results.table import Table, to_html, to_text
 from autoprune.results.tidy import Results
 from autoprune.results.types import EvaluationRow
+from autoprune.run.sizes import parse_memory
 from autoprune.storage.locate import locate
+from autoprune.storage.source import open_checkpoint
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -83,11 +87,11 @@ def benchmark(
     cell names a step, a model, a text or a task that is not there; OutputError if another run is at work in the
     directory.
     """
-    if jobs < 1:
-        raise RecipeError(f"--jobs {jobs} is too small; give at least 1")
+    if isinstance(jobs, bool) or not isinstance(jobs, int) or jobs < 1:
+        raise RecipeError(f"--jobs {short(jobs)} is no number of processes; give a whole number, at least 1")
     check_pages("autoprune bench")
-    start, directory = time.monotonic(), Path(directory)
-    chosen = make_grid(grid) if isinstance(grid, Mapping) else read_grid(Path(grid))
+    start, directory = time.monotonic(), place_word(directory, "directory")
+    chosen = make_grid(grid) if isinstance(grid, Mapping) else read_grid(place_word(grid, "grid"))
     with following(emit, quiet=quiet) as seen:
         seen(Phase("checking the grid"))
         check_cells(chosen, seen)
@@ -113,6 +117,8 @@ def check_cells(grid: Grid, emit: Emit = silent) -> None:
         texts = [("--eval_data", word) for word in recipe.evaluation.eval_data]
         models = [(recipe.model.model, recipe.model.revision), (recipe.chosen.pruned_model, None)]
         try:
+            if recipe.run.memory:
+                parse_memory(recipe.run.memory)
             if recipe.target is not None:
                 texts += [(CALIBRATION_FLAG, word) for word in words_of(recipe.calibration.calibration_data)]
             for flag, word in texts:
@@ -120,7 +126,7 @@ def check_cells(grid: Grid, emit: Emit = silent) -> None:
                     parse_source(word, flag)
             for model in models:
                 if model[0] and model not in seen:
-                    locate(model[0], recipe.model.cache_dir, model[1])
+                    _check_model(model[0], recipe, model[1])
             if recipe.zeroshot.tasks and recipe.zeroshot not in seen:
                 from autoprune.evaluation.tasks import check_tasks
 
@@ -128,3 +134,10 @@ def check_cells(grid: Grid, emit: Emit = silent) -> None:
         except AutoPruneError as error:
             raise type(error)(f"cell {cell.name}: {error}") from error
         seen |= {*texts, *models, recipe.zeroshot}
+
+
+def _check_model(word: str, recipe: Recipe, revision: str | None) -> None:
+    """Raises: ModelError if there is no such model, or if its files are not whole."""
+    place = locate(word, recipe.model.cache_dir, revision)
+    if place.is_dir():  # a GGUF file would be read as a whole
+        open_checkpoint(place)

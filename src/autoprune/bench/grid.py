@@ -18,6 +18,7 @@ import autoprune
 from autoprune.core.sparsity import parse_target
 from autoprune.data.mix import split_mix, words_of
 from autoprune.errors import AutoPruneError, RecipeError
+from autoprune.recipe.checks import short
 from autoprune.recipe.recipe import Recipe, recipe_from_flat
 from autoprune.steps.classic import StepOptions, step_names
 from autoprune.storage.locate import DEMO
@@ -123,7 +124,9 @@ def _cells(table: Mapping[str, Any]) -> Iterator[Cell]:
         yield Cell(f"{_short(model)} dense", {**as_it_is, "model": model, "sparsity_ratio": 0.0})
         for target, entry, seed in itertools.product(table["targets"], table["methods"], table.get("seeds", [0])):
             method, kind = _method(entry), _target(target)
-            if str(target) not in [str(t) for t in method.get("only", [target])]:
+            if not isinstance(only := method.get("only", [target]), (list, tuple)):
+                raise RecipeError(f"only {short(only)} of a method is no list of targets; give such as ['2:4']")
+            if str(target) not in map(str, only):
                 continue
             options = {k: v for k, v in method.items() if k not in METHOD_KEYS}
             name = method.get("name") or method_word(options)
@@ -135,6 +138,8 @@ def method_word(options: Mapping[str, Any]) -> str:
     """The steps of an entry in one word. Raises: RecipeError if it names them in two ways."""
     names = {field.name for field in dataclasses.fields(StepOptions)} & set(options)
     steps = options.get("steps", ())
+    if not isinstance(steps, (str, list, tuple)):
+        raise RecipeError(f"steps {short(steps)} of a method is no list of words; give such as ['wanda', 'refit']")
     steps = tuple(steps.replace(" ", "").split(",") if isinstance(steps, str) else map(str, steps))
     chosen = StepOptions(**{**{name: options[name] for name in names}, "steps": steps})
     if chosen.effort:

@@ -219,4 +219,7 @@ def show_shrink(result: ShrinkResult) -> None:
     )
     for block, (before, after) in result.healed.items():
         console.print(f"block {block}: error on held-out samples {before:.4f} -> {after:.4f}", highlight=False)
+    for step, loss in result.whole.items():
+        before, after = loss["held_out_before"], loss["held_out_after"]
+        console.print(f"{step}: loss on held-out samples {before:.4f} -> {after:.4f}", highlight=False)
     console.print(f"checkpoint: {result.directory}", highlight=False, soft_wrap=True)

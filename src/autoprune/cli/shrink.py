@@ -6,14 +6,14 @@ import argparse
 
 from autoprune.cli.flags import Parser, add_flags, add_options, given
 from autoprune.recipe.options import ShrinkOptions
-from autoprune.steps.options import ReconstructOptions
+from autoprune.steps.table import healing_options
 
 ABOUT = (
     "Writes a smaller dense model: fewer blocks, a narrower MLP, fewer experts. It is an ordinary checkpoint, which"
     " every engine runs as it runs the large one, with less to read and to multiply."
 )
 GROUPS = ("model", "calibration", "output", "run")
-WITHOUT = ("model", "protocol", "save_model", "save_ppl", "save_zeroshot", "delete")
+WITHOUT = ("model", "protocol", "save_model", "save_ppl", "save_zeroshot", "delete", "no_dense")
 
 
 def add_shrink(commands: argparse._SubParsersAction[Parser]) -> None:
@@ -27,7 +27,8 @@ def add_shrink(commands: argparse._SubParsersAction[Parser]) -> None:
     command.add_argument("model_word", metavar="MODEL", help="the dense model: hub id, local directory, or `demo`")
     command.add_argument("place", metavar="OUT", help="where the smaller model goes")
     add_options(command, ShrinkOptions)
-    add_options(command, ReconstructOptions)
+    for options in healing_options().values():
+        add_options(command, options)
     add_flags(command, GROUPS, WITHOUT)
 
 

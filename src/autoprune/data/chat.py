@@ -15,11 +15,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant"}  # what some call them
-Turn = dict[str, str]  # role and content
+Turn = dict[str, Any]  # role, content, and what else a template may know, such as tool_calls
 
 
 def turns_of(value: Any) -> list[Turn]:
-    """The turns of a record's conversation, of ``role`` and ``content`` or of ``from`` and ``value``.
+    """The turns of a record's conversation, of ``role`` and ``content`` or of ``from`` and ``value``; fields besides
+    these, such as ``tool_calls``, are left to the template.
 
     Raises: ValueError saying what is wrong with it.
     """
@@ -29,15 +30,29 @@ def turns_of(value: Any) -> list[Turn]:
 
 
 def _turn(number: int, turn: Any) -> Turn:
+    """Empty fields count as missing: a table has every field in every turn."""
     if not isinstance(turn, Mapping):
         raise ValueError(f"turn {number} is no record")
-    role, content = turn.get("role") or turn.get("from"), turn.get("content", turn.get("value"))
-    if isinstance(content, (list, tuple)):  # parts, of which only text can be read
-        parts = [part.get("text") if isinstance(part, Mapping) else part for part in content]
-        content = "".join(map(str, parts)) if all(isinstance(part, str) for part in parts) else None
+    there = {str(name): item for name, item in turn.items() if item is not None}
+    role, content = there.get("role") or there.get("from"), there.get("content", there.get("value"))
+    if isinstance(content, (list, tuple)):
+        content = _joined(number, content)
+    if content is None and there.get("tool_calls"):
+        content = ""  # it calls a tool and says nothing
     if not isinstance(role, str) or not isinstance(content, str):
         raise ValueError(f"turn {number} has no role or no content of text")
-    return {"role": ROLES.get(role, role), "content": content}
+    others = {name: item for name, item in there.items() if name not in ("role", "content", "from", "value")}
+    return {"role": ROLES.get(role, role), "content": content, **others}
+
+
+def _joined(number: int, parts: Sequence[Any]) -> str:
+    """Content in parts, of which only text can be read."""
+    texts = [part.get("text") if isinstance(part, Mapping) else part for part in parts]
+    for part, text in zip(parts, texts, strict=True):
+        if not isinstance(text, str):
+            kind = part.get("type", "unknown") if isinstance(part, Mapping) else type(part).__name__
+            raise ValueError(f"turn {number} has a part that is no text ({kind})")
+    return "".join(texts)
 
 
 class Rendered(Sequence[str]):
@@ -68,7 +83,7 @@ class Rendered(Sequence[str]):
         """Raises: DataError naming a conversation that the template refuses."""
         try:
             return str(self._tokenizer.apply_chat_template(turns_of(self._conversations[index]), tokenize=False))
-        except (ValueError, TemplateError) as error:
+        except (ValueError, TypeError, TemplateError) as error:  # a template may add what can't be added
             raise DataError(
                 f"{self._source.label}: conversation {index + 1} can't be rendered by the tokenizer's chat template"
                 f" ({error}); mend or remove it"

@@ -12,12 +12,16 @@ TEXTS = ("content", "document", "body", "article", "passage", "story", "sentence
 # Words that name, date or sort a text, or say that its strings are written conversations; a field of such a name holds
 # no text.
 _ABOUT = re.compile(
-    r"(?:^|_|-|\W)(?:u?uid|uuid|guid|ids?|url|uri|link|hash|sha\d*|md5|digest|key|name|title|source|lang|language|"
-    r"label|tag|"
-    r"split|subset|category|domain|date|time|timestamp|created|updated|author|user|license|filename|"
-    r"file|path|type|kind|messages|conversations?|dialogs?|dialogues?|turns)$",
+    r"(?:^|_|-|\W)(?:u?uid|uuid|guid|ids?|idx|index|url|uri|link|permalink|slug|hash|sha\d*|md5|digest|checksum|key|"
+    r"name|title|number|no|ref|reference|source|origin|dataset|lang|language|label|tag|split|subset|category|domain|"
+    r"topic|date|time|timestamp|created|updated|author|user|speaker|role|model|license|filename|file|path|type|kind|"
+    r"format|version|status|thread|session|messages|conversations?|dialogs?|dialogues?|turns)$"
+    r"|^(?:doc|q|p|s|row|item|sample|example|question|record|conversation|thread|session)(?:ids?|idx|nos?)$"
+    r"|(?-i:[a-z](?:Ids?|IDs?|Idx|Index|Url|URL|Key|Hash|Name|Title|Path|Date)$)",
     re.IGNORECASE,
 )
+
+_TALKS = re.compile(r"messages|conversations?|dialogs?|dialogues?|turns", re.IGNORECASE)
 
 
 def text_field(kinds: Mapping[str, Kind]) -> str | None:
@@ -55,6 +59,11 @@ def why_not(kinds: Mapping[str, Kind], word: str = "column") -> str:
             f"its {word} `{talks}` holds conversations, which are not rendered here; write them as texts once, in"
             f' Python, a line {{"text": tokenizer.apply_chat_template(row["{talks}"], tokenize=False)}} for each row'
             ' (turns of "from" and "value" have to become "role" and "content" first)'
+        )
+    if empty := [name for name, kind in kinds.items() if kind == "nested" and _TALKS.fullmatch(name)]:
+        return (
+            f"its {word} `{empty[0]}` holds no turns of role and content, or of from and value, that tell what it is;"
+            " remove empty conversations"
         )
     strings = [name for name, kind in kinds.items() if kind == "text"]
     if len(strings) == 1:

@@ -64,15 +64,25 @@ def given(value: Any, flag: str, limit: int | None = None) -> Given:
         return _rows([value], name, flag, limit)
     if isinstance(value, (set, frozenset)):
         raise DataError(f"{flag}: a {name} has another order in every process; give a list, such as sorted(texts)")
-    if home == "pandas" and hasattr(value, "columns"):
-        return _listed(value.to_dict("records"), name, flag, limit)
+    if (rows := _table_rows(value, home)) is not None:
+        return _listed(rows, name, flag, limit)
     if hasattr(value, "dtype") and hasattr(value, "shape"):
-        if getattr(value.dtype, "kind", "i") in "OUT":  # strings, of numpy or pandas
+        if getattr(value.dtype, "kind", "i") in "OUT":  # strings of numpy's
             return _listed(value.tolist(), name, flag, limit)
         return _ids(_tensor(value, flag), name, flag)
+    if hasattr(value, "__getitem__") and hasattr(value, "__len__") and not isinstance(value, Iterable):
+        value = [value[i] for i in range(len(value))]  # a torch Dataset, of which many have no iterator
     if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Iterable):
         raise DataError(f"{flag}: {short(value)} is of type {name}; give {TAKEN}")
     return _listed(value, name, flag, limit)
+
+
+def _table_rows(value: Any, home: str) -> list[Any] | None:
+    """The records of a table, or the values of its column, of the libraries that have such; None of anything else."""
+    if home == "pandas":
+        return value.to_dict("records") if hasattr(value, "columns") else value.tolist()  # type: ignore[no-any-return]
+    ways = {"polars": "to_dicts" if hasattr(value, "columns") else "to_list", "pyarrow": "to_pylist"}
+    return getattr(value, ways[home])() if home in ways else None
 
 
 def _listed(value: Iterable[Any], name: str, flag: str, limit: int | None) -> Given:
@@ -93,7 +103,7 @@ def _listed(value: Iterable[Any], name: str, flag: str, limit: int | None) -> Gi
         return _records(list(everything), name, flag)
     if _is_number(first):
         return _ids(_tensor(list(everything), flag), name, flag)
-    if isinstance(first, Mapping) or hasattr(first, "shape") or _whole(first):
+    if isinstance(first, Mapping) or hasattr(first, "shape") or _whole(first) or _is_pack(first):
         return _rows(everything, name, flag, limit)
     raise DataError(
         f"{flag}: a {name} whose first item is of type {type(first).__name__} ({short(first)}); give {TAKEN}"
@@ -101,7 +111,22 @@ def _listed(value: Iterable[Any], name: str, flag: str, limit: int | None) -> Gi
 
 
 def _whole(item: Any) -> bool:
-    return isinstance(item, Sequence) and bool(item) and _is_number(item[0])
+    return isinstance(item, Sequence) and not isinstance(item, bytes) and bool(item) and _is_number(item[0])
+
+
+def _is_pack(item: Any) -> bool:
+    """Whether it is a batch as a TensorDataset's loader and the papers' programs hand it out: a tuple, or a list, of
+    tensors of which the first holds the token ids. In a list these have two dimensions: a list of rows is no batch.
+    """
+    if not isinstance(item, (list, tuple)) or not item:
+        return False
+    return len(getattr(item[0], "shape", ())) >= (1 if isinstance(item, tuple) else 2)
+
+
+def _mask_in(pack: Sequence[Any]) -> Any:
+    """What of a batch of tensors beside its token ids is an attention mask, to judge by its shape and values."""
+    like = [part for part in pack[1:] if getattr(part, "shape", None) == pack[0].shape]
+    return next((part for part in like if bool(((part == 0) | (part == 1)).all())), None)
 
 
 def _is_number(item: Any) -> bool:
@@ -190,6 +215,8 @@ def _part(item: Any, number: int, name: str, flag: str) -> Tensor:
     import torch
 
     hidden = item.get("attention_mask") if isinstance(item, Mapping) else None
+    if _is_pack(item):
+        item, hidden = item[0], _mask_in(item)
     if isinstance(item, Mapping) and IDS not in item:
         raise DataError(f"{flag}: item {number} of the {name} has no `{IDS}`, only {', '.join(map(str, item))}")
     found = _tensor(item[IDS] if isinstance(item, Mapping) else item, flag)

@@ -27,6 +27,8 @@ def recipe_given(values: Mapping[str, Any]) -> Recipe:
     where they are not given. Raises: DataError for data that can't be used, RecipeError as ``recipe_from_flat`` does.
     """
     held = Held()
+    if values.get("eval_data", ()) is None:  # no text at all: whoever was asked has seen it
+        values = {name: value for name, value in values.items() if name != "eval_data"}
     words = _words(values, held, values.get("nsamples"))
     shape = {} if values.get("protocol") is not None else _shape(held, values.get("seqlen"))
     return dataclasses.replace(recipe_from_flat({**shape, **values, **words}), held=held)

@@ -85,6 +85,9 @@ def _conversation(source: Source, number: int, field: str, value: Any) -> list[T
         ) from error
     for turn in turns:
         _encodable(source, number, turn["content"])
+        _encodable(
+            source, number, json.dumps(turn, ensure_ascii=False, default=str)
+        )  # what a template may know besides
     return turns
 
 
@@ -113,7 +116,7 @@ def _record(source: Source, number: int, raw: bytes) -> dict[str, Any]:
         raise DataError(
             f"{source.label}: line {number} is not UTF-8 at byte {error.start} of the line; save the file as UTF-8"
         ) from error
-    except ValueError as error:  # JSONDecodeError, or a number of absurd length
+    except (ValueError, RecursionError) as error:  # JSONDecodeError, a number of absurd length, or a deep nest
         where = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
         raise DataError(f"{source.label}: line {number} is not JSON ({where}); {_ONE_OBJECT}") from error
     if not isinstance(record, dict):

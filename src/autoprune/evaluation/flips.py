@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import string
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from autoprune.errors import DataError
+from autoprune.errors import DataError, NumericsError
 from autoprune.results.comparison import Flips, flips_between
 from autoprune.results.types import TaskResult
 
@@ -20,12 +21,19 @@ def answers(samples: Sequence[Sample], metrics: Collection[str] = METRICS) -> di
     for other tasks.
 
     ``acc`` chooses by likelihood, ``acc_norm`` by likelihood for each letter of the answer; a sample's ``delimiter``
-    is what the task puts before an answer.
+    is what stands before an answer. A metric by which the harness has judged otherwise is left out.
+    Raises: NumericsError naming an item of which a likelihood is NaN.
     """
     if not samples or not all(map(_has_choices, samples)):
         return {}
-    wanted = [metric for metric in METRICS if metric in metrics]
-    return {metric: "".join(LETTERS[_choice(sample, metric)] for sample in samples) for metric in wanted}
+    for sample in samples:
+        if any(math.isnan(float(likelihood)) for likelihood, _ in sample["filtered_resps"]):
+            raise NumericsError(
+                f"item {sample['doc_id']}: the likelihood of an answer is NaN; the model's activations overflow or its"
+                " weights are damaged; try --dtype float32"
+            )
+    found = {metric: _answers(samples, metric) for metric in METRICS if metric in metrics}
+    return {metric: word for metric, word in found.items() if word}
 
 
 def flips(dense: Sequence[TaskResult], pruned: Sequence[TaskResult]) -> tuple[Flips, ...]:
@@ -60,14 +68,34 @@ def _has_choices(sample: Sample) -> bool:
     return pairs and 2 <= len(scored) == len(sample.get("arguments", ())) <= len(LETTERS)
 
 
-def _choice(sample: Sample, metric: str) -> int:
-    """Of equals the first."""
-    scored = list(sample["filtered_resps"])
+def _answers(samples: Sequence[Sample], metric: str) -> str:
+    """A letter for each sample; empty if one can't be known."""
+    chosen = [_choice(sample, metric) for sample in samples]
+    if any(
+        choice is None or _contradicted(sample, metric, choice) for sample, choice in zip(samples, chosen, strict=True)
+    ):
+        return ""
+    return "".join(LETTERS[choice] for choice in chosen if choice is not None)
+
+
+def _choice(sample: Sample, metric: str) -> int | None:
+    """Of equals the first. None for ``acc_norm`` where the choices are different questions before one answer, for the
+    log does not hold the choices whose letters the harness counts.
+    """
+    scored, asked = list(sample["filtered_resps"]), list(sample["arguments"])
     if "acc_mutual_info" in sample:  # the second half are the answers without their question
-        scored = scored[: len(scored) // 2]
+        scored, asked = scored[: len(scored) // 2], asked[: len(asked) // 2]
     scores = [float(likelihood) for likelihood, _ in scored]
     if metric == "acc_norm":
+        if len({question for question, _ in asked}) > 1:
+            return None
         delimiter = len(sample.get("delimiter", " "))
-        letters = [len(answer) - delimiter for _, answer in sample["arguments"][: len(scores)]]
+        letters = [len(answer) - delimiter for _, answer in asked]
         scores = [score / max(1, count) for score, count in zip(scores, letters, strict=True)]
     return max(range(len(scores)), key=scores.__getitem__)
+
+
+def _contradicted(sample: Sample, metric: str, choice: int) -> bool:
+    """Whether the harness's own verdict is that of another choice."""
+    right, verdict = sample.get("target"), sample.get(metric)
+    return isinstance(right, int) and verdict in (0, 1) and (choice == right) != bool(verdict)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,15 @@ def harness() -> Any:
         ) from error
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     return lm_eval
+
+
+def delimiter(config: Mapping[str, Any], *, chat: bool) -> str:
+    """What the harness puts before an answer of a multiple-choice task: in a chat template nothing, unless the task
+    begins the answer itself and ends that without a space.
+    """
+    prefix = config.get("gen_prefix")
+    own = str(config.get("target_delimiter", " "))
+    return own if not chat or (prefix and not str(prefix)[-1].isspace()) else ""
 
 
 def no_data(task: str, error: BaseException) -> AutoPruneError:

@@ -9,10 +9,10 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from autoprune.errors import DataError, ModelError
+from autoprune.errors import DataError, ModelError, NumericsError
 from autoprune.evaluation.bars import bars_told
 from autoprune.evaluation.flips import answers, no_choices
-from autoprune.evaluation.harness import Respondent, folder_stamp, harness, listed, no_data, task_manager
+from autoprune.evaluation.harness import Respondent, delimiter, folder_stamp, harness, listed, no_data, task_manager
 from autoprune.evaluation.remember import Notes
 from autoprune.events import Emit, Notice, Phase, silent
 from autoprune.recipe.recipe import ZeroShotOptions
@@ -133,7 +133,7 @@ def zeroshot(
             emit(Phase(f"zero-shot: {asked.name}"))
             respondent = respondent or Respondent(model, tokenizer, batch)
             raw = respondent.ask(asked, chat=chat, limit=options.limit, manager=manager, emit=emit)
-            results, length = _results(raw, asked.name, emit), respondent.max_length
+            results, length = _results(raw, asked.name, emit, chat=chat), respondent.max_length
             if key:
                 notes.add(key, {"tasks": results, "max_length": length})
         found += results
@@ -165,13 +165,13 @@ def _key(asked: Asked, options: ZeroShotOptions) -> dict[str, object]:
     }
 
 
-def _results(raw: dict[str, Any], asked: str, emit: Emit) -> tuple[TaskResult, ...]:
-    """The figures of a task that was asked for, or of its members."""
+def _results(raw: dict[str, Any], asked: str, emit: Emit, *, chat: bool) -> tuple[TaskResult, ...]:
+    """The figures of a task that was asked for, or of its members; ``chat``: whether it was put in a chat template."""
     shown = _shown(raw, asked)
     members = {member for names in raw.get("group_subtasks", {}).values() for member in names}
     if silent_tasks := [name for name in raw["configs"] if name not in shown and name not in members]:
         emit(Notice(f"--tasks {', '.join(silent_tasks)}: lm-evaluation-harness gave no figure for it"))
-    return tuple(_task(raw, name) for name in shown)
+    return tuple(_task(raw, name, chat=chat) for name in shown)
 
 
 def _shown(raw: dict[str, Any], asked: str) -> list[str]:
@@ -181,7 +181,7 @@ def _shown(raw: dict[str, Any], asked: str) -> list[str]:
     return [name for name in raw["configs"] if name != asked and _metrics(raw, name)]
 
 
-def _task(raw: dict[str, Any], name: str) -> TaskResult:
+def _task(raw: dict[str, Any], name: str, *, chat: bool) -> TaskResult:
     numbers, values = raw["results"][name], _metrics(raw, name)
     errors = {metric: _number(numbers, _stderr(key)) for metric, key in values.items()}
     count = raw.get("n-samples", {}).get(name, {}).get("effective")
@@ -192,23 +192,32 @@ def _task(raw: dict[str, Any], name: str) -> TaskResult:
         count,
         {metric: float(numbers[key]) for metric, key in values.items()},
         {metric: error for metric, error in errors.items() if error is not None},
-        _correct(samples := _samples(raw, name), values),
-        answers(samples, values),
-        _digest(samples),
+        _correct(samples := _samples(raw, name, chat=chat), values),
+        _answers(name, samples, values),
+        _digest(samples, "prompt_hash"),
+        _digest(samples, "doc_hash"),
     )
 
 
-def _samples(raw: dict[str, Any], name: str) -> list[dict[str, Any]]:
+def _answers(name: str, samples: list[dict[str, Any]], metrics: Mapping[str, str]) -> dict[str, str]:
+    """Raises: NumericsError naming the task."""
+    try:
+        return answers(samples, metrics)
+    except NumericsError as error:
+        raise NumericsError(f"task {name}, {error}") from error
+
+
+def _samples(raw: dict[str, Any], name: str, *, chat: bool) -> list[dict[str, Any]]:
     """The log of a task, in the order of its items; of a group of tasks, those of its members one behind the other.
 
     Every entry has the delimiter that its task puts before an answer.
     """
     members = raw.get("group_subtasks", {}).get(name)
     if members:
-        return [sample for member in members for sample in _samples(raw, member)]
-    delimiter = raw["configs"].get(name, {}).get("target_delimiter", " ")
+        return [sample for member in members for sample in _samples(raw, member, chat=chat)]
+    before = delimiter(raw["configs"].get(name, {}), chat=chat)
     log = sorted(raw.get("samples", {}).get(name, []), key=lambda sample: sample["doc_id"])
-    return [{**sample, "delimiter": delimiter} for sample in log]
+    return [{**sample, "delimiter": before} for sample in log]
 
 
 def _metrics(raw: dict[str, Any], name: str) -> dict[str, str]:
@@ -241,7 +250,9 @@ def _correct(samples: list[dict[str, Any]], metrics: dict[str, str]) -> dict[str
     return found
 
 
-def _digest(samples: list[dict[str, Any]]) -> str:
-    """Which items were asked, and in which words; empty where the log does not say."""
-    words = [f"{sample['doc_id']} {sample['prompt_hash']}" for sample in samples if "prompt_hash" in sample]
+def _digest(samples: list[dict[str, Any]], of: str) -> str:
+    """A digest of the items' digests: of the words in which they were put, or of the items themselves; empty where
+    the log does not say.
+    """
+    words = [f"{sample['doc_id']} {sample[of]}" for sample in samples if of in sample]
     return hashlib.sha256("\n".join(words).encode()).hexdigest()[:16] if words else ""

@@ -8,6 +8,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from autoprune.core.sparsity import Target
+from autoprune.errors import RecipeError
 from autoprune.events import BlockResult, Emit, silent
 from autoprune.machine.ranks import ALONE, Ranks
 from autoprune.model.anatomy import select_layers
@@ -23,6 +24,7 @@ from autoprune.model.stream import Place
 from autoprune.model.survey import survey
 from autoprune.model.walk import Inputs, Store, prepare_inputs
 from autoprune.steps.base import Step
+from autoprune.steps.whole import ModelStep
 
 
 def prune_with(
@@ -43,8 +45,13 @@ def prune_with(
 
     ``target`` is one for all layers, or a mapping from the layers' full names. ``in_sequence``: the first pass prunes
     input group by input group. ``errors``: measure layer errors even where no step looks at data.
-    Raises: AutoPruneError as the steps do; RecipeError if a step can't work in sequence.
+    Raises: AutoPruneError as the steps do; RecipeError if a step can't work in sequence, or not block by block.
     """
+    if whole := [step.name for step in steps if isinstance(step, ModelStep)]:
+        raise RecipeError(
+            f"{whole[0]} works on the whole model behind the walk over its blocks, and this door only walks; use"
+            " autoprune.prune, or leave it out"
+        )
     uniform = target if not isinstance(target, Mapping) else None
     chosen = select_layers(store.anatomy, ignore, uniform)
     targets = target if isinstance(target, Mapping) else layer_targets(store.anatomy, chosen, target)

@@ -78,9 +78,7 @@ def _allocate(shape: tuple[int, ...], dtype: torch.dtype, place: Place) -> Tenso
         return _in_a_file(shape, dtype, folder, size)
     except OSError as error:
         elsewhere = (
-            "give a --save_model on another disk"
-            if place.folder
-            else "name another folder for temporary files (TMPDIR)"
+            "write the result to another disk" if place.folder else "name another folder for temporary files (TMPDIR)"
         )
         raise OutputError(
             f"--activations disk: {size / 2**20:,.0f} MiB of hidden states can't be put into {folder} ({error}); free"

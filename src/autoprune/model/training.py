@@ -6,11 +6,17 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from autoprune.core.problem import LayerSolution
 from autoprune.errors import RecipeError
 from autoprune.events import Progress
+from autoprune.model.calls import PROBE_TOKENS
+from autoprune.model.experts import eager_experts
+from autoprune.model.precision import computing_in
+from autoprune.model.stream import Place
+from autoprune.model.walk import Store, prepare_inputs, walk
 
 if TYPE_CHECKING:
     from autoprune.model.block import Block
@@ -131,6 +137,25 @@ def settled(word: str, runs: torch.dtype, reason: str) -> torch.dtype:
     raise RecipeError(
         f"the model does not run in {word} ({reason}); train it in {own} (--reconstruct_dtype, --distill_dtype)"
     )
+
+
+def check_precision(store: Store, word: str, ids: Int[Tensor, "samples tokens"]) -> None:
+    """Runs the model, block after block, on a few tokens in a precision that is asked for by name.
+
+    Raises: RecipeError if it does not run in it, which would only be seen when it is trained.
+    """
+    model, runs = store.anatomy.model, next(store.anatomy.model.parameters()).dtype
+    wanted = precision(word, model, store.device)
+
+    def run() -> None:
+        with computing_in(model, wanted), eager_experts(model):
+            inputs, stream = prepare_inputs(store, ids[:1, :PROBE_TOKENS], 1, Place("device", store.device))
+            for block in walk(store):
+                with computing_in(block.module, wanted):
+                    stream[0] = inputs.calls.of(0, block.index)(block.module, stream[0])
+
+    if word != "auto" and wanted is not runs and (reason := hindrance(run)):
+        settled(word, runs, reason)
 
 
 def precision(word: str, module: torch.nn.Module, device: torch.device) -> torch.dtype:

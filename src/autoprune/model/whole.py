@@ -1,10 +1,10 @@
-"""A whole pruned model whose kept weights, norms and biases are trained towards the dense model's predictions."""
+"""A whole pruned or smaller model whose kept weights, norms and biases learn the dense model's predictions."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from jaxtyping import Int
@@ -12,8 +12,10 @@ from torch import Tensor, nn
 
 from autoprune.core.divergence import mean_divergence
 from autoprune.events import Emit, Work
-from autoprune.model.calls import PROBE_TOKENS
+from autoprune.model.anatomy import Anatomy
+from autoprune.model.calls import PROBE_TOKENS, Mirror, replaced_forward
 from autoprune.model.layers import Layer
+from autoprune.model.stream import Stream
 from autoprune.model.training import hindrance, is_vector, precision, settled
 from autoprune.model.walk import Inputs
 
@@ -29,6 +31,11 @@ class WholeModel(Protocol):
         ...
 
     @property
+    def anatomy(self) -> Anatomy:
+        """Its blocks."""
+        ...
+
+    @property
     def device(self) -> torch.device:
         """Where it lies."""
         ...
@@ -39,12 +46,25 @@ class WholeModel(Protocol):
 
 
 @dataclass(frozen=True)
-class TwoModels:
-    """The blocks' parameters by their full names, as the model runs with them: dense, and pruned."""
+class LastStates:
+    """What the dense model's last block makes of the samples; norm and head, which both models have, make its
+    predictions of them.
+    """
 
-    dense: Values
+    stream: Stream
+    mirror: Mirror
+
+
+@dataclass(frozen=True)
+class TwoModels:
+    """The blocks' parameters by their full names, as the model runs with them: dense, and pruned.
+
+    Where the dense model has other blocks, its last hidden states stand for them.
+    """
+
+    dense: Values | LastStates
     pruned: Values
-    layers: Collection[str]  # names of the parameters that were pruned
+    layers: Collection[str]  # names of the parameters that are trained and have a pattern
     left: Sequence[tuple[str, Layer]] = ()  # experts inside of them that were not, with the parameter's name
     still: Collection[str] = ()  # names of the parameters of blocks that are left alone as a whole
 
@@ -78,11 +98,11 @@ class ModelTraining:
         self.patterns: Values = {name: value != 0 for name, value in self.values.items() if name in models.layers}
         self._left = [(name, layer) for name, layer in models.left if name in self._trained]
         self._own = {name: (p, p.data, p.requires_grad) for name, p in parameters.items()}
-        runs = next(iter(self._trained.values())).dtype
+        self._runs = next(iter(self._trained.values())).dtype
         try:
             self._begin(models, precision(compute_dtype, store.model, store.device))
-            if self._dtype is not runs and (reason := hindrance(self._try)):
-                self._begin(models, settled(compute_dtype, runs, reason))
+            if self._dtype is not self._runs and (reason := hindrance(self._try)):
+                self._begin(models, settled(compute_dtype, self._runs, reason))
         except BaseException:
             self.restore()
             raise
@@ -93,14 +113,16 @@ class ModelTraining:
         for name, (p, data, _) in self._own.items():
             p.requires_grad_(name in self._trained)
             p.data = models.pruned.get(name, data).to(dtype)
-        self._dense = {name: models.dense[name].to(dtype) for name in self._trained}
+        self._dense: Values | LastStates = models.dense
+        if not isinstance(models.dense, LastStates):
+            self._dense = {name: models.dense[name].to(dtype) for name in self._trained}
 
     def _try(self) -> Tensor:
         return self._store.logits(self._batches[0][:1, :PROBE_TOKENS])
 
     def gradients(self, values: Values, i: int) -> Values:
         """Those of the mean divergence on micro-batch ``i``."""
-        wanted = self._logits(self._dense, i)
+        wanted = self._wanted(i)
         self._put(values)
         with torch.enable_grad():
             mean_divergence(wanted, self._store.logits(self._batches[i])).backward()
@@ -112,7 +134,7 @@ class ModelTraining:
     @torch.no_grad()
     def judge(self, values: Values) -> float:
         """The mean divergence on the held-out micro-batches."""
-        losses = [float(mean_divergence(self._logits(self._dense, i), self._logits(values, i))) for i in self._judged]
+        losses = [float(mean_divergence(self._wanted(i), self._logits(values, i))) for i in self._judged]
         return sum(losses) / max(1, len(losses))
 
     def progress(self, phase: str, done: int, total: int) -> None:
@@ -124,6 +146,21 @@ class ModelTraining:
         for p, data, flag in self._own.values():
             p.data, p.grad = data, None
             p.requires_grad_(flag)
+
+    @torch.no_grad()
+    def _wanted(self, i: int) -> Tensor:
+        """The dense model's logits."""
+        if not isinstance(self._dense, LastStates):
+            return self._logits(self._dense, i)
+        hidden, wrap = self._dense.stream[i], self._dense.mirror.wrap
+        hidden = hidden.to(self._dtype) if hidden.dtype is self._runs else hidden
+
+        def finished(*_args: Any, **_kwargs: Any) -> object:
+            return wrap(hidden)
+
+        blocks = [block.module for block in self._store.anatomy.blocks]
+        with replaced_forward(blocks, [finished] * len(blocks)):
+            return self._store.logits(self._batches[i])
 
     @torch.no_grad()
     def _logits(self, values: Values, i: int) -> Tensor:

@@ -42,6 +42,8 @@ def as_declared(field: dataclasses.Field[Any], hint: Any, value: Any) -> Any:
         return value
     if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
         wanted = " or ".join(_WORDS.get(kind, kind.__name__) for kind in kinds)
+        if str in kinds and (usual := field.metadata.get("choices") or [field.default] * bool(field.default)):
+            wanted += f", such as {', '.join(map(repr, usual))}"
         raise RecipeError(
             f"--{field.name} {short(value)} is of the wrong kind; it must be {wanted}{_handed(field.name, value)}"
         )
@@ -50,8 +52,10 @@ def as_declared(field: dataclasses.Field[Any], hint: Any, value: Any) -> Any:
 
 def _handed(name: str, value: object) -> str:
     """Where texts themselves go, which are no words of a recipe."""
-    if name not in TEXTS or value is None:
+    if name not in TEXTS:
         return ""
+    if value is None:
+        return "; leave it out for the usual one"
     return f"; what is no name is given to autoprune.run(recipe, {name}=…) or autoprune.prune(…, {name}=…)"
 
 
@@ -68,9 +72,29 @@ def model_word(model: object) -> str:
         return model
     if isinstance(model, os.PathLike):
         return str(os.fspath(model))
-    raise RecipeError(
-        f"the model is of type {type(model).__name__}; give its hub id or its directory, which save_pretrained writes"
-    )
+    raise RecipeError(f"the model is of type {type(model).__name__}; {_model_meant(model)}")
+
+
+def _model_meant(model: object) -> str:
+    """What to give instead of something that only has to do with a model."""
+    has = dir(model)  # and nothing is read, for a property may raise
+    if "step_options" in has:
+        return "autoprune.run(recipe) does what a recipe says"
+    if "model" in has and "named_parameters" not in has:  # a pipeline, a trainer, a result of ours
+        also = ", or its .directory" if "directory" in has else ""
+        tokenizer = ", and its .tokenizer as tokenizer=" if "tokenizer" in has else ""
+        return f"give the model that it holds, its .model{also}{tokenizer}"
+    return "give its hub id or its directory, which save_pretrained writes"
+
+
+def place_word(place: object, name: str) -> Path:
+    """A file or directory that an argument names, ``~`` followed. Raises: RecipeError for anything that is no path."""
+    if not isinstance(place, (str, os.PathLike)):
+        raise RecipeError(f"{name} is of type {type(place).__name__} ({short(place)}); give a path")
+    word = os.fspath(place)
+    if not isinstance(word, str) or not word.strip() or not may_be_a_path(word):
+        raise RecipeError(f"{name} is no path of a file system ({short(word)}); give another one")
+    return Path(word).expanduser()
 
 
 _WORDS = {str: "a word", int: "a whole number", float: "a number", bool: "true or false", type(None): "None"}

@@ -43,7 +43,7 @@ def read_flat(path: Path) -> dict[str, Any]:
         found = tomllib.loads(raw.decode("utf-8")) if path.suffix.lower() == ".toml" else json.loads(raw)
     except OSError as error:
         raise RecipeError(f"--recipe {path}: can't be read ({error.strerror or error}); check the path") from error
-    except ValueError as error:  # of TOML, JSON and UTF-8
+    except (ValueError, RecursionError) as error:  # of TOML, JSON and UTF-8
         kind = "TOML" if path.suffix.lower() == ".toml" else "JSON (TOML is read from files that end in .toml)"
         raise RecipeError(f"--recipe {path}: is no {kind}: {error}") from error
     if isinstance(found, dict) and "format" in found:  # of a result

@@ -95,7 +95,7 @@ class PruneOptions(TypedDict, total=False):
     seed: int
     datasets_cache_dir: Place | None
     protocol: str | None
-    eval_data: Data
+    eval_data: Data | None
     compare: bool
     tasks: str | Sequence[str]
     num_fewshot: int | None
@@ -128,7 +128,7 @@ class EvaluateOptions(TypedDict, total=False):
     seed: int
     datasets_cache_dir: Place | None
     protocol: str | None
-    eval_data: Data
+    eval_data: Data | None
     tasks: str | Sequence[str]
     num_fewshot: int | None
     apply_chat_template: bool
@@ -154,7 +154,7 @@ class CompareOptions(TypedDict, total=False):
     trust_remote_code: bool
     seqlen: int | None
     datasets_cache_dir: Place | None
-    eval_data: Data
+    eval_data: Data | None
     tasks: str | Sequence[str]
     num_fewshot: int | None
     apply_chat_template: bool
@@ -208,7 +208,6 @@ class ShrinkChoices(TypedDict, total=False):
     batch_size: int
     activations: str
     memory: str | None
-    no_dense: bool
     quiet: bool
     blocks: float | None
     by: str
@@ -222,6 +221,9 @@ class ShrinkChoices(TypedDict, total=False):
     rate_trials: bool
     reconstruct_loss: str
     reconstruct_dtype: str
+    distill_epochs: int
+    distill_rate: float
+    distill_dtype: str
 
 
 class SpeedChoices(TypedDict, total=False):

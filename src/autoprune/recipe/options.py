@@ -7,7 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from autoprune.steps.options import HEALINGS, option
+from autoprune.steps.options import HEALING, HEALINGS, option
 
 ZEROSHOT_TASKS = ("boolq", "rte", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "openbookqa")
 PLACES = ("device", "cpu", "disk")
@@ -216,9 +216,10 @@ class ShrinkOptions:
         "reap", "which experts go: those that add least (REAP), or that fewest tokens go to", choices=("reap", "load")
     )
     heal: str = option(
-        HEALINGS[-1],
-        "what makes up for what went: nothing, blocks behind it scaled so that sizes fit, or blocks beside it trained",
-        choices=HEALINGS,
+        HEALING,
+        "what makes up for what went: nothing, blocks behind it scaled so that sizes fit, blocks beside it trained, or"
+        " then all blocks together (in memory as a whole)",
+        choices=tuple(HEALINGS),
     )
 
 

@@ -21,6 +21,7 @@ from autoprune.recipe.checks import (
     check_protocol,
     check_tasks_chosen,
     made,
+    place_word,
 )
 from autoprune.recipe.files import STEPS, flat_of, overridden, read_flat
 from autoprune.recipe.options import (
@@ -76,7 +77,7 @@ class Recipe:
 
         Raises: RecipeError if the file can't be read, holds no recipe, or one that can't be used.
         """
-        return recipe_from_flat(overridden(read_flat(Path(path)), options))
+        return recipe_from_flat(overridden(read_flat(place_word(path, "a recipe's path")), options))
 
     def __repr__(self) -> str:
         """All that is not as usual, as ``of`` takes it."""

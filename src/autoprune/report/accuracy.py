@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from autoprune.report.tables import names_of, target_breaks
+from autoprune.report.tables import leaders, names_of, target_breaks
 from autoprune.results import numbers
+from autoprune.results.comparison import same_items
 from autoprune.results.table import Column, Table, from_rows, to_text
 from autoprune.results.tidy import Results, changed
 from autoprune.results.types import EvaluationRow, TaskResult, ZeroShotResult
@@ -25,6 +26,7 @@ SHARES = (
     "acc_bytes",
     *(f"{level}_level_{how}_acc" for level in ("prompt", "inst") for how in ("strict", "loose")),  # IFEval's
 )  # in percent; others are no shares
+BOLD = " Bold: the highest of each target, among equal shares of zeros."
 CLEAR = 1.96  # standard errors from zero at which a difference is called clear
 
 
@@ -84,17 +86,26 @@ def accuracy_table(results: Results, metric: str) -> Table:
     tasks = [t for t in _tasks(results) if any(results.spread(v, metric, t) for v in results.variants)]
     shown = [v for v in results.variants if any(results.spread(v, metric, t) for t in tasks)]
     found = [[results.spread(v, metric, task) for task in tasks] for v in shown]
-    means = tuple(
-        f"{100 * statistics.fmean(s.mean for s in line if s):.1f}" if None not in line else "-" for line in found
-    )
-    columns = [*names_of(shown, models=len(results.models) > 1), Column(f"mean {metric} of {len(tasks)}", means)]
+    means = [100 * statistics.fmean(s.mean for s in line if s) if None not in line else None for line in found]
+    columns = [*names_of(shown, models=len(results.models) > 1)]
+    columns.append(_best_shown(results, shown, f"mean {metric} of {len(tasks)}", means))
     moved = [[s for task in tasks if (s := results.spread(v, changed(metric), task))] for v in shown]
     if any(moved):
         cells = tuple(f"{100 * statistics.fmean(s.mean for s in line):.1f}" if line else "-" for line in moved)
         columns.append(Column("answers changed", cells, spare=len(tasks) + 3))
-    for task in tasks:
-        columns.append(Column(task, tuple(_averaged(v, task, metric) for v in shown), spare=len(columns)))
-    return Table(tuple(columns), target_breaks(shown), f"{metric} in percent, higher is better")
+    for j, task in enumerate(tasks):
+        shares = [100 * s.mean if (s := line[j]) else None for line in found]
+        cells = tuple(_averaged(v, task, metric) for v in shown)
+        columns.append(replace(_best_shown(results, shown, task, shares), cells=cells, spare=len(columns)))
+    note = "± is the standard error over a task's items." + BOLD * any(column.strong for column in columns)
+    return Table(tuple(columns), target_breaks(shown), f"{metric} in percent, higher is better", note)
+
+
+def _best_shown(results: Results, shown: Sequence[Variant], head: str, values: Sequence[float | None]) -> Column:
+    """A column of percentages with one digit after the point, the highest of each target stressed."""
+    rounded = [None if value is None else round(value, 1) for value in values]
+    cells = tuple("-" if value is None else f"{value:.1f}" for value in values)
+    return Column(head, cells, strong=leaders(results, shown, rounded, lowest=False))
 
 
 def difference_table(results: Results, metric: str) -> Table:
@@ -114,7 +125,53 @@ def difference_table(results: Results, metric: str) -> Table:
         column = [line[j] for line in lines]
         strong = frozenset(i for i, d in enumerate(column) if d and d.clear)
         columns.append(Column(head, tuple(d.text if d else "-" for d in column), strong=strong, spare=j))
-    return Table(tuple(columns), target_breaks(pairs), f"{metric}, difference in percentage points")
+    note = "Item by item, ± is the standard error. Bold: further from zero than 1.96 standard errors."
+    return Table(tuple(columns), target_breaks(pairs), f"{metric}, difference in percentage points", note)
+
+
+def accuracy_findings(results: Results) -> Iterator[str]:
+    """A sentence for each model, target and accuracy: what is most often right of those with equal sparsity, and
+    whether the items bear out that it is better than the next, and worse than the dense model.
+    """
+    for metric in metrics_of(results):
+        for group in results.groups():
+            tasks = [t for t in _tasks(results) if all(results.spread(v, metric, t) for v in group)]
+            means = {
+                v: statistics.fmean(s.mean for t in tasks if (s := results.spread(v, metric, t)))
+                for v in group
+                if tasks
+            }
+            order = sorted(means, key=lambda v: -means[v])
+            if len(order) < 2:
+                continue
+            first, second = order[:2]
+            where = f"{first.model}, {first.target}" if len(results.models) > 1 else first.target
+            over = f"mean of {len(tasks)} task{'s' * (len(tasks) > 1)}"
+            said = [f"Most often right at {where} by {metric}, {over}: {first.name}, {100 * means[first]:.1f} %."]
+            dense = results.dense_of(first)
+            for other, words in ((dense, "The dense model"), (second, f"Next, {second.name},")):
+                if other and (apart := _over(first, other, tasks, metric)):
+                    said.append(f"{words} is {apart}.")
+            yield " ".join(said)
+
+
+def _over(variant: Variant, base: Variant, tasks: Sequence[str], metric: str) -> str | None:
+    """How much more often than the variant the base is right on the same items, and how sure that is; None if they
+    were asked others.
+    """
+    found = [d for task in tasks if (d := _difference(base, variant, task, metric))]
+    if (whole := _whole(found, len(tasks))) is None:
+        return None
+    side = "higher" if whole.mean > 0 else "lower"
+    if whole.error == 0:
+        return (
+            f"{side} by {100 * abs(whole.mean):.1f} points on every item" if whole.mean else "right on the same items"
+        )
+    p = math.erfc(abs(whole.mean) / whole.error / math.sqrt(2))
+    how = "a clear difference" if whole.clear else "which may be chance"
+    shown = "p < 0.001" if p < 0.001 else f"p = {p:.2g}"
+    size = f"{100 * abs(whole.mean):.1f} ± {100 * whole.error:.1f} points"
+    return f"{side} by {size} on the same items, {how} (paired, {shown})"
 
 
 def _comparisons(results: Results) -> Iterator[tuple[Variant, Variant]]:
@@ -125,7 +182,9 @@ def _comparisons(results: Results) -> Iterator[tuple[Variant, Variant]]:
 
 
 def _difference(variant: Variant, base: Variant, task: str, metric: str) -> Difference | None:
-    """None unless both answered the same number of samples."""
+    """None unless both answered the same samples."""
+    if not all(same_items(a, b) for a in _results(variant, task) for b in _results(base, task)):
+        return None
     ours, theirs = _rates(variant, task, metric), _rates(base, task, metric)
     if len(ours) != len(theirs) or len(ours) < 2:
         return None

@@ -8,7 +8,7 @@ from typing import Any
 from autoprune.core.shift import PredictionShift
 from autoprune.report.axes import WIDTH, colours_of, legend, legend_height, look_of, note, ticks
 from autoprune.report.draw import INK, LINES, MUTED, Drawing, canvas, finish
-from autoprune.report.tables import names_of, target_breaks
+from autoprune.report.tables import leaders, names_of, target_breaks, with_seeds
 from autoprune.results import numbers
 from autoprune.results.comparison import Flips, flips_between
 from autoprune.results.table import Column, Table
@@ -29,11 +29,14 @@ def distance_table(results: Results) -> Table:
     ]
     variants = [variant for variant, _ in lines]
 
-    def column(head: str, metric: str, *, percent: bool = False) -> Column:
+    def column(head: str, metric: str, *, percent: bool = False, lowest: bool = True) -> Column:
         found = [results.spread(variant, metric, text.label) for variant, text in lines]
-        return Column(
-            head, tuple(numbers.percent_spread_text(s) if percent else numbers.spread_text(s) for s in found)
-        )
+        strong = frozenset[int]()
+        for text in results.texts:
+            here = [abs(s.mean) if s and own is text else None for s, (_, own) in zip(found, lines, strict=True)]
+            strong |= leaders(results, variants, here, lowest=lowest)
+        cells = map(numbers.percent_spread_text, found) if percent else numbers.nats_texts(found)
+        return Column(head, tuple(cells), strong=strong)
 
     columns = (
         *names_of(variants, models=len(results.models) > 1),
@@ -41,11 +44,13 @@ def distance_table(results: Results) -> Table:
         column("KL divergence, nats", DIVERGENCE),
         column("median", DIVERGENCE_50),
         column("99 %", DIVERGENCE_99),
-        column("same top", SAME_TOP, percent=True),
+        column("same top", SAME_TOP, percent=True, lowest=False),
         column("Δp rms", DELTA_P, percent=True),
         column("ln(ppl ratio)", LOG_RATIO),
     )
-    return Table(columns, target_breaks(variants), "Distance from the dense model")
+    stressed = any(one.strong for one in columns)
+    note = with_seeds("Bold: the nearest of each target, among equal shares of zeros." if stressed else "", results)
+    return Table(columns, target_breaks(variants), "Distance from the dense model", note)
 
 
 def flips_table(results: Results) -> Table:
@@ -64,7 +69,9 @@ def flips_table(results: Results) -> Table:
         Column("wrong → correct", tuple(numbers.percent_text(f.wrong_to_correct / f.items) for f in flips)),
         Column("McNemar's p", tuple(f"{flip.p_value:.3g}" for flip in flips)),
     )
-    return Table(columns, target_breaks(variants), "Answers that are not the dense model's")
+    note = "Shares of the items; p is McNemar's, of so large a difference if both models were equally good."
+    note += " Of several seeds the first." if results.seeds > 1 else ""
+    return Table(columns, target_breaks(variants), "Answers that are not the dense model's", note)
 
 
 def distributions(results: Results, text: Text) -> list[Drawing]:

@@ -24,8 +24,8 @@ def distance_section(results: Results) -> Section:
             figures.append(Figure(tuple(drawn), caption))
     lead = (
         "KL divergence of the pruned model’s predictions from the dense model’s, mean over the second half of each"
-        " window; lower is better. Same top: share of tokens for which both put the same token first. Δp: how the"
-        " following token’s probability changed."
+        " window; lower is better, and the nearest of each target is bold. Same top: share of tokens for which both"
+        " put the same token first. Δp: how the following token’s probability changed."
     )
     table = distance_table(results)
     return Section("Distance from the dense model", lead if table.rows else "", table, tuple(figures))

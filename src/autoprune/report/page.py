@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from autoprune.report import charts
-from autoprune.report.accuracy import accuracy_table, difference_table, metrics_of
+from autoprune.report.accuracy import accuracy_findings, accuracy_table, difference_table, metrics_of
 from autoprune.report.distance import flips_table
 from autoprune.report.distance_page import distance_section
 from autoprune.report.layers import exchange_table, exchange_totals, layer_table
@@ -114,12 +114,12 @@ def _zeroshot(results: Results) -> Section:
     if (flips := flips_table(results)).rows:
         folds.append(Fold("Answers that are not the dense model’s (flips)", flips))
     lead = (
-        "Accuracy in percent by lm-evaluation-harness, higher is better; ± is the standard error over a task’s"
-        " samples, not over seeds. Differences are taken sample by sample, which leaves out what all methods find"
-        " hard; those beyond 1.96 standard errors are bold."
+        "Accuracy in percent by lm-evaluation-harness, higher is better, and the highest of each target is bold; ± is"
+        " the standard error over a task’s samples, not over seeds. Differences are taken sample by sample, which"
+        " leaves out what all methods find hard; those beyond 1.96 standard errors are bold."
     )
     table = accuracy_table(results, metrics[0]) if metrics else None
-    return Section("Zero-shot accuracy", lead, table, folds=tuple(folds))
+    return Section("Zero-shot accuracy", lead, table, folds=tuple(folds), notes=tuple(accuracy_findings(results)))
 
 
 def _layers(results: Results) -> Section:

@@ -15,7 +15,9 @@ from rich.progress import Progress as Drawn
 from rich.table import Column
 from rich.text import Text
 
+from autoprune.errors import RecipeError
 from autoprune.events import BlockResult, Emit, Event, Notice, Phase, Progress, Work, silent
+from autoprune.recipe.checks import short
 
 NARROW, WIDE = 70, 100  # columns of a terminal: below no bar, above a long one
 CELL_EVERY = 0.25  # seconds between two looks of the line in a notebook
@@ -45,8 +47,15 @@ def watching(*, quiet: bool) -> Iterator[Emit]:
 @contextlib.contextmanager
 def following(emit: Emit | None, *, quiet: bool) -> Iterator[Emit]:
     """What callers in Python see: what their own ``emit`` makes of it, else a line in a notebook or a bar on a
-    terminal, else nothing.
+    terminal, else notices alone.
+
+    Raises: RecipeError if ``emit`` can't be called.
     """
+    if emit is not None and not callable(emit):
+        raise RecipeError(
+            f"emit is of type {type(emit).__name__} ({short(emit)}); give a function that takes an event, or leave it"
+            " out"
+        )
     if emit is not None or quiet:
         yield emit or silent
     elif display := _notebook():
@@ -59,7 +68,13 @@ def following(emit: Emit | None, *, quiet: bool) -> Iterator[Emit]:
         with watching(quiet=False) as bar:
             yield bar
     else:
-        yield silent
+        yield _told
+
+
+def _told(event: Event) -> None:
+    """What a user should know is said where nobody watches, too, such as in a log."""
+    if isinstance(event, Notice):
+        print(f"autoprune: {event.text}", file=sys.stderr, flush=True)
 
 
 def _notebook() -> Any:

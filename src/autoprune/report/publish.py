@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from autoprune.report.accuracy import accuracy_table, difference_table, metrics_of
+from autoprune.report.accuracy import accuracy_findings, accuracy_table, difference_table, metrics_of
+from autoprune.report.captions import devices, origin, tasks, windows
 from autoprune.report.distance import distance_table, flips_table
 from autoprune.report.page import render_html
 from autoprune.report.significance import findings
 from autoprune.report.tables import comparison, cost_table
-from autoprune.results.table import Table, to_latex, to_markdown
-from autoprune.results.tidy import Results
+from autoprune.results.latex import RULES, escaped, to_latex
+from autoprune.results.table import Table, marked, to_markdown
+from autoprune.results.tidy import DIVERGENCE, SAME_TOP, Results
 from autoprune.results.types import EvaluationRow
 
 FORMATS = ("md", "csv", "latex", "html")
@@ -19,10 +21,14 @@ FILES = {"md": "results.md", "csv": "results.csv", "latex": "results.tex", "html
 
 def tables_of(results: Results) -> list[Table]:
     """Perplexities with changes, accuracies, and what the runs took where that says more."""
-    shown, costs = comparison(results), cost_table(results)
     accuracies = [accuracy_table(results, metric) for metric in metrics_of(results)]
-    more = [costs] if set(costs.header) - set(shown.header) else []
-    return [table for table in (shown, *accuracies, *more) if table.rows]
+    return [table for table in (comparison(results), *accuracies, *costs_apart(results)) if table.rows]
+
+
+def costs_apart(results: Results) -> list[Table]:
+    """What the runs took, if that says more than the columns beside the perplexities."""
+    costs = cost_table(results)
+    return [costs] if set(costs.header) - set(comparison(results).header) else []
 
 
 def published(
@@ -34,7 +40,8 @@ def published(
     files: Sequence[str] = (),
 ) -> str:
     """All results in one of ``FORMATS``. CSV has a line for each run and numbers in full; the others have a line for
-    each variant, mean ± deviation over its seeds, the best of each target bold, and sentences about significance.
+    each variant, mean ± deviation over its seeds, the best of each target bold, captions that say what was measured
+    on what, and sentences about significance.
     """
     results = Results(rows)
     if form == "csv":
@@ -43,15 +50,30 @@ def published(
         return render_html(
             rows, title=title, command=command, files=["results.json", "results.csv"] if command else []
         )
-    tables = tables_of(results)
-    tables += [table for table in (distance_table(results), flips_table(results)) if table.rows]
-    tables += [table for metric in metrics_of(results) if (table := difference_table(results, metric)).rows]
-    said = list(findings(results))
+    captioned = _captioned(results)
+    said = [*findings(results), *accuracy_findings(results)]
     if form == "latex":
-        parts = [f"% {table.title}\n{to_latex(table)}" for table in tables]
-        return "\n".join([*parts, *(f"% {sentence}" for sentence in said)]).rstrip() + "\n"
-    parts = [f"**{table.title}**\n\n{to_markdown(table)}" for table in tables]
-    return "\n".join([*parts, *(f"* {sentence}" for sentence in said)]).rstrip() + "\n"
+        parts = [RULES, *(to_latex(table, f"{table.title}. {words}") for table, words in captioned)]
+        items = "\n".join(rf"  \item {escaped(sentence)}" for sentence in said)
+        return "\n".join([*parts, *([f"\\begin{{itemize}}\n{items}\n\\end{{itemize}}\n"] if said else [])])
+    parts = [f"**{table.title}**\n\n{to_markdown(table)}\n{marked(words)}\n" for table, words in captioned]
+    return "\n".join([*parts, *(f"* {marked(sentence)}" for sentence in said)]).rstrip() + "\n"
+
+
+def _captioned(results: Results) -> list[tuple[Table, str]]:
+    """Every table, and what is said below it. No column stands in two of them."""
+    distance, metrics = distance_table(results), metrics_of(results)
+    repeated = {head for head in comparison(results).header if head.startswith((DIVERGENCE, SAME_TOP))}
+    of_texts = [comparison(results).without(repeated), distance]
+    of_tasks = [accuracy_table(results, metric) for metric in metrics]
+    of_tasks += [flips_table(results), *(difference_table(results, metric) for metric in metrics)]
+    groups = ((of_texts, windows(results)), (of_tasks, tasks(results)), (costs_apart(results), devices(results)))
+    return [
+        (table, " ".join(filter(None, (table.note, origin(results), what))))
+        for tables, what in groups
+        for table in tables
+        if table.rows
+    ]
 
 
 def formats(rows: Sequence[EvaluationRow], *, title: str, command: str | None) -> dict[str, str]:

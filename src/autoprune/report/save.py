@@ -84,13 +84,17 @@ def tables_claimed(recipe: Recipe, stem: str) -> Iterator[None]:
     """
     with contextlib.ExitStack() as claims:
         for flag, directory, name in _places(recipe, stem):
-            claims.enter_context(_claimed(flag, directory, name))
+            claims.enter_context(claimed(flag, directory, name))
         yield
 
 
 @contextlib.contextmanager
-def _claimed(flag: str, directory: Path, name: str) -> Iterator[None]:
-    """The lock lies where temporary files do: the directory itself may be one that the run has yet to make."""
+def claimed(flag: str, directory: Path, name: str) -> Iterator[None]:
+    """While it lasts no other process can make files of this name in the directory.
+
+    The lock lies where temporary files do: the directory itself may be one that the run has yet to make.
+    Raises: OutputError if another process is at it.
+    """
     place = hashlib.sha256(os.fsencode(directory.resolve() / name)).hexdigest()[:32]
     lock = FileLock(Path(tempfile.gettempdir()) / f"autoprune-{place}.lock", timeout=0)
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 from autoprune.results import numbers
@@ -62,12 +63,15 @@ def comparison(results: Results) -> Table:
         head = f"change by {last.pop() if len(last) == 1 else 'last step'}"
         columns.append(Column(head, tuple(map(numbers.change_text, by_step)), spare=5))
     for i, text in enumerate(results.texts):
-        for metric, look, spare in ((DIVERGENCE, _plain, 4), (SAME_TOP, _percents, 7)):
+        for metric, look, spare in ((DIVERGENCE, numbers.nats_texts, 4), (SAME_TOP, _percents, 7)):
             spreads = [results.spread(v, metric, text.label) for v in variants]
             columns.append(Column(f"{metric}, {text.label}", look(spreads), spare=spare + 5 * bool(i), short=metric))
     columns.append(Column("pruning, s", seconds(results, PRUNE_SECONDS), spare=3))
     columns.append(Column("peak memory, MiB", _most(results, PEAK), spare=8, short="peak MiB"))
-    return Table(tuple(columns), target_breaks(variants), "Perplexity, lower is better").without_empty()
+    stressed = any(column.strong for column in columns)
+    note = "Bold: the lowest of each target, among equal shares of zeros." if stressed else ""
+    table = Table(tuple(columns), target_breaks(variants), "Perplexity, lower is better", with_seeds(note, results))
+    return table.without_empty()
 
 
 def cost_table(results: Results) -> Table:
@@ -97,6 +101,28 @@ def metric_table(results: Results, metric: str, title: str) -> Table:
 def bits_table(results: Results) -> Table:
     """Bits per byte of every variant on every text, as far as they are known."""
     return metric_table(results, BITS, "Bits per byte, lower is better")
+
+
+def with_seeds(note: str, results: Results) -> str:
+    """A note, and what ± says where there are several seeds."""
+    spread = f"± is the standard deviation over {results.seeds} seeds." if results.seeds > 1 else ""
+    return " ".join(filter(None, (note, spread)))
+
+
+def leaders(
+    results: Results, variants: Sequence[Variant], values: Sequence[float | None], *, lowest: bool = True
+) -> frozenset[int]:
+    """Lines with the best value of each group of variants that may be compared, where several have one."""
+    found: set[int] = set()
+    for group in results.groups():
+        mine = {
+            i: value
+            for i, (variant, value) in enumerate(zip(variants, values, strict=True))
+            if variant in group and value is not None and math.isfinite(value)
+        }
+        best = (min if lowest else max)(mine.values(), default=None)
+        found |= {i for i, value in mine.items() if value == best} if len(mine) > 1 else set()
+    return frozenset(found)
 
 
 def names_of(variants: Sequence[Variant], *, models: bool) -> list[Column]:
@@ -131,11 +157,6 @@ def _most(results: Results, metric: str) -> tuple[str, ...]:
     return tuple(
         numbers.mebibytes_text(max(results.by_seed(v, metric).values(), default=None)) for v in results.variants
     )
-
-
-def _plain(spreads: Sequence[Spread | None]) -> tuple[str, ...]:
-    """Each with its own digits, for they differ in size."""
-    return tuple(map(numbers.spread_text, spreads))
 
 
 def _percents(spreads: Sequence[Spread | None]) -> tuple[str, ...]:

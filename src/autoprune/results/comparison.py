@@ -107,7 +107,7 @@ def flips_between(dense: TaskResult, pruned: TaskResult) -> tuple[Flips, ...]:
     both were asked the same items in the same words.
     """
     found = []
-    for metric, was in dense.chosen.items() if dense.items == pruned.items else ():
+    for metric, was in dense.chosen.items() if same_items(dense, pruned) else ():
         now = pruned.chosen.get(metric, "")
         right = (dense.correct.get(metric, ""), pruned.correct.get(metric, ""))
         if was and len({len(word) for word in (was, now, *right)}) == 1:
@@ -116,6 +116,12 @@ def flips_between(dense: TaskResult, pruned: TaskResult) -> tuple[Flips, ...]:
             changed = sum(a != b for a, b in zip(was, now, strict=True))
             found.append(Flips(dense.task, metric, len(was), changed, down, up, mcnemar(down, up)))
     return tuple(found)
+
+
+def same_items(one: TaskResult, other: TaskResult) -> bool:
+    """Whether both are of the same items in the same words and order, as far as the records say."""
+    pairs = ((one.items, other.items), (one.documents, other.documents))
+    return all(a == b for a, b in pairs if a and b) and bool(one.items) == bool(other.items)
 
 
 def comparison_of(row: EvaluationRow) -> Comparison:

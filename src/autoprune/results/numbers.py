@@ -33,6 +33,13 @@ def column_texts(spreads: Sequence[Spread | None]) -> tuple[str, ...]:
     return tuple(spread_text(spread, digits) for spread in spreads)
 
 
+def nats_texts(spreads: Sequence[Spread | None]) -> tuple[str, ...]:
+    """A column of divergences: four digits after the point, more where one would be nothing but zeros."""
+    least = min((abs(s.mean) for s in spreads if s and s.finite and s.mean), default=1.0)
+    digits = 4 if least >= 1e-3 else min(9, 2 - math.floor(math.log10(least)))
+    return tuple(spread_text(spread, digits) for spread in spreads)
+
+
 def percent_spread_text(spread: Spread | None) -> str:
     """A fraction's mean ± deviation as percentages: ``70.12 ± 0.31 %``; ``-`` for what was not measured."""
     if spread is None:

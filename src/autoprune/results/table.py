@@ -1,4 +1,4 @@
-"""A table as columns of words, and its renderings: aligned text, Markdown, CSV, LaTeX and rich."""
+"""A table as columns of words, and its renderings: aligned text, Markdown, CSV, HTML and rich."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import csv
 import html
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -14,11 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table as RichTable
 
-LATEX_SPECIALS = {
-    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
-    **{char: "\\" + char for char in "&%$#_{}"},
-    "±": r"$\pm$", "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}",
-}  # fmt: skip
+MARKS = re.compile(r"[\\`*|<~\[]|(?<![^\W_])_|_(?![^\W_])")  # what Markdown would take for more than a letter
 TAIL = re.compile(r"(\S*\d\S*)( (?!%|pp\b).+)")  # a word with a digit, then neither percent nor percentage points
 
 
@@ -48,11 +44,14 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """Columns of equal length; a rule is drawn after each line in ``breaks``."""
+    """Columns of equal length; a rule is drawn after each line in ``breaks``. The ``note`` is a caption's: what is
+    stressed, and what stands behind the numbers.
+    """
 
     columns: tuple[Column, ...]
     breaks: frozenset[int] = frozenset()
     title: str = ""
+    note: str = ""
 
     @property
     def header(self) -> tuple[str, ...]:
@@ -63,6 +62,10 @@ class Table:
     def rows(self) -> list[tuple[str, ...]]:
         """The cells, line by line."""
         return list(zip(*(column.cells for column in self.columns), strict=True))
+
+    def without(self, heads: Collection[str]) -> Table:
+        """The table without columns of these heads."""
+        return replace(self, columns=tuple(column for column in self.columns if column.head not in heads))
 
     def without_empty(self) -> Table:
         """The table without columns of numbers in which nothing was measured."""
@@ -96,14 +99,17 @@ def to_markdown(table: Table) -> str:
     """A GitHub table; padded, so that its source can be read too."""
     lines = []
     for column in table.columns:
-        cells = [
-            _stressed(cell.replace("|", r"\|"), i in column.strong, "**", "**") for i, cell in enumerate(column.cells)
-        ]
-        cells = [column.head.replace("|", r"\|"), "", *cells]
+        cells = [_stressed(marked(cell), i in column.strong, "**", "**") for i, cell in enumerate(column.cells)]
+        cells = [marked(column.head), "", *cells]
         width = max(3, *map(len, cells))
         cells[1] = "-" * width if column.words else "-" * (width - 1) + ":"
         lines.append([cell.ljust(width) if column.words else cell.rjust(width) for cell in cells])
     return "".join("| " + " | ".join(cells) + " |\n" for cells in zip(*lines, strict=True))
+
+
+def marked(words: str) -> str:
+    """Words that Markdown is to show as they are."""
+    return MARKS.sub(r"\\\g<0>", words)
 
 
 def to_csv(table: Table) -> str:
@@ -111,22 +117,6 @@ def to_csv(table: Table) -> str:
     out = io.StringIO()
     csv.writer(out, lineterminator="\n").writerows([table.header, *table.rows])
     return out.getvalue()
-
-
-def to_latex(table: Table) -> str:
-    """A ``tabular`` with the rules of the booktabs package."""
-    lines = [
-        rf"\begin{{tabular}}{{{''.join('l' if column.words else 'r' for column in table.columns)}}}",
-        r"\toprule",
-        " & ".join(map(_latex, table.header)) + r" \\",
-        r"\midrule",
-    ]
-    for i, row in enumerate(table.rows):
-        cells = zip(table.columns, map(_latex, row), strict=True)
-        lines.append(" & ".join(_stressed(cell, i in c.strong, r"\textbf{", "}") for c, cell in cells) + r" \\")
-        if i in table.breaks and i + 1 < len(table.rows):
-            lines.append(r"\midrule")
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
 
 
 def to_html(table: Table) -> str:
@@ -195,7 +185,3 @@ def _rich(table: Table) -> RichTable:
 
 def _stressed(cell: str, strong: bool, before: str, after: str) -> str:
     return f"{before}{cell}{after}" if strong else cell
-
-
-def _latex(cell: str) -> str:
-    return "".join(LATEX_SPECIALS.get(char, char) for char in cell)

@@ -93,7 +93,8 @@ class TaskResult:
     errors: dict[str, float]
     correct: dict[str, str] = field(default_factory=dict, repr=False)
     chosen: dict[str, str] = field(default_factory=dict, repr=False)
-    items: str = ""  # a digest of the samples and of the words in which they were put; empty where unknown
+    items: str = ""  # a digest of the words in which the samples were put; empty where unknown
+    documents: str = ""  # a digest of the samples themselves, with all their choices; empty where unknown
 
 
 @dataclass(frozen=True, repr=False)
@@ -222,7 +223,10 @@ class Evaluation:
 
         lines = [f"{name}: {value:.4g}" for name, value in self.perplexity.items()]
         tasks = [] if self.zeroshot is None else [repr(self.zeroshot)]
-        return screen("Evaluation: perplexity", [*lines, *tasks, *(f"warning: {text}" for text in self.warnings)])
+        return screen(
+            "Evaluation: perplexity" if lines else "Evaluation",
+            [*lines, *tasks, *(f"warning: {text}" for text in self.warnings)],
+        )
 
     def to_pandas(self) -> DataFrame:
         """One line for each text: perplexity, bits per byte, loss in nats, window length, windows, tokens."""
@@ -249,5 +253,9 @@ class Evaluation:
 
         tasks = "" if self.zeroshot is None else f"<p>{html.escape(repr(self.zeroshot))}</p>"
         return "".join(
-            [to_html(perplexity_table(self.texts)), tasks, *(f"<p>{html.escape(w)}</p>" for w in self.warnings)]
+            [
+                to_html(perplexity_table(self.texts)) if self.texts else "",
+                tasks,
+                *(f"<p>{html.escape(w)}</p>" for w in self.warnings),
+            ]
         )

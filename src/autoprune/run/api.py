@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -47,15 +48,16 @@ def prune(
     """Prunes a model: a hub id, a directory, ``"demo"``, or a model in memory, which is changed in place.
 
     ``options`` are the fields of the recipe, named as the flags are: ``prune_method="wanda", sparsity_ratio=0.5, …``;
-    ``eval_data`` given means: measure perplexity, ``compare=True``: the distance from the dense model as well,
+    ``eval_data`` given, and not None, means: measure perplexity, ``compare=True``: the distance from the dense model,
     ``tasks``: zero-shot accuracy. Texts are words as on the command line, lists of strings, datasets, or token ids
     (``data/given.py``). A model in memory needs its ``tokenizer``, or the name of one, unless calibration and
     evaluation data are token ids. ``emit`` is called with every event; without it progress is shown in a notebook and
     on a terminal, unless ``quiet``. Raises: AutoPruneError for everything that the user can mend.
     """
-    held = model if isinstance(model, nn.Module) else None
-    recipe = recipe_given({"model": "" if held is not None else model_word(model), **options})
-    measure = "eval_data" in options or recipe.evaluation.compare or recipe.output.save_ppl is not None
+    held, word = _held_or_word(model)
+    recipe = recipe_given({"model": word, **options})
+    texts = wants_texts(recipe, options, otherwise=False)
+    measure = texts or recipe.evaluation.compare or recipe.output.save_ppl is not None
     return run(recipe, emit, model=held, tokenizer=tokenizer, measure=measure)
 
 
@@ -67,13 +69,16 @@ def evaluate(
     **options: Unpack[EvaluateOptions],
 ) -> Evaluation:
     """Perplexity of a model as it is, on every text of ``eval_data``, and beside it its accuracy on ``tasks``, if any
-    are named.
+    are named; with ``eval_data=None`` accuracy alone.
 
     Raises: AutoPruneError as ``prune`` does.
     """
-    held = model if isinstance(model, nn.Module) else None
-    recipe = recipe_given({"model": "" if held is not None else model_word(model), "sparsity_ratio": 0, **options})
-    result = run(recipe, emit, model=held, tokenizer=tokenizer, measure=True)
+    held, word = _held_or_word(model)
+    recipe = recipe_given({"model": word, "sparsity_ratio": 0, **options})
+    texts = wants_texts(recipe, options, otherwise=True)
+    if not texts and not recipe.zeroshot.tasks:
+        raise RecipeError("nothing is to be measured: eval_data is None, and no tasks are named; give one of them")
+    result = run(recipe, emit, model=held, tokenizer=tokenizer, measure=texts)
     return Evaluation(result.row.perplexity, result.row.zeroshot, result.warnings)
 
 
@@ -82,7 +87,7 @@ def run(
     recipe: Recipe,
     emit: Emit | None = None,
     *,
-    model: nn.Module | None = None,
+    model: str | Path | nn.Module | None = None,
     tokenizer: AnyTokenizer | None = None,
     calibration_data: Data | None = None,
     eval_data: Data | None = None,
@@ -103,14 +108,21 @@ def run(
             f"run takes a Recipe and was given {short(recipe)}; make one: Recipe.of(model=…, …) or Recipe.read(path)"
         )
     recipe = with_data(recipe, calibration_data, eval_data)
+    held, word = (None, "") if model is None else _held_or_word(model)
+    recipe = recipe.with_model(word) if word else recipe
+    if held is not None and recipe.model.revision and not isinstance(tokenizer, (str, Path)):
+        raise RecipeError(
+            f"--revision {recipe.model.revision}: only models on the hub have revisions, and this one is in memory;"
+            " leave --revision out"
+        )
     here = launched()
     quiet = recipe.run.quiet or (here is not None and not here.first)
     with contextlib.ExitStack() as claims, shortage_told(recipe):
         heard = Heard(claims.enter_context(following(emit, quiet=quiet)))
-        claims.enter_context(modes_kept(model))
+        claims.enter_context(modes_kept(held))
         forget_peaks()
         clock = Clock(heard, "opening")
-        result = _run(recipe, clock, claims, model, tokenizer, measure, dense=dense and not recipe.run.no_dense)
+        result = _run(recipe, clock, claims, held, tokenizer, measure, dense=dense and not recipe.run.no_dense)
     return dataclasses.replace(result, warnings=heard.warnings)
 
 
@@ -136,7 +148,7 @@ def _run(
         resident = None if dense_only else not output.save_model
         chosen = chosen_tokenizer(tokenizer, recipe.model)
         subject = (
-            held_model(held, chosen, save=bool(output.save_model))
+            held_model(held, chosen, recipe.model, save=bool(output.save_model))
             if held is not None
             else open_model(recipe, resident=resident, tokenizer=chosen)
         )
@@ -162,6 +174,23 @@ def _run(
             delete_or_keep(directory, output.delete, emit)
     in_memory = subject.store.model if subject.store.resident else None
     return PruneResult(recipe, row, in_memory, directory if directory and directory.is_dir() else None)
+
+
+def _held_or_word(model: str | Path | nn.Module) -> tuple[nn.Module | None, str]:
+    """A model in memory, or the word for one. Raises: RecipeError for anything else."""
+    return (model, "") if isinstance(model, nn.Module) else (None, model_word(model))
+
+
+def wants_texts(recipe: Recipe, options: Mapping[str, Any], *, otherwise: bool) -> bool:
+    """Whether perplexity or distance is to be measured on texts: not if ``eval_data`` is given as None.
+
+    Raises: RecipeError if that contradicts another option.
+    """
+    wanted = options["eval_data"] is not None if "eval_data" in options else otherwise
+    other = "compare" if recipe.evaluation.compare else "save_ppl" if recipe.output.save_ppl else None
+    if "eval_data" in options and not wanted and other:
+        raise RecipeError(f"eval_data is None, so no text is measured, and --{other} needs one; leave out one of them")
+    return wanted
 
 
 def _asks_for_perplexity(recipe: Recipe) -> bool:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from autoprune.errors import ModelError
 from autoprune.events import Emit, Phase, Work
 from autoprune.model.replay import require_replay
+from autoprune.model.training import check_precision
 from autoprune.run.open import Subject
+from autoprune.steps.base import Step
+from autoprune.steps.whole import ModelStep
 from autoprune.storage.store import CheckpointStore
 from autoprune.storage.values import ValueCheck
 
@@ -37,6 +42,13 @@ def check_model(subject: Subject, ids: Tensor, emit: Emit) -> str:
     with subject.store.judged_by(values):
         check_replay(subject, ids, emit)
     return _finish(values, emit)
+
+
+def check_precisions(subject: Subject, steps: Sequence[Step], ids: Tensor) -> None:
+    """Raises: RecipeError if a step on the whole model, which comes last, could not run in the precision asked for."""
+    for step in steps:
+        if isinstance(step, ModelStep):
+            check_precision(subject.store, step.compute_dtype, ids)
 
 
 def check_replay(subject: Subject, ids: Tensor, emit: Emit) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +18,16 @@ from autoprune.evaluation.remember import Notes
 from autoprune.events import Emit, Heard
 from autoprune.machine.allocator import restored
 from autoprune.model.walk import walk
-from autoprune.recipe.checks import model_word
+from autoprune.recipe.checks import model_word, place_word
 from autoprune.recipe.keywords import CompareOptions, Unpack
 from autoprune.recipe.recipe import Recipe
 from autoprune.report.distance_page import render_comparison
 from autoprune.report.progress import following
-from autoprune.report.save import check_report_directory
+from autoprune.report.save import check_report_directory, claimed
 from autoprune.results.codec import dump_json, first_difference
 from autoprune.results.comparison import Comparison, Flips, ModelComparison
 from autoprune.results.comparison_tables import comparison_text
-from autoprune.run.api import modes_kept
+from autoprune.run.api import modes_kept, wants_texts
 from autoprune.run.beside import SideBySide
 from autoprune.run.check import check_replay, check_values
 from autoprune.run.compare_memory import fitted
@@ -36,7 +36,8 @@ from autoprune.run.labels import names_apart
 from autoprune.run.measure import check_room
 from autoprune.run.open import AnyTokenizer, Subject, chosen_tokenizer, fits, held_model, open_model
 from autoprune.run.plan import choose_seqlen, make_plan
-from autoprune.storage.files import file_sha256
+from autoprune.run.shortage import shortage_told
+from autoprune.storage.identity import described_by, files_of
 from autoprune.storage.locate import locate
 from autoprune.storage.manifest import versions
 from autoprune.storage.source import open_checkpoint
@@ -65,17 +66,22 @@ def compare(
     takes up what a stopped run has measured.
     Raises: AutoPruneError for everything that the user can mend.
     """
-    models = [pruned] if isinstance(pruned, (str, Path, nn.Module)) else list(pruned)
+    several: Any = pruned if isinstance(pruned, Iterable) and not isinstance(pruned, (str, nn.Module)) else [pruned]
+    models: list[Model] = [model if isinstance(model, nn.Module) else model_word(model) for model in several]
     if not models:
         raise RecipeError("there is nothing to compare the dense model with; give at least one other model")
     word = "" if isinstance(dense, nn.Module) else model_word(dense)
     recipe = recipe_given({"model": word, "sparsity_ratio": 0, **options})
-    choices = {"texts": "eval_data" in options or not recipe.zeroshot.tasks, "unrelated": unrelated}
+    texts = wants_texts(recipe, options, otherwise=not recipe.zeroshot.tasks)
+    if not texts and not recipe.zeroshot.tasks:
+        raise RecipeError("nothing is to be compared: eval_data is None, and no tasks are named; give one of them")
+    choices = {"texts": texts, "unrelated": unrelated}
     said = _settings(recipe, word or "a model in memory", names := _names(models)) | choices
-    directory = Path(save).expanduser() if save is not None else None
-    if directory:
-        _check_place(directory, said, replace=recipe.output.overwrite)
-    with contextlib.ExitStack() as stack:
+    directory = place_word(save, "save") if save is not None else None
+    with contextlib.ExitStack() as stack, shortage_told(recipe):
+        if directory:
+            stack.enter_context(claimed("save", directory, STEM))
+            _check_place(directory, said, replace=recipe.output.overwrite)
         heard = Heard(stack.enter_context(following(emit, quiet=recipe.run.quiet)))
         if recipe.zeroshot.tasks:
             from autoprune.evaluation.tasks import check_choices, check_tasks
@@ -125,7 +131,7 @@ def _opened(
     on_disk = [open_checkpoint(locate(o.model, o.cache_dir, o.revision)) for o in options]
     resident = not on_disk or fits(on_disk[0], recipe, *on_disk[1:])
     subjects = [
-        held_model(model, tokenizer)
+        held_model(model, tokenizer, recipe.model)
         if isinstance(model, nn.Module)
         else open_model(recipe.with_model(str(model)), resident=resident, tokenizer=tokenizer)
         for model in models
@@ -160,9 +166,9 @@ def _identity(subject: Subject, weights: str, batch: int) -> dict[str, object]:
     """
     if subject.checkpoint is None:
         return {}
-    config = file_sha256(subject.checkpoint.directory / "config.json")
-    run_as = {"dtype": str(subject.store.model.dtype), "device": subject.store.device.type, "batch": batch}
-    return {"weights": weights, "config": config, **run_as, **versions()}
+    directory, model = subject.checkpoint.directory, subject.store.model
+    what = {"weights": weights, **described_by(directory, model), "beside": files_of(directory)}
+    return {**what, "dtype": str(model.dtype), "device": subject.store.device.type, "batch": batch, **versions()}
 
 
 def _flips(recipe: Recipe, run: SideBySide, notes: Notes) -> dict[str, tuple[Flips, ...]]:

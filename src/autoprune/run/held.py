@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from typing import Any
 
+from accelerate import init_empty_weights
 from torch import Tensor, nn
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING, PreTrainedModel
 
 from autoprune.errors import ModelError
+from autoprune.machine.devices import choose_device
 
 SHARDED = ("torch.distributed", "deepspeed", "fairscale")
 REMEDY = "or give the model's directory or hub id, which autoprune reads block by block"
@@ -30,6 +33,24 @@ def check_held(model: nn.Module, *, save: bool) -> None:
         check_savable(model)
 
 
+def check_as_asked(model: nn.Module, dtype: str, device: str) -> None:
+    """Raises: ModelError if the model, which is used as it is, is not in the precision or place that was asked for;
+    RecipeError for a device that isn't there.
+    """
+    first = next(parameter for parameter in model.parameters() if parameter.is_floating_point())
+    here = str(first.dtype).removeprefix("torch.")
+    if dtype not in ("auto", here):
+        raise ModelError(
+            f"--dtype {dtype}: {type(model).__name__} in memory is {here} and used as it is; convert it first"
+            f" (model.to(torch.{dtype})), or leave --dtype out"
+        )
+    if device != "auto" and choose_device(device).type != first.device.type:
+        raise ModelError(
+            f"--device {device}: {type(model).__name__} in memory is on {first.device} and used there; move it first"
+            f" (model.to({device!r})), or leave --device out"
+        )
+
+
 def check_savable(model: Any) -> None:
     """Raises: ModelError if the model can't be saved as it is."""
     name = type(model).__name__
@@ -38,6 +59,8 @@ def check_savable(model: Any) -> None:
             f"{name} has no save_pretrained, so --save_model can't write it; leave save_model out and save"
             " result.model yourself"
         )
+    if hindrance := _shared(model) or _built_by_hand(model):
+        raise ModelError(f"{name} in memory {hindrance}")
     generation = getattr(model, "generation_config", None)
     if generation is not None and model.can_generate():
         try:
@@ -55,6 +78,42 @@ def check_savable(model: Any) -> None:
             f"{name} in memory has a config that can't be written as JSON ({error}); mend the entry, or leave out"
             " save_model"
         ) from error
+
+
+def _built_by_hand(model: Any) -> str | None:
+    """What of a model is not as its configuration describes it: from_pretrained would not load that again."""
+    try:
+        with init_empty_weights():
+            described = type(model)._from_config(copy.deepcopy(model.config))
+    except Exception:  # of a class that is built in its own way: then nobody can tell
+        return None
+    there, meant = _shapes(model), _shapes(described)
+    for name in (*meant, *there):
+        if there.get(name) != meant.get(name):
+            what = "is not there" if name not in there else "is more" if name not in meant else "has another shape"
+            return (
+                f"was changed by hand: by its config, {name} {what}, and from_pretrained would not load what"
+                " save_pretrained writes; mend model.config, or leave out save_model"
+            )
+    return None
+
+
+def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in model.named_parameters(remove_duplicate=False)}
+
+
+def _shared(model: Any) -> str | None:
+    """One tensor under several names, of which the model's class says nothing."""
+    names, known = dict[int, str](), getattr(model, "all_tied_weights_keys", {})
+    told = {*known, *known.values()}
+    for name, tensor in model.named_parameters(remove_duplicate=False):
+        other = names.setdefault(id(tensor), name)
+        if other != name and not {name, other} <= told:
+            return (
+                f"has one tensor in two places, {other} and {name}, which save_pretrained refuses; give each its own"
+                " (nn.Parameter(tensor.clone())), or leave out save_model"
+            )
+    return None
 
 
 def _adapter(model: nn.Module) -> str | None:

@@ -31,6 +31,7 @@ from autoprune.run.layout import batch_size
 from autoprune.run.memory import Layout, Load, need_of, shape_of
 from autoprune.run.open import context_of, open_model
 from autoprune.run.plan import choose_seqlen
+from autoprune.run.shortage import told_with
 from autoprune.steps.table import PRICED, make_steps
 from autoprune.storage.locate import locate
 from autoprune.storage.manifest import Manifest
@@ -109,6 +110,12 @@ def inspect(model: str | Path, **options: Unpack[InspectOptions]) -> Inspection:
 @restored()
 def inspect_recipe(recipe: Recipe) -> Inspection:
     """Describes the recipe's model; where its weights are at hand, the blocks run on a few tokens."""
+    remedy = "a block of the model and what lies outside the blocks have to fit; --dtype bfloat16 halves float32"
+    with told_with(lambda: remedy):
+        return _inspected(recipe)
+
+
+def _inspected(recipe: Recipe) -> Inspection:
     directory = locate(recipe.model.model, recipe.model.cache_dir, recipe.model.revision)
     if directory.is_file() or has_weights(directory):
         store = open_model(recipe, resident=False).store

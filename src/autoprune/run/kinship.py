@@ -5,19 +5,21 @@ ancestor.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from autoprune.errors import ModelError
+from autoprune.model.anatomy import Anatomy
 from autoprune.run.open import Subject
 from autoprune.storage.manifest import MANIFEST
 from autoprune.storage.pruned import other_shapes, unlike
 from autoprune.storage.store import CheckpointStore
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+LEAST_ZEROS = 0.01  # of a layer: fewer may come about by rounding
 PROBE = (
     "The 2 quick-brown foxes don't jump;  über\n\tdef f(x): return x**2 # 文字"  # what tokenizers treat differently
 )
@@ -54,7 +56,8 @@ def check_descent(dense: Subject, fingerprint: str, other: Subject, other_finger
     """Raises: ModelError saying by what they differ if ``other`` was not pruned from the dense model.
 
     A manifest that names the dense model's ``fingerprint`` is enough; without one, what pruning leaves alone must be
-    the same. A manifest of the dense model must not name the ``other_fingerprint``.
+    the same, and some layer must have the dense weights or zeros. A manifest of the dense model must not name the
+    ``other_fingerprint``, nor the other's origin.
     """
     if other.checkpoint and _ancestor_of(other.checkpoint.directory) == fingerprint:
         return
@@ -63,8 +66,13 @@ def check_descent(dense: Subject, fingerprint: str, other: Subject, other_finger
             f"{dense.name} was made from {other.name}, as its {MANIFEST} says, and so is not the dense model of the"
             " two; name the dense one first, or compare them nevertheless with --unrelated"
         )
+    if dense.checkpoint and other.checkpoint and _siblings(dense.checkpoint.directory, other.checkpoint.directory):
+        raise ModelError(
+            f"{dense.name} and {other.name} were both made from one model, as their {MANIFEST} say, and so neither is"
+            " the dense one; name that first, or compare them nevertheless with --unrelated"
+        )
     if isinstance(dense.store, CheckpointStore) and isinstance(other.store, CheckpointStore):
-        difference = unlike(dense.store, other.store)
+        difference = unlike(dense.store, other.store) or _trained(_on_disk(dense.store, other.store))
     else:
         difference = _unlike_in_memory(dense, other)
     if difference:
@@ -103,6 +111,40 @@ def _ancestor_of(directory: Path) -> str | None:
         return None
 
 
+def _siblings(one: Path, other: Path) -> bool:
+    ancestor = _ancestor_of(one)
+    return ancestor is not None and ancestor == _ancestor_of(other)
+
+
+def _trained(layers: Iterable[tuple[str, Tensor, Tensor]]) -> str | None:
+    """In words, that a model was trained rather than pruned: of its layers, each with the dense weight and its own,
+    not one has the dense values, or more zeros. None as soon as one has.
+    """
+    first = None
+    for name, ours, theirs in layers:
+        more = int((theirs == 0).sum()) - int((ours == 0).sum())
+        if more > LEAST_ZEROS * theirs.numel() or torch.equal(ours.to(theirs.device, theirs.dtype), theirs):
+            return None
+        first = first or name
+    return first and f"{first} and all other layers differ, and none of them has zeros that the dense one has not"
+
+
+def _on_disk(dense: CheckpointStore, other: CheckpointStore) -> Iterator[tuple[str, Tensor, Tensor]]:
+    here, there = (
+        (store.skeleton.checkpoint, {owner: name for name, owner in store.skeleton.owners.items()})
+        for store in (dense, other)
+    )
+    for owner in _layers(dense.anatomy):
+        if owner in here[1] and owner in there[1]:
+            ours, theirs = (checkpoint.read([names[owner]])[names[owner]] for checkpoint, names in (here, there))
+            yield owner, ours, theirs
+
+
+def _layers(anatomy: Anatomy) -> list[str]:
+    """The parameters that are layers' weights, by their full names."""
+    return list(dict.fromkeys(f"{b.name}.{layer.parameter_name}" for b in anatomy.blocks for layer in b.layers))
+
+
 def _unlike_in_memory(dense: Subject, other: Subject) -> str | None:
     """Of models of which one is in memory: all shapes, and the values outside the blocks, as far as both have them
     loaded.
@@ -116,4 +158,5 @@ def _unlike_in_memory(dense: Subject, other: Subject) -> str | None:
         a, b = ours[name], theirs[name]
         if not (a.is_meta or b.is_meta) and not torch.equal(a.to(b.device, b.dtype), b):
             return f"{name}, which pruning leaves alone, differs"
-    return None
+    held = ((name, ours[name], theirs[name]) for name in _layers(dense.store.anatomy))
+    return _trained((name, a, b) for name, a, b in held if not (a.is_meta or b.is_meta))

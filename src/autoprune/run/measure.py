@@ -24,7 +24,7 @@ from autoprune.run.check import check_replay
 from autoprune.run.open import AnyStore, Subject
 from autoprune.run.plan import Plan
 from autoprune.storage.files import file_sha256
-from autoprune.storage.identity import described_by
+from autoprune.storage.identity import described_by, files_of
 from autoprune.storage.manifest import MANIFEST, versions
 
 
@@ -77,6 +77,14 @@ def identity(plan: Plan, subject: Subject) -> dict[str, object]:
     return {"files": files, **run_as(plan, subject)}
 
 
+def _answering(plan: Plan, subject: Subject) -> dict[str, object]:
+    """What answers to tasks depend on besides the tasks; empty where that can't be told from another time."""
+    known = identity(plan, subject)
+    if not known or subject.own_tokenizer or subject.checkpoint is None:
+        return {}
+    return {**known, "beside": files_of(subject.checkpoint.directory)}
+
+
 def run_as(plan: Plan, subject: Subject) -> dict[str, object]:
     """How a model from disk runs, and what it is besides its weights."""
     assert subject.checkpoint is not None
@@ -107,7 +115,7 @@ def accuracy(recipe: Recipe, plan: Plan, subject: Subject, notes: Notes, emit: E
         batch=plan.layout.batch,
         emit=emit,
         notes=notes,
-        known=identity(plan, subject),
+        known=_answering(plan, subject),
     )
 
 

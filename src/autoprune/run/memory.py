@@ -111,15 +111,15 @@ def need_of(shape: Shape, steps: Sequence[Step], layout: Layout, load: Load) -> 
     return max(phases, key=lambda need: need.total)
 
 
-def check_whole(shape: Shape, steps: Sequence[Step], device: torch.device) -> None:
-    """Raises: RecipeError if a step trains the whole model and there is no memory for it."""
+def check_whole(shape: Shape, steps: Sequence[Step], device: torch.device, instead: str) -> None:
+    """Raises: RecipeError if a step trains the whole model and memory is short; ``instead`` leaves it out."""
     for step in steps:
         whole = step.price(shape).whole
         free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
         if whole > free:
             raise RecipeError(
                 f"the step {step.name} trains the whole model at once, which takes about {human(whole)}, and"
-                f" {human(free)} of memory are free; leave it out (--effort medium does), or give a"
+                f" {human(free)} of memory are free; leave it out ({instead} does), or give a"
                 " smaller --batch_size"
             )
 

@@ -18,7 +18,7 @@ from autoprune.machine.devices import choose_device
 from autoprune.recipe.checks import short
 from autoprune.recipe.options import ModelOptions
 from autoprune.recipe.recipe import Recipe
-from autoprune.run.held import check_held
+from autoprune.run.held import check_as_asked, check_held
 from autoprune.run.memory import PROGRAM
 from autoprune.run.sizes import parse_memory
 from autoprune.storage.checkpoint import Checkpoint
@@ -107,12 +107,15 @@ def held_bytes(checkpoint: Checkpoint, recipe: Recipe) -> int:
     return int(checkpoint.bytes * max(1.0, running.itemsize / storage_dtype(checkpoint).itemsize))
 
 
-def held_model(model: nn.Module, tokenizer: PreTrainedTokenizerBase | None, *, save: bool = False) -> Subject:
+def held_model(
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase | None, options: ModelOptions, *, save: bool = False
+) -> Subject:
     """A model that is in memory already; with ``save`` it is to be saved in the end.
 
-    Raises: ModelError as ``check_held`` does.
+    Raises: ModelError as ``check_held`` does, or if it is of another precision or elsewhere than ``options`` ask for.
     """
     check_held(model, save=save)
+    check_as_asked(model, options.dtype, options.device)
 
     def given() -> PreTrainedTokenizerBase:
         if tokenizer is None:
@@ -137,20 +140,35 @@ def chosen_tokenizer(given: AnyTokenizer | None, options: ModelOptions) -> PreTr
     if not isinstance(given, (str, Path)):
         raise ModelError(
             f"tokenizer is of type {type(given).__name__} ({short(given)}); give a transformers tokenizer, its"
-            " directory, or its name on the hub"
+            f" directory, or its name on the hub{_tokenizer_meant(given)}"
         )
     directory = DEMO if given == "demo" else Path(given).expanduser()
     if directory.is_dir():
         return load_tokenizer(directory, options.trust_remote_code)
+    # The revision is the model's: of its own tokenizer, or the only thing on the hub that it can be meant for.
+    revision = options.revision if options.model in ("", str(given)) else None
     try:
         return AutoTokenizer.from_pretrained(
-            str(given), trust_remote_code=options.trust_remote_code, cache_dir=options.cache_dir
+            str(given),
+            revision=revision or "main",
+            trust_remote_code=options.trust_remote_code,
+            cache_dir=options.cache_dir,
         )
     except Exception as error:  # of many libraries: files, network, the tokenizers themselves
+        which = f" in its revision {short(revision)}" if revision else ""
         raise ModelError(
-            f"tokenizer {short(str(given))}: there is no such directory, and the hub gives none of that name"
+            f"tokenizer {short(str(given))}: there is no such directory, and the hub gives none of that name{which}"
             f" ({short(str(error))}); check the spelling, or give the directory that it is in"
         ) from error
+
+
+def _tokenizer_meant(given: object) -> str:
+    """What to give instead of something that only has to do with a tokenizer."""
+    if "tokenizer" in dir(given):  # a processor, a pipeline
+        return "; here that is its .tokenizer"
+    if type(given).__module__.partition(".")[0] == "tokenizers":
+        return "; this one becomes such with transformers.PreTrainedTokenizerFast(tokenizer_object=…)"
+    return ""
 
 
 def load_tokenizer(directory: Path, trust_remote_code: bool) -> PreTrainedTokenizerBase:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -98,7 +98,7 @@ def make_plan(recipe: Recipe, subject: Subject, emit: Emit, *, measure: bool, ra
     layout = ranks.from_first(lambda: choose_for(recipe, subject, steps, windows, emit, batch, ranks.count))
     if calibration:
         _check_ranks(len(calibration.ids), layout.batch, ranks.count)
-        _check_held_out(steps, len(calibration.ids), layout.batch)
+        check_held_out(steps, len(calibration.ids), layout.batch)
     if calibration and (few := len(torch.unique(calibration.ids, dim=0))) < len(calibration.ids) // 2:
         emit(
             Notice(
@@ -106,7 +106,8 @@ def make_plan(recipe: Recipe, subject: Subject, emit: Emit, *, measure: bool, ra
             )
         )
     if calibration and any(isinstance(step, ModelStep) for step in steps):
-        check_whole(_shape(subject, calibration, layout.batch), steps, subject.store.device)
+        shape = calibrated_shape(subject, calibration, layout.batch)
+        check_whole(shape, steps, subject.store.device, "--effort medium")
     if recipe.chosen.effort and calibration:
         emit(Notice(_announced(recipe, subject, steps, calibration)))
     targets = layer_targets(subject.store.anatomy, chosen, target, recipe.ratios)
@@ -182,20 +183,21 @@ def _tell(recipe: Recipe, subject: Subject, target: Target | None, steps: tuple[
 
 def _announced(recipe: Recipe, subject: Subject, steps: tuple[Step, ...], calibration: Windows) -> str:
     """What an effort stands for, and how long it will roughly take."""
-    shape, device = _shape(subject, calibration, 1), subject.store.device
+    shape, device = calibrated_shape(subject, calibration, 1), subject.store.device
     samples, tokens = calibration.ids.shape
     time = clock(arithmetic(shape, steps) / flops_per_second(device))
     titles = ", then ".join(step.title for step in steps)
     return f"--effort {recipe.chosen.effort}: {titles}, on {samples} windows of {tokens} tokens; {time} here"
 
 
-def _shape(subject: Subject, calibration: Windows, batch: int) -> Shape:
+def calibrated_shape(subject: Subject, calibration: Windows, batch: int) -> Shape:
+    """The counts of the model and of what is sent through it."""
     store, (samples, tokens) = subject.store, calibration.ids.shape
     shape = shape_of(store.model, store.anatomy, next(store.model.parameters()).dtype, moved=False)
     return dataclasses.replace(shape, samples=samples, tokens=tokens, batch=batch)
 
 
-def _check_held_out(steps: tuple[Step, ...], samples: int, batch: int) -> None:
+def check_held_out(steps: Sequence[Step], samples: int, batch: int) -> None:
     """Raises: RecipeError if a step holds samples out and there is only one micro-batch."""
     judging = [step.name for step in steps if step.needs.held_out]
     if judging and samples <= batch:
@@ -216,12 +218,12 @@ def _check_ranks(samples: int, batch: int, ranks: int) -> None:
 
 def check_apart(target: Path, recipe: Recipe) -> None:
     """Raises: OutputError if the result would be written into a model that the recipe reads."""
-    for flag, word in (("--model", recipe.model.model), ("--pruned_model", recipe.chosen.pruned_model)):
+    for what, word in (("the model", recipe.model.model), ("--pruned_model", recipe.chosen.pruned_model)):
         source = DEMO if word == "demo" else Path(word).expanduser() if word else None
         if source and source.is_dir() and target.resolve().is_relative_to(source.resolve()):
             raise OutputError(
-                f"--save_model {target} lies in the directory of {flag} {word}, which must stay as it is; choose"
-                " another directory"
+                f"the result would go to {target}, which lies in the directory of {what} {word}, which must stay as it"
+                " is; choose another directory"
             )
 
 

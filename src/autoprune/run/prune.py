@@ -31,7 +31,7 @@ from autoprune.recipe.recipe import Recipe
 from autoprune.results.codec import first_difference
 from autoprune.results.outcome import LayerOutcome
 from autoprune.results.types import PruningSummary
-from autoprune.run.check import check_model, check_values
+from autoprune.run.check import check_model, check_precisions, check_values
 from autoprune.run.finish import Finished, dense_values, finish
 from autoprune.run.plan import Plan
 from autoprune.run.state import Run, timed
@@ -102,6 +102,8 @@ def _about(run: Run, *, complete: bool) -> dict[str, Any]:
         if calibration and not complete
         else check_values(subject, run.emit)
     )
+    if calibration and not complete:
+        check_precisions(subject, run.plan.steps, calibration.ids)
     model: dict[str, Any] = {
         "name": subject.name,
         "local": Path(subject.name).exists() or subject.name == "demo",

@@ -27,7 +27,7 @@ from autoprune.model.seams import find_fold
 from autoprune.model.stream import Place
 from autoprune.model.terms import TermObserver
 from autoprune.model.walk import prepare_inputs, walk
-from autoprune.recipe.checks import check_bounds, made, model_word
+from autoprune.recipe.checks import check_bounds, made, model_word, place_word
 from autoprune.recipe.keywords import RotateOptions, Unpack
 from autoprune.recipe.options import CalibrationOptions, ModelOptions, RotationOptions, RunOptions
 from autoprune.recipe.recipe import Recipe
@@ -36,6 +36,7 @@ from autoprune.run.check import check_model
 from autoprune.run.layout import batch_size
 from autoprune.run.open import Subject, open_model
 from autoprune.run.plan import check_apart, choose_seqlen
+from autoprune.run.shortage import told_with
 from autoprune.run.texts import calibration_of
 from autoprune.run.write import begin
 from autoprune.storage.complete import check_complete
@@ -79,9 +80,11 @@ def rotate(
     Raises: AutoPruneError for everything that the user can mend; ModelError with the reason for an architecture whose
     residual stream can't be rotated.
     """
-    recipe, how = _choices(model, out, dict(options))
-    with following(emit, quiet=recipe.run.quiet) as seen:
-        return _rotated(recipe, how, Path(out).expanduser(), seen)
+    target = place_word(out, "out")
+    recipe, how = _choices(model, target, dict(options))
+    remedy = "--batch_size 1, --activations disk, and fewer or shorter windows (--nsamples, --seqlen) need less"
+    with told_with(lambda: remedy), following(emit, quiet=recipe.run.quiet) as seen:
+        return _rotated(recipe, how, target, seen)
 
 
 def _rotated(recipe: Recipe, how: RotationOptions, target: Path, emit: Emit) -> RotateResult:

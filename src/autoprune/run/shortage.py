@@ -47,6 +47,7 @@ def remedies(recipe: Recipe) -> list[str]:
     if run.memory is None:
         found.append("--memory SIZE chooses both so that they fit, or says beforehand that nothing does")
     found.append(f"fewer or shorter windows: --nsamples (now {recipe.calibration.nsamples}), --seqlen")
-    if not recipe.output.save_model:
+    pruned = recipe.target is not None or recipe.chosen.pruned_model is not None
+    if pruned and not recipe.output.save_model:
         found.append("--save_model reads and writes the model block by block instead of holding it")
     return found

@@ -11,9 +11,8 @@ from typing import Any
 import torch
 
 from autoprune.core.shrinking import lowest, run_distances
-from autoprune.data.handed import recipe_given
 from autoprune.data.windows import Windows
-from autoprune.errors import ModelError, RecipeError
+from autoprune.errors import ModelError
 from autoprune.evaluation.without import least_missed
 from autoprune.events import Emit, Notice, Phase
 from autoprune.machine.allocator import restored
@@ -22,30 +21,34 @@ from autoprune.model.likeness import check_kinds, check_same_function
 from autoprune.model.rescale import factors
 from autoprune.model.stream import Place
 from autoprune.model.walk import Inputs, prepare_inputs
-from autoprune.recipe.checks import check_bounds, made, model_word
+from autoprune.recipe.checks import place_word
 from autoprune.recipe.keywords import ShrinkChoices, Unpack
-from autoprune.recipe.options import CalibrationOptions, ModelOptions, RunOptions, ShrinkOptions
+from autoprune.recipe.options import ShrinkOptions
 from autoprune.recipe.recipe import Recipe
 from autoprune.report.progress import following
-from autoprune.run.check import check_model
+from autoprune.run.check import check_model, check_precisions
 from autoprune.run.layout import batch_size, choose_for
-from autoprune.run.memory import Layout
+from autoprune.run.memory import Layout, check_whole
 from autoprune.run.numbers import count_of
 from autoprune.run.open import Subject, open_model
-from autoprune.run.plan import check_apart, choose_seqlen
+from autoprune.run.plan import calibrated_shape, check_apart, check_held_out, choose_seqlen
 from autoprune.run.shortage import shortage_told
-from autoprune.run.shrink_cuts import Cuts, plan_cuts
+from autoprune.run.shrink_choices import choices
+from autoprune.run.shrink_cuts import Cuts, check_experts, plan_cuts
 from autoprune.run.shrink_result import ShrinkResult, completed, result_of
-from autoprune.run.shrink_walk import Note, ShrinkWalk
+from autoprune.run.shrink_walk import ShrinkWalk
+from autoprune.run.shrink_whole import written
 from autoprune.run.texts import calibration_of
 from autoprune.run.write import begin
-from autoprune.steps.options import HEALINGS
-from autoprune.steps.table import make_steps, table
+from autoprune.steps.base import Step
+from autoprune.steps.options import HEALING, HEALINGS
+from autoprune.steps.table import make_steps
+from autoprune.steps.whole import ModelStep
 from autoprune.storage.card import shrink_card
 from autoprune.storage.complete import check_complete
 from autoprune.storage.cuts import expert_number
 from autoprune.storage.identity import described_by
-from autoprune.storage.journal import Notebook
+from autoprune.storage.journal import Journal, Notebook
 from autoprune.storage.manifest import MANIFEST, rotation_manifest, versions
 from autoprune.storage.result import Workplace, check_target
 from autoprune.storage.shards import CheckpointWriter
@@ -55,7 +58,6 @@ from autoprune.storage.source import open_checkpoint
 from autoprune.storage.store import CheckpointStore
 
 FEW_WINDOWS = 8  # on which divergence without a block is measured
-_GROUPS = (ShrinkOptions, ModelOptions, CalibrationOptions, RunOptions, table()[HEALINGS[-1]].options)
 
 
 @restored()
@@ -69,9 +71,10 @@ def shrink(
     bits.
     Raises: AutoPruneError for everything that the user can mend; ModelError for a model that can't be made smaller.
     """
-    recipe, how = _choices(model, out, dict(options))
+    target = place_word(out, "out")
+    recipe, how = choices(model, target, dict(options))
     with shortage_told(recipe), following(emit, quiet=recipe.run.quiet) as seen:
-        return _shrunk(recipe, how, Path(out).expanduser(), seen)
+        return _shrunk(recipe, how, target, seen)
 
 
 def _shrunk(recipe: Recipe, how: ShrinkOptions, target: Path, emit: Emit) -> ShrinkResult:
@@ -87,13 +90,16 @@ def _shrunk(recipe: Recipe, how: ShrinkOptions, target: Path, emit: Emit) -> Shr
     place = Descriptions(subject.store.skeleton, trust_remote_code=recipe.model.trust_remote_code)
     cuts = plan_cuts(subject.store, place, how)
     windows = calibration_of(recipe, subject, choose_seqlen(recipe, subject.context), emit)
-    layout = _layout(recipe, subject, windows, emit, heals=how.heal == HEALINGS[-1])
+    layout = _layout(recipe, how, subject, windows, count, emit)
     about = _about(recipe, how, subject, windows, check_model(subject, windows.ids, emit))
+    check_precisions(subject, _steps(recipe, how), windows.ids)
+    check_experts(subject.store, cuts, windows.ids)
     if goes_on:
         return completed(target, about)
     workplace = Workplace(target, overwrite=recipe.output.overwrite, resume=recipe.output.resume)
     workplace.tidy()
-    begin(workplace, subject, 1, emit)
+    whole = any(isinstance(step, ModelStep) for step in _steps(recipe, how))  # its blocks lie beside the walk's
+    begin(workplace, subject, 1 + whole, emit)
     try:
         if workplace.whole:
             found = completed(workplace.path, about)
@@ -109,39 +115,24 @@ def _shrunk(recipe: Recipe, how: ShrinkOptions, target: Path, emit: Emit) -> Shr
         raise
 
 
-def _choices(model: str | Path, out: str | Path, options: dict[str, Any]) -> tuple[Recipe, ShrinkOptions]:
-    """Raises: RecipeError for options that mean nothing here, and for values that can't be used."""
-    ours = {f.name for f in dataclasses.fields(ShrinkOptions)}
-    known = {f.name for group in _GROUPS for f in dataclasses.fields(group)} | {"overwrite", "resume"}
-    if unknown := sorted(set(options) - known | ({"model", "protocol"} & set(options))):
-        usable = ", ".join(sorted(known - {"model", "protocol"}))
-        raise RecipeError(f"option {unknown[0]!r} means nothing to shrink; known: {usable}")
-    how = made(ShrinkOptions, options)
-    check_bounds(how)
-    if not (how.blocks or how.mlp or how.experts):
-        raise RecipeError("nothing is to go: give --blocks, --mlp or --experts, such as --blocks 0.2")
-    others = {"batch_size": 1} if how.heal == HEALINGS[-1] else {}
-    others |= {name: value for name, value in options.items() if name not in ours}
-    if how.heal == "rescale" and (how.by == "divergence" or not how.blocks):
-        raise RecipeError("--heal rescale goes by sizes that --by influence and angular see where --blocks go")
-    if how.by == "divergence" and others.get("memory"):
-        raise RecipeError("--by divergence holds the hidden states of many models; leave out --memory, or it")
-    return recipe_given({"model": model_word(model), "sparsity_ratio": 0, "save_model": str(out), **others}), how
+def _steps(recipe: Recipe, how: ShrinkOptions) -> tuple[Step, ...]:
+    """Those that heal."""
+    return make_steps(HEALINGS[how.heal], recipe.step_options)
 
 
-def _layout(recipe: Recipe, subject: Subject, windows: Windows, emit: Emit, *, heals: bool) -> Layout:
+def _layout(recipe: Recipe, how: ShrinkOptions, subject: Subject, windows: Windows, count: int, emit: Emit) -> Layout:
     """Windows per pass and the place of hidden states, as for the healing, which needs most.
 
-    Raises: RecipeError if nothing fits into --memory, or no sample is left to judge a healing by.
+    Raises: RecipeError if nothing fits into memory, or no sample is left to judge a healing by.
     """
-    steps = make_steps(HEALINGS[-1:], recipe.step_options)
+    steps = _steps(recipe, how)
+    most = steps or make_steps(HEALINGS[HEALING], recipe.step_options)
     samples, seqlen = windows.ids.shape
-    layout = choose_for(recipe, subject, steps, [windows], emit, batch_size(recipe, seqlen), 1)
-    if heals and samples <= layout.batch:
-        raise RecipeError(
-            f"--heal {HEALINGS[-1]} judges by samples that are held out, but all {samples} windows run as one batch;"
-            f" give a smaller --batch_size (now {layout.batch}) or more --nsamples"
-        )
+    layout = choose_for(recipe, subject, most, [windows], emit, batch_size(recipe, seqlen), 1)
+    check_held_out(steps, samples, layout.batch)
+    shape, total = calibrated_shape(subject, windows, layout.batch), len(subject.store.anatomy.blocks)
+    smaller = dataclasses.replace(shape, parameters=shape.parameters * (total - count) // total)
+    check_whole(smaller, steps, subject.store.device, f"--heal {HEALING}")
     return layout
 
 
@@ -154,7 +145,7 @@ def _about(recipe: Recipe, how: ShrinkOptions, subject: Subject, windows: Window
         "fingerprint": fingerprint,
         **described_by(subject.checkpoint.directory, subject.store.model),
     }
-    healing = dataclasses.asdict(recipe.options_of(HEALINGS[-1])) if how.heal == HEALINGS[-1] else {}
+    healing = {k: v for name in HEALINGS[how.heal] for k, v in dataclasses.asdict(recipe.options_of(name)).items()}
     return {
         "versions": versions(),
         "seed": recipe.calibration.seed,
@@ -195,7 +186,9 @@ class _Shrinking:
         small = self._smaller(kept)
         view = small.skeleton.checkpoint
         writer = CheckpointWriter(self.workplace, view, small.outside, len(kept))
-        blocks = self._walk(small, kept, chosen.get("sizes", []), notes, writer)
+        journal, steps = Journal(self.workplace, notes.about, writer), _steps(self.recipe, self.how)
+        walk = self._walk(small, kept, chosen.get("sizes", []), journal, steps)
+        blocks, losses = written(walk, [step for step in steps if isinstance(step, ModelStep)], self.windows.ids)
         writer.finish()
         sizes = [sum(p.numel() for p in model.parameters()) for model in (store.model, small.model)]
         found = {
@@ -203,6 +196,7 @@ class _Shrinking:
             "parameters_before": sizes[0],
             "parameters_after": sizes[1],
             "blocks": blocks,
+            **({"whole": losses} if losses else {}),
             **self._said(),
         }
         self._check_written()
@@ -255,21 +249,14 @@ class _Shrinking:
         return part in cut.blocks[int(block)] and number is not None and number >= cut.new
 
     def _walk(
-        self,
-        small: CheckpointStore,
-        kept: list[int],
-        sizes: list[float],
-        notes: Notebook,
-        writer: CheckpointWriter,
-    ) -> list[Note]:
+        self, small: CheckpointStore, kept: list[int], sizes: list[float], journal: Journal, steps: Sequence[Step]
+    ) -> ShrinkWalk:
         scales = [*factors(sizes, kept)] if self.how.heal == "rescale" else [1.0] * len(kept)
-        steps = make_steps(HEALINGS[-1:], self.recipe.step_options) if self.how.heal == HEALINGS[-1] else (None,)
+        step = next((step for step in steps if not isinstance(step, ModelStep)), None)
         inputs, stream = Inputs.none(), None
-        if self.how.heal != "none" or self.cuts.entries:
+        if (self.how.heal != "none" or self.cuts.entries) and journal.finished() is None:
             inputs, stream = prepare_inputs(self.store, self.windows.ids, self.layout.batch, self._streams())
-        return ShrinkWalk(
-            self.store, small, kept, notes, writer, inputs, stream, steps[0], self.cuts, scales, self.emit
-        ).write()
+        return ShrinkWalk(self.store, small, kept, journal, inputs, stream, step, self.cuts, scales, self.emit)
 
     def _streams(self) -> Place:
         return Place(self.layout.activations, self.store.device, self.workplace.path)

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from jaxtyping import Int
+from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from autoprune.core.shrinking import channel_scores, compensated, lowest
@@ -14,8 +15,12 @@ from autoprune.core.statistics import InputGram
 from autoprune.errors import ModelError, RecipeError
 from autoprune.model.anatomy import BlockAnatomy
 from autoprune.model.block import Block
+from autoprune.model.calls import PROBE_TOKENS
 from autoprune.model.expert_scores import experts_of, scoring
+from autoprune.model.experts import eager_experts
 from autoprune.model.layers import Expert, Layer
+from autoprune.model.stream import Place
+from autoprune.model.walk import prepare_inputs, walk
 from autoprune.recipe.options import ShrinkOptions
 from autoprune.run.numbers import count_of
 from autoprune.storage.cuts import EXPERTS, WIDTH, Cut, find_cut
@@ -55,7 +60,37 @@ def plan_cuts(store: CheckpointStore, place: Descriptions, how: ShrinkOptions) -
         if not store.anatomy.has_experts:
             raise RecipeError("--experts: this model has no experts that could go; give --blocks or --mlp")
         experts = find_cut(store, place, EXPERTS, lambda old: _experts(store, how, old), "number of experts")
+        for block in (block for block in store.anatomy.blocks if experts.blocks[block.index]):
+            _experts_of(block)
     return Cuts(width, experts, how.experts_by == "load")
+
+
+@torch.no_grad()
+def check_experts(store: CheckpointStore, cuts: Cuts, ids: Int[Tensor, "samples tokens"]) -> None:
+    """Runs the first block with experts on a few tokens.
+
+    Raises: ModelError if it can't be seen what each of them adds.
+    """
+    cut = cuts.experts
+    first = next((index for index, parts in enumerate(cut.blocks) if parts), None) if cut is not None else None
+    if cut is None or first is None:
+        return
+    inputs, stream = prepare_inputs(store, ids[:1, :PROBE_TOKENS], 1, Place("device", store.device))
+    with eager_experts(store.model):
+        for block in walk(store, start=first, stop=first + 1):
+            with scoring(block.name, _experts_of(block), cut.old):
+                inputs.calls.of(0, first)(block.module, stream[0])
+
+
+def _experts_of(block: BlockAnatomy) -> nn.Module:
+    """Raises: ModelError for a block with several parts that hold experts, or with experts of which none is known."""
+    experts = experts_of(block.module)
+    if experts is None:
+        raise ModelError(
+            f"{block.name} does not hold its experts in one part, so autoprune can't see what each one adds; --experts"
+            " can't be used on this model"
+        )
+    return experts
 
 
 def _width(how: ShrinkOptions, old: int) -> int:
@@ -125,10 +160,8 @@ def narrowed(block: Block, down: Layer, new: int) -> tuple[Tensor, Tensor]:
 def experts_left(block: Block, cuts: Cuts, note: dict[str, Any]) -> Tensor:
     """The experts of a block that stay, in their old order."""
     assert cuts.experts is not None and block.stream is not None
-    experts, cut = experts_of(block.module), cuts.experts
-    if experts is None:
-        raise ModelError(f"{block.name} holds its experts in several parts; --experts can't be used on this model")
-    with scoring(block.name, experts, cut.old) as scores:
+    cut = cuts.experts
+    with scoring(block.name, _experts_of(block.anatomy), cut.old) as scores:
         for i in block.batches("experts"):
             block.run(i, block.stream[i])
     gone = lowest(scores.load if cuts.by_load else scores.reap, cut.old - cut.new)

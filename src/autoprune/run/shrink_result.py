@@ -23,6 +23,7 @@ class ShrinkResult:
     scores: tuple[float, ...]  # by which blocks were chosen: of every block, run of blocks, or blocks gone so far
     healed: Mapping[int, tuple[float, float]]  # by old number: error on held-out samples, before and after
     entries: Mapping[str, tuple[int, int]]  # of config.json that got smaller, such as widths: before and after
+    whole: Mapping[str, Mapping[str, float]]  # by step on the whole model: loss on held-out samples, before and after
 
     @property
     def parameters_gone(self) -> float:
@@ -53,4 +54,5 @@ def result_of(directory: Path, found: Mapping[str, Any]) -> ShrinkResult:
         tuple(found["scores"]),
         {note["block"]: tuple(note["held_out"]) for note in found["blocks"] if "held_out" in note},
         {part["entry"]: (part["before"], part["after"]) for part in found["narrower"]},
+        found.get("whole", {}),
     )

@@ -21,8 +21,7 @@ from autoprune.model.walk import Inputs, walk
 from autoprune.run.shrink_cuts import Cuts, down_of, experts_left, narrowed
 from autoprune.steps.base import Step
 from autoprune.storage.applied import apply_solutions
-from autoprune.storage.journal import Notebook
-from autoprune.storage.shards import CheckpointWriter
+from autoprune.storage.journal import Journal
 from autoprune.storage.smaller import renumbered
 from autoprune.storage.store import CheckpointStore
 
@@ -41,8 +40,7 @@ class ShrinkWalk:
     store: CheckpointStore
     small: CheckpointStore
     kept: Sequence[int]
-    notes: Notebook
-    writer: CheckpointWriter
+    journal: Journal
     inputs: Inputs
     stream: Stream | None
     step: Step | None
@@ -67,9 +65,9 @@ class ShrinkWalk:
         return notes
 
     def _block(self, new: int) -> Note:
-        old, writer = self.kept[new], self.writer
+        old, writer = self.kept[new], self.journal.writer
         self._advance_dense(old, self.kept[new + 1] if new + 1 < len(self.kept) else self.total)
-        note: Note | None = self.notes.noted(f"block-{new:05d}") if writer.has_block(new) else None
+        note: Note | None = self.noted(new) if writer.has_block(new) else None
         if note is not None:
             if self.stream is not None:
                 self._run(new, writer.read_block(new), None)
@@ -89,8 +87,17 @@ class ShrinkWalk:
         moved = {name: known[id(t)] for name, t in tensors.items() if id(t) in known and t is not before.get(name)}
         note |= {"moved": moved} if moved else {}  # experts with a new number
         writer.write_block(new, tensors)
-        self.notes.note(f"block-{new:05d}", note)
+        self.note(new, note)
         return note
+
+    def note(self, new: int, note: Note) -> None:
+        """Notes what became of a block, for the run that goes on with this one."""
+        self.journal.note(f"block-{new:05d}", note)
+
+    def noted(self, new: int) -> Note | None:
+        """What an unfinished run has noted of a block."""
+        found: Note | None = self.journal.noted(f"block-{new:05d}")
+        return found
 
     def _cut(self, new: int, stored: Mapping[str, Tensor], note: Note) -> dict[str, Tensor]:
         """A block's tensors without the experts and channels that go, by their names in the smaller model."""

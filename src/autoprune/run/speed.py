@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import gc
@@ -13,18 +14,19 @@ from typing import Any
 
 import psutil
 import torch
+from torch import nn
 
 from autoprune.errors import ModelError, OutputError, RecipeError
 from autoprune.evaluation.speed import Work, check_cache, count_zeros, held_bytes_of, in_turn, measure, warm_up
 from autoprune.events import Emit, Phase
 from autoprune.events import Work as Progress
 from autoprune.machine.devices import choose_device
-from autoprune.recipe.checks import check_bounds, made, model_word
+from autoprune.recipe.checks import check_bounds, made, model_word, place_word
 from autoprune.recipe.keywords import SpeedChoices, Unpack
 from autoprune.recipe.options import ModelOptions, SpeedOptions
 from autoprune.recipe.recipe import Recipe, recipe_from_flat
 from autoprune.report.progress import following
-from autoprune.report.save import check_report_directory
+from autoprune.report.save import check_report_directory, claimed
 from autoprune.results.codec import dump_json
 from autoprune.results.speed import COMPILED, EAGER, ModelSpeed, SpeedResult, Timing
 from autoprune.results.speed_tables import speed_text
@@ -68,10 +70,17 @@ def speed(
     ``trust_remote_code``. ``save``: a directory for ``speed.json`` and ``speed.txt``, replaced with ``overwrite``.
     Raises: AutoPruneError for everything that the user can mend.
     """
-    several: Any = models if isinstance(models, Iterable) and not isinstance(models, str) else [models]
+    several: Any = models if isinstance(models, Iterable) and not isinstance(models, (str, nn.Module)) else [models]
     words = [model_word(word) for word in several]
     recipe, how = _choices(words, dict(options))
-    directory = Path(save).expanduser() if save is not None else None
+    directory = place_word(save, "save") if save is not None else None
+    with claimed("save", directory, STEM) if directory else contextlib.nullcontext():
+        return _speed(words, recipe, how, directory, emit)
+
+
+def _speed(
+    words: Sequence[str], recipe: Recipe, how: SpeedOptions, directory: Path | None, emit: Emit | None
+) -> SpeedResult:
     if directory:
         check_report_directory(directory, "save")
         if (directory / f"{STEM}.json").exists() and not recipe.output.overwrite:

@@ -73,6 +73,6 @@ def with_effort(values: Mapping[str, Any]) -> dict[str, Any]:
         return dict(values)
     if named:
         raise RecipeError(f"--effort chooses the steps, and so does --{named[0]}; leave out one of the two")
-    if effort not in EFFORTS:
+    if not isinstance(effort, str) or effort not in EFFORTS:
         raise RecipeError(f"--effort {effort!r} is unknown; choose from {', '.join(EFFORTS)}")
     return {**EFFORTS[effort], **values, "effort": effort}

@@ -13,7 +13,14 @@ from autoprune.core.sparsity import SemiStructured, Target
 from autoprune.errors import RecipeError
 
 ALLOCATIONS = ("uniform", "owl", "dlp", "divergence")
-HEALINGS = ("none", "rescale", "reconstruct")  # how a smaller model is healed: the last one is a step
+# How a smaller model is healed, and by which steps.
+HEALINGS: dict[str, tuple[str, ...]] = {
+    "none": (),
+    "rescale": (),
+    "reconstruct": ("reconstruct",),
+    "distill": ("reconstruct", "distill"),
+}
+HEALING = "reconstruct"  # unless another one is asked for
 GRANULARITIES = ("block", "layer", "output1", "input1")
 METRICS = ("WD", "W", "D")
 PRECISIONS = ("auto", "float32", "tf32", "bfloat16")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from autoprune.errors import RecipeError
 from autoprune.steps.options import (
+    HEALINGS,
     ADMMOptions,
     AllocateOptions,
     ALPSOptions,
@@ -152,6 +153,11 @@ def option_owners() -> dict[str, str]:
                 )
             owners[field.name] = name
     return owners
+
+
+def healing_options() -> dict[str, type]:
+    """By step: the options of those that heal smaller models."""
+    return {name: BUILT_IN[name].options for names in HEALINGS.values() for name in names}
 
 
 def make_steps(names: Iterable[str], options: Mapping[str, Any]) -> tuple[Step, ...]:

@@ -58,6 +58,9 @@ def shrink_card(about: dict[str, Any], found: dict[str, Any]) -> str:
     base = f"base_model: {model['name']}\n" if "/" in model["name"] and not model["local"] else ""
     narrower = "".join(f" {cut['entry']} went from {cut['before']} to {cut['after']}." for cut in found["narrower"])
     trained = f" Blocks {', '.join(map(str, healed))} (old numbers) were trained to make up for it." if healed else ""
+    losses = found.get("whole", {}).values()
+    together = any(loss["held_out_after"] < loss["held_out_before"] for loss in losses)
+    trained += " Then all of them were trained together, towards the original's predictions." if together else ""
     return f"""---
 library_name: transformers
 pipeline_tag: text-generation

@@ -10,6 +10,7 @@ from pathlib import Path
 from torch import nn
 
 from autoprune.storage.files import file_sha256
+from autoprune.storage.shards import companions
 from autoprune.storage.weight_files import read_json
 
 REMOTE = "transformers_modules."  # the package in which transformers keeps code that came with a model
@@ -22,6 +23,14 @@ def described_by(directory: Path, model: nn.Module) -> dict[str, str]:
     if code := _code(model):
         found["code"] = hashlib.sha256(json.dumps(code).encode()).hexdigest()
     return found
+
+
+def files_of(directory: Path) -> str:
+    """One SHA-256 of all that lies beside a model's weights: what the answers to tasks depend on, besides these, are
+    tokenizer, chat template and generation_config.json as well.
+    """
+    found = [(str(path.relative_to(directory)), file_sha256(path)) for path in companions(directory)]
+    return hashlib.sha256(json.dumps(found).encode()).hexdigest()
 
 
 def _code(model: nn.Module) -> list[tuple[str, str]]:

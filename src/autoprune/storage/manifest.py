@@ -113,7 +113,7 @@ class Manifest:
         try:
             raw = dict(json.loads(path.read_text(encoding="utf-8")))
             names = {str(PurePath(name)) for name in raw["written"]}
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise OutputError(
                 f"{path} does not say what autoprune wrote there ({error}); choose another directory"
             ) from error

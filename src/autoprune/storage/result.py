@@ -63,8 +63,7 @@ class Workplace:
             self._lock.acquire()
         except Timeout as error:
             raise OutputError(
-                f"--save_model {self.target}: another autoprune run is writing there; wait for it or choose another"
-                " directory"
+                f"{self.target}: another autoprune run is writing there; wait for it or choose another directory"
             ) from error
         self._clear()
         there = sum(path.stat().st_size for path in self.path.iterdir() if path.is_file())
@@ -72,7 +71,7 @@ class Workplace:
         if free < need * 1.01:
             self.leave() if self.unfinished else self.abandon()
             raise OutputError(
-                f"--save_model {self.target}: the result needs {need / 2**20:,.1f} MiB, but only {free / 2**20:,.1f}"
+                f"{self.target}: the result needs {need / 2**20:,.1f} MiB, but only {free / 2**20:,.1f}"
                 " MiB are free on that disk"
             )
 
@@ -81,7 +80,7 @@ class Workplace:
         if self.unfinished and not self._resume and not self._overwrite:
             self._lock.release()
             raise OutputError(
-                f"--save_model {self.target}: an unfinished run lies beside it (in {self.path}); --resume goes on with"
+                f"{self.target}: an unfinished run lies beside it (in {self.path}); --resume goes on with"
                 " it, --overwrite starts again"
             )
         for path in self.path.iterdir():
@@ -189,17 +188,17 @@ def _neighbour(place: Path, what: str) -> Path:
 def check_target(target: Path, overwrite: bool) -> None:
     """Raises: OutputError if ``target`` is a file, or holds files that may not be replaced."""
     if target.is_file():
-        raise OutputError(f"--save_model {target}: a file of that name exists; choose another directory")
+        raise OutputError(f"{target}: a file of that name exists; choose another directory")
     if not target.is_dir() or not _entries(target) or _half_moved(target):
         return
     if not overwrite:
         raise OutputError(
-            f"--save_model {target}: the directory is not empty; choose another, or replace an earlier autoprune"
+            f"{target}: the directory is not empty; choose another, or replace an earlier autoprune"
             " result with --overwrite"
         )
     if not (target / MANIFEST).is_file():
         raise OutputError(
-            f"--save_model {target}: the directory is not empty and was not written by autoprune (no {MANIFEST}), so"
+            f"{target}: the directory is not empty and was not written by autoprune (no {MANIFEST}), so"
             " --overwrite leaves it alone; choose another"
         )
     Manifest.read(target)
@@ -212,8 +211,7 @@ def check_foreign(target: Path, names: Sequence[str]) -> None:
     ours = {path.relative_to(target).as_posix() for path in Manifest.read(target).files}
     if foreign := [name for name in sorted(names) if name not in ours and (target / name).exists()]:
         raise OutputError(
-            f"--save_model {target}: {foreign[0]} there was not written by autoprune, so --overwrite leaves it alone;"
-            " move it away"
+            f"{target}: {foreign[0]} there was not written by autoprune, so --overwrite leaves it alone; move it away"
         )
 
 

@@ -123,10 +123,14 @@ class CheckpointStore(Store):
 
     def logits(self, ids: Tensor) -> Tensor:
         """Runs the whole model; its head is loaded when it is first needed."""
+        self.load_head()
+        return self.model(input_ids=ids.to(self.device), use_cache=False).logits
+
+    def load_head(self) -> None:
+        """Reads the head unless it is there."""
         head = self.model.get_output_embeddings()
         if head is not None and any(p.is_meta for p in head.parameters()):
             self._load_outside(with_head=True)
-        return self.model(input_ids=ids.to(self.device), use_cache=False).logits
 
     def stored_as(self, block: BlockAnatomy) -> dict[str, torch.dtype]:
         """The dtypes in which the block's parameters are stored, by their names in the block."""

@@ -7,11 +7,12 @@ import re
 from collections.abc import Collection, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from safetensors import SafetensorError, safe_open
 
 from autoprune.errors import ModelError
+from autoprune.recipe.checks import may_be_a_path
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -72,7 +73,7 @@ def read_json(path: Path) -> Any:
     """A JSON file, None if it can't be read: whoever needs what is in it says so."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
 
 
@@ -82,8 +83,7 @@ def named_weights(directory: Path) -> str | None:
     name = config.get(NAMED) if isinstance(config, dict) else None
     if name is None:
         return None
-    good = isinstance(name, str) and name.endswith((".safetensors", ".safetensors.index.json"))
-    if not good or Path(name).is_absolute() or ".." in Path(name).parts:
+    if not _is_inside(name) or not name.endswith((".safetensors", ".safetensors.index.json")):
         raise ModelError(
             f"{directory / 'config.json'}: {NAMED} is {str(name)[:80]!r}, which is no safetensors file of this"
             " directory; mend or remove the entry"
@@ -166,14 +166,21 @@ def _read_index(path: Path) -> dict[str, str]:
     """Tensor -> file. Raises: ModelError if it is of another form."""
     try:
         index = dict(json.loads(path.read_text(encoding="utf-8"))["weight_map"])
-    except (ValueError, KeyError, TypeError, OSError) as error:
+    except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
         raise ModelError(f"{path} is no index of a sharded checkpoint ({error}); fetch it again") from error
     for tensor, name in index.items():
-        if not isinstance(name, str) or Path(name).name != name or len(name.encode()) > 255:
+        if not _is_inside(name):
             raise ModelError(
-                f"{path} is damaged: the file of {tensor[:80]} is {str(name)[:40]!r}, which is no file name; fetch it"
-                " again"
+                f"{path} is damaged: the file of {str(tensor)[:80]} is {str(name)[:40]!r}, which is no file of this"
+                " directory; fetch it again"
             )
     if not index:
         raise ModelError(f"{path} is no index of a sharded checkpoint (it names no tensor); fetch it again")
     return index
+
+
+def _is_inside(name: object) -> TypeGuard[str]:
+    """Whether it may be the name of a file in the model's directory, or in a folder of it."""
+    if not isinstance(name, str) or not name.strip() or not may_be_a_path(name):
+        return False
+    return not Path(name).is_absolute() and ".." not in Path(name).parts

@@ -173,6 +173,19 @@ def test_experts_that_are_ignored_are_not_trained(tmp_path: Path) -> None:
             assert torch.equal(before[name], after[name]) == (".experts.1." in name), name
 
 
+def test_blocks_that_are_ignored_are_not_trained(tmp_path: Path) -> None:
+    """Norms and biases neither, nor are they said to be."""
+    save_tiny(tmp_path / "dense")
+    run = {**RUN, "calibration_data": torch.randint(0, 100, (6, 16), generator=torch.Generator().manual_seed(0))}
+    run |= {"seqlen": 16, "distill_rate": 3e-3, "ignore": ["*.layers.1.*"]}
+    result = autoprune.prune(tmp_path / "dense", save_model=tmp_path / "out", **run)
+    assert result.summary is not None and result.summary.trained
+    assert not any(".layers.1." in name for name in result.summary.trained)
+    before, after = tensors(tmp_path / "dense"), tensors(tmp_path / "out")
+    assert all(torch.equal(before[name], after[name]) for name in before if ".layers.1." in name)
+    assert not torch.equal(*(t["model.layers.0.input_layernorm.weight"] for t in (before, after)))
+
+
 def test_nothing_is_rounded_where_nothing_gets_better(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_tiny(tmp_path / "dense")
     run = {**RUN, "calibration_data": torch.randint(0, 100, (6, 16), generator=torch.Generator().manual_seed(0))}

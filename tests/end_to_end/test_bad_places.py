@@ -47,7 +47,7 @@ def test_manifest_that_says_nothing(refuse: Refuse, tiny: Path, tmp_path: Path, 
 
 def test_file_in_the_way(refuse: Refuse, tiny: Path, tmp_path: Path) -> None:
     (tmp_path / "out").write_text("precious")
-    refuse(tiny, f"--save_model {tmp_path / 'out'}", "a file of that name exists")
+    refuse(tiny, f"{tmp_path / 'out'}: a file of that name exists")
     refuse(tiny, f"--save_ppl {tmp_path / 'out'}", "is a file", save_model=None, save_ppl=tmp_path / "out")
     refuse(tiny, f"--save_ppl {tmp_path / 'out/ppl'}", "is a file", save_model=None, save_ppl=tmp_path / "out/ppl")
     refuse(tiny, f"{tmp_path / 'out/model'}", save_model=tmp_path / "out/model", save_ppl=None)

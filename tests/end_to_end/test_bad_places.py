@@ -30,12 +30,12 @@ USAGE = namedtuple("USAGE", "total used free")
 def test_directory_that_is_not_empty(refuse: Refuse, tiny: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out/thesis.txt").write_text("three years of work")
-    refuse(tiny, f"--save_model {tmp_path / 'out'}", "not empty", "--overwrite")
+    refuse(tiny, f"{tmp_path / 'out'}", "not empty", "--overwrite")
 
 
 def test_directory_of_somebody_else_is_refused_even_with_overwrite(refuse: Refuse, tiny: Path, tmp_path: Path) -> None:
     shutil.copytree(tiny, tmp_path / "out")
-    refuse(tiny, f"--save_model {tmp_path / 'out'}", "not written by autoprune", "choose another", overwrite=True)
+    refuse(tiny, f"{tmp_path / 'out'}", "not written by autoprune", "choose another", overwrite=True)
 
 
 @pytest.mark.parametrize("manifest", ["{", "[]", '"written"', "{}", '{"written": null}', '{"written": [1]}'])
@@ -150,7 +150,7 @@ def test_reports_beside_and_inside_the_checkpoint(run: Run, tiny: Path, tmp_path
 
 def test_no_room_on_the_disk(refuse: Refuse, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(results.shutil, "disk_usage", lambda path: USAGE(10**9, 10**9 - 1000, 1000))
-    message = refuse(tiny, f"--save_model {tmp_path / 'out'}: the result needs", "only 0.0 MiB are free")
+    message = refuse(tiny, f"{tmp_path / 'out'}: the result needs", "only 0.0 MiB are free")
     assert "checking weights" not in message
     assert list(tmp_path.iterdir()) == []
 
@@ -216,7 +216,7 @@ def test_place_where_another_run_is_at_work(refuse: Refuse, run: Run, tiny: Path
     other = results.Workplace(tmp_path / "out", overwrite=False)
     other.begin(0)
     (other.path / "model-00001.safetensors").write_text("half")
-    refuse(tiny, f"--save_model {tmp_path / 'out'}: another autoprune run is writing there", "wait for it")
+    refuse(tiny, f"{tmp_path / 'out'}: another autoprune run is writing there", "wait for it")
     other.abandon()
     run(tiny, save_model=tmp_path / "out")
 

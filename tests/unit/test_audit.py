@@ -17,7 +17,7 @@ from torch import Tensor
 
 from autoprune.cli.main import main
 from autoprune.errors import OutputError
-from autoprune.evaluation.audit import Fault, audit, find_dense
+from autoprune.evaluation.audit import ADDED, Fault, audit, find_dense
 from autoprune.events import Event, Notice
 from autoprune.recipe.recipe import recipe_from_flat
 from autoprune.run.api import prune
@@ -235,6 +235,26 @@ def test_a_changed_file_beside_the_weights_is_named(copy: Path, dense: Path, nam
 def test_the_card_may_be_added_to(copy: Path, dense: Path) -> None:
     (copy / "README.md").write_text("what its author adds")
     assert audit(copy, dense).sound
+
+
+@pytest.mark.parametrize(("name", "changed"), [("adapter_config.json", True), ("chat_template.jinja", False)])
+def test_a_file_that_loaders_read_must_not_be_added(copy: Path, dense: Path, name: str, changed: bool) -> None:
+    from autoprune.run.labels import labels_of
+
+    (copy / "notes.json").write_text("[]")
+    assert audit(copy, dense).sound, "what nobody reads may lie there"
+    (copy / name).write_text("{}")
+    assert Fault(name, ADDED) in audit(copy, dense).faults
+    assert (labels_of(copy)[1] == "changed") is changed, "a perplexity does not depend on a template"
+
+
+def test_files_of_which_only_half_is_noted(copy: Path, dense: Path) -> None:
+    def forget(raw: Any) -> None:
+        raw["files"] = [entry for entry in raw["files"] if entry["name"] != "tokenizer.json"]
+
+    rewrite(copy, forget)
+    (fault,) = audit(copy, dense).faults
+    assert (fault.where, "by half" in fault.what) == ("tokenizer.json", True)
 
 
 def test_another_model_of_the_same_name_is_not_compared_with(

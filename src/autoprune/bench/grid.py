@@ -120,9 +120,9 @@ def stamps(word: str) -> list[tuple[str, int, int]]:
 def _cells(table: Mapping[str, Any]) -> Iterator[Cell]:
     common = dict(table.get("options", {}))
     models = [str(model) for model in table["models"]]
-    short = [_short(model) for model in models]
-    for model, brief in zip(models, short, strict=True):
-        called = brief if short.count(brief) == 1 else model  # of two directories of one name the whole path
+    briefly = [_short(model) for model in models]
+    for model, brief in zip(models, briefly, strict=True):
+        called = brief if briefly.count(brief) == 1 else model  # of two directories of one name the whole path
         as_it_is = {key: value for key, value in common.items() if key not in OF_PRUNED}
         yield Cell(f"{called} dense", {**as_it_is, "model": model, "sparsity_ratio": 0.0})
         for target, entry, seed in itertools.product(table["targets"], table["methods"], table.get("seeds", [0])):

@@ -126,12 +126,16 @@ def test_the_input_is_never_written_to(
     run(tiny, save_model=model)
     (tmp_path / "link").symlink_to(model, target_is_directory=True)
     for word in (model, tmp_path / "link", tmp_path / "x/../model"):
-        refuse(model, "--save_model", "choose another", save_model=word / inside, overwrite=overwrite)
+        refuse(model, "the result would go to", "choose another", save_model=word / inside, overwrite=overwrite)
     pattern = {"prune_barber": True, "pruned_model": model, "sparsity_ratio": None}
     refuse(tiny, "--pruned_model", "must stay as it is", save_model=model / "rebuilt", overwrite=overwrite, **pattern)
     if overwrite:
         refuse(
-            model, f"lies in the directory of --model {model}", "must stay as it is", save_model=model, overwrite=True
+            model,
+            f"lies in the directory of the model {model}",
+            "must stay as it is",
+            save_model=model,
+            overwrite=True,
         )
         refuse(tiny, f"lies in the directory of --pruned_model {model}", save_model=model, overwrite=True, **pattern)
 
@@ -139,7 +143,7 @@ def test_the_input_is_never_written_to(
 def test_shipped_model_is_never_written_to(refuse: Refuse) -> None:
     from autoprune.storage.locate import DEMO
 
-    refuse("demo", "lies in the directory of --model demo", save_model=DEMO / "pruned")
+    refuse("demo", "lies in the directory of the model demo", save_model=DEMO / "pruned")
 
 
 def test_reports_beside_and_inside_the_checkpoint(run: Run, tiny: Path, tmp_path: Path) -> None:

@@ -186,11 +186,12 @@ def whole_rows() -> list[EvaluationRow]:
 
 
 @pytest.mark.skipif(LATEX is None, reason="needs a LaTeX compiler")
-@pytest.mark.parametrize("rows", [sample_rows(), whole_rows()], ids=["perplexity", "all"])
-def test_latex_compiles(tmp_path: Path, rows: list[EvaluationRow]) -> None:
-    """Without any package."""
+@pytest.mark.parametrize("package", ["", "\\usepackage{graphicx}"], ids=["plain", "graphicx"])
+def test_latex_compiles(tmp_path: Path, package: str) -> None:
+    """Without any package, and with one that makes wide tables narrower."""
+    rows = [*sample_rows(), *whole_rows()]
     body = published(rows, "latex")
-    text = "\\documentclass{article}\\begin{document}\n" + body + "\\end{document}\n"
+    text = f"\\documentclass{{article}}{package}\\begin{{document}}\n{body}\\end{{document}}\n"
     (tmp_path / "table.tex").write_text(text, encoding="utf-8")
     command = [str(LATEX), "-halt-on-error", "table.tex"] if "pdflatex" in str(LATEX) else [str(LATEX), "table.tex"]
     subprocess.run(command, cwd=tmp_path, check=True, timeout=120, stdin=subprocess.DEVNULL)

@@ -47,10 +47,10 @@ def windows(results: Results) -> str:
     return f"Text{'s' * (len(said) > 1)}: {'; '.join(said)}." if said else ""
 
 
-def tasks(results: Results) -> str:
-    """Items and examples of every task, and the harness that asked them."""
+def tasks(results: Results, metric: str | None = None) -> str:
+    """Items and examples of every task (that has the metric), and the harness that asked them."""
     found = [row.zeroshot for row in results.rows if row.zeroshot]
-    asked = {task.task: task for one in found for task in one.tasks}
+    asked = {task.task: task for one in found for task in one.tasks if metric is None or metric in task.metrics}
     if not asked:
         return ""
     said = [

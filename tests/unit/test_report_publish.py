@@ -233,12 +233,10 @@ def test_the_best_is_stressed_and_judged_by_its_items() -> None:
     ]
     (said,) = accuracy_findings(Results(whole_rows()))
     assert said.startswith("Most often right at 50 % by acc, mean of 1 task: wanda & 1{0}% #~^ <b>*x*, 75.0 %.")
+    assert "The dense model is lower by 25.0 ± 14.0 points on the same items, which may be chance" in said
+    assert "(paired z-test, p = 0.07" in said
     assert (
-        "The dense model is lower by 25.0 ± 14.0 points on the same items, which may be chance (paired, p = 0.07"
-        in said
-    )
-    assert (
-        "Next, _refit_, is lower by 50.0 ± 8.5 points on the same items, a clear difference (paired, p < 0.001)"
+        "Next, _refit_, is lower by 50.0 ± 8.5 points on the same items, a clear difference (paired z-test, p < 0.001)"
         in said
     )
     other = whole_rows()

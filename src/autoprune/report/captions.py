@@ -15,7 +15,7 @@ def origin(results: Results) -> str:
 
 
 def _models(results: Results) -> str:
-    names = [_short(name) for name in results.models if name]
+    names = [short_name(name) for name in results.models if name]
     return f"Model{'s' * (len(names) > 1)}: {', '.join(names)}." if names else ""
 
 
@@ -31,7 +31,7 @@ def _calibration(results: Results) -> str:
     ((source, windows, seqlen),) = asked
     seeds = sorted({str(seed) for row in pruned if (seed := seed_of(row)) is not None})
     drawn = f", seed{'s' * (len(seeds) > 1)} {', '.join(seeds)}" if seeds else ""
-    return f"Calibration: {_short(str(source))}, {windows} windows of {seqlen} tokens{drawn}."
+    return f"Calibration: {short_name(str(source))}, {windows} windows of {seqlen} tokens{drawn}."
 
 
 def windows(results: Results) -> str:
@@ -76,6 +76,6 @@ def _plural(count: Any, what: str) -> str:
     return f"an unknown number of {what}s" if count is None else f"{count:,} {what}{'s' * (count != 1)}"
 
 
-def _short(word: str) -> str:
+def short_name(word: str) -> str:
     """A hub id as it is, of a path the last part."""
     return PurePosixPath(word).name if word.count("/") > 1 or word.startswith(("/", ".", "~")) else word

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from autoprune.report.accuracy import accuracy_findings, accuracy_table, difference_table, metrics_of
-from autoprune.report.captions import devices, origin, tasks, windows
+from autoprune.report.captions import devices, origin, short_name, tasks, windows
 from autoprune.report.distance import distance_table, flips_table
 from autoprune.report.distance_page import render_comparison
 from autoprune.report.page import render_html
@@ -93,7 +94,7 @@ def published_comparison(result: Comparison, form: str) -> str:
     texts = f"Text{'s' * (len(said) > 1)}: {'; '.join(said)}." if said else ""
     captioned = [
         (table, " ".join(filter(None, (table.note, texts if "text" in table.header else ""))))
-        for table in comparison_tables(result)
+        for table in comparison_tables(replace(result, dense=short_name(result.dense)))
     ]
     if form == "latex":
         return "\n".join([RULES, *(to_latex(table, f"{table.title}. {words}".rstrip()) for table, words in captioned)])

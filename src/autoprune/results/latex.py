@@ -44,7 +44,14 @@ def to_latex(table: Table, caption: str = "") -> str:
             lines.append(r"\midrule")
     lines += [r"\bottomrule", r"\end{tabular}"]
     if caption:
-        lines = [r"\begin{table}", r"\centering", rf"\caption{{{escaped(caption)}}}", r"\nowider{%", *lines]
+        lines = [
+            r"\begin{table}",
+            r"\centering",
+            rf"\caption{{{escaped(caption)}}}",
+            r"\smallskip",
+            r"\nowider{%",
+            *lines,
+        ]
         lines += ["}", r"\end{table}"]
     return "\n".join([*lines, ""])
 

@@ -132,7 +132,8 @@ def _shared(model: Any) -> str | None:
         other = names.setdefault(id(tensor), name)
         if other != name and not {name, other} <= told:
             return (
-                f"has one tensor in two places, {other} and {name}, which save_pretrained refuses; give each its own"
+                f"has one tensor in two places, {other} and {name}, of which its config says nothing: save_pretrained"
+                " refuses that, or writes it once and the other place is empty when it is loaded; give each its own"
                 " (nn.Parameter(tensor.clone())), or leave out save_model"
             )
     return None

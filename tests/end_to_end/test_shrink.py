@@ -230,6 +230,7 @@ def test_a_head_that_names_a_block(tmp_path: Path, options: Options) -> None:
     model = change_weights(save_tiny(tmp_path / "dense", tiny_model(num_hidden_layers=BLOCKS)), add)
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps({**config, "num_nextn_predict_layers": 1}))
-    for wanted in ({}, {"blocks": None, "mlp": 0.5, "multiple": 16}):
+    asked: tuple[Options, ...] = ({}, {"blocks": None, "mlp": 0.5, "multiple": 16})
+    for wanted in asked:
         with pytest.raises(autoprune.ModelError, match=r"layers.5.eh_proj.weight belongs to a head"):
             autoprune.shrink(model, tmp_path / "out", **{**options, **wanted})

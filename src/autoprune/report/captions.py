@@ -15,7 +15,9 @@ def origin(results: Results) -> str:
 
 
 def _models(results: Results) -> str:
-    names = [short_name(name) for name in results.models if name]
+    named = [name for name in results.models if name]
+    short = [short_name(name) for name in named]
+    names = [brief if short.count(brief) == 1 else name for brief, name in zip(short, named, strict=True)]
     return f"Model{'s' * (len(names) > 1)}: {', '.join(names)}." if names else ""
 
 

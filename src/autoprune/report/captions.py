@@ -1,4 +1,4 @@
-"""What a table's caption says of its numbers' origin: model, calibration, texts and windows, tasks."""
+"""What captions say of a table's numbers: model, calibration, windows, tasks."""
 
 from __future__ import annotations
 

@@ -139,7 +139,7 @@ def test_missing_shard(refuse: Refuse, sharded: Path) -> None:
     refuse(sharded, str(sharded), f"shard {names[1]} is missing", "fetch it again")
 
 
-@pytest.mark.parametrize("text", ["{", "{}", '{"weight_map": ["a"]}'])
+@pytest.mark.parametrize("text", ["{", "{}", "null", '{"weight_map": ["a"]}', pytest.param("[" * 100_000, id="deep")])
 def test_damaged_index(refuse: Refuse, sharded: Path, text: str) -> None:
     (sharded / INDEX).write_text(text)
     refuse(sharded, INDEX, "no index of a sharded checkpoint")

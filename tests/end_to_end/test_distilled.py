@@ -11,12 +11,15 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import autoprune
+from autoprune.core.sparsity import Unstructured
 from autoprune.errors import RecipeError, ShortageError
 from autoprune.evaluation.audit import audit
 from autoprune.model import training, whole
+from autoprune.model.door import prune_with
 from autoprune.model.walk import Inputs
 from autoprune.model.whole import ModelTraining, TwoModels
 from autoprune.run import memory
+from autoprune.steps.table import make_steps
 from autoprune.storage.journal import Journal
 from autoprune.storage.locate import DEMO
 from autoprune.storage.manifest import Manifest
@@ -210,6 +213,32 @@ def test_a_model_that_runs_in_one_precision_alone_is_trained_in_it(monkeypatch: 
     assert result.summary is not None and result.summary.trained
     with pytest.raises(RecipeError, match=r"does not run in bfloat16 .*train it in float32 \(--reconstruct_dtype"):
         autoprune.prune(tiny_model("openai-gpt", **sizes), **{**run, f"{step}_dtype": "bfloat16"})
+
+
+@pytest.mark.parametrize("held", [True, False], ids=["in memory", "on disk"])
+def test_a_precision_that_can_t_be_is_said_before_the_walk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held: bool
+) -> None:
+    def walks(*_: Any) -> None:
+        raise AssertionError("pruned before it was checked")
+
+    monkeypatch.setattr("autoprune.run.prune._prune_blocks", walks)
+    model = tiny_model("openai-gpt", n_embd=16, n_layer=2, n_head=2, n_positions=16)
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    run = {**RUN, "seqlen": 16, "distill_dtype": "bfloat16"}
+    run |= {"calibration_data": torch.randint(0, 100, (6, 16), generator=torch.Generator().manual_seed(0))}
+    with pytest.raises(RecipeError, match=r"does not run in bfloat16 .*train it in float32"):
+        if held:
+            autoprune.prune(model, **run)
+        else:
+            autoprune.prune(save_tiny(tmp_path / "dense", model), save_model=tmp_path / "out", **run)
+    assert all(torch.equal(p, before[name]) and p.dtype is torch.float32 for name, p in model.named_parameters())
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_inner_door_does_not_leave_it_out_silently() -> None:
+    with pytest.raises(RecipeError, match=r"distill works on the whole model.*use autoprune\.prune"):
+        prune_with(MemoryStore(tiny_model()), make_steps(["wanda", "distill"], {}), Unstructured(0.5))
 
 
 def test_a_failure_leaves_the_model_as_the_walk_left_it(monkeypatch: pytest.MonkeyPatch) -> None:

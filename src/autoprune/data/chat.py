@@ -6,8 +6,6 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, overload
 
-from jinja2 import TemplateError
-
 from autoprune.data.sources import Source
 from autoprune.errors import DataError
 
@@ -52,7 +50,7 @@ def _joined(number: int, parts: Sequence[Any]) -> str:
         if not isinstance(text, str):
             kind = part.get("type", "unknown") if isinstance(part, Mapping) else type(part).__name__
             raise ValueError(f"turn {number} has a part that is no text ({kind})")
-    return "".join(texts)
+    return "".join(map(str, texts))
 
 
 class Rendered(Sequence[str]):
@@ -81,6 +79,8 @@ class Rendered(Sequence[str]):
 
     def _text(self, index: int) -> str:
         """Raises: DataError naming a conversation that the template refuses."""
+        from jinja2 import TemplateError  # what needs no template does without the package
+
         try:
             return str(self._tokenizer.apply_chat_template(turns_of(self._conversations[index]), tokenize=False))
         except (ValueError, TypeError, TemplateError) as error:  # a template may add what can't be added

@@ -9,6 +9,9 @@ from autoprune.results.comparison import Comparison, Flips
 from autoprune.results.numbers import number_text, percent_text
 from autoprune.results.table import Table, from_rows, to_text
 
+ERRORS = "± is the standard error over tokens."
+MCNEMAR = "Shares of the items; p is McNemar's, of so large a difference if both models were equally good."
+
 
 def divergence_table(result: Comparison) -> Table:
     """The divergence of every model on every text: its mean and how it is spread over the tokens."""
@@ -17,7 +20,8 @@ def divergence_table(result: Comparison) -> Table:
     for model, text, shift in result.by_text():
         spread = dataclasses.astuple(shift.kld_spread)
         rows.append((model, text, _estimate(shift.kld), *(_nats(value) for value in spread)))
-    return Table(from_rows(header, rows, words=2), title=f"KL divergence from {result.dense}, in nats for each token")
+    title = f"KL divergence from {result.dense}, in nats for each token"
+    return Table(from_rows(header, rows, words=2), title=title, note=ERRORS)
 
 
 def tokens_table(result: Comparison) -> Table:
@@ -38,7 +42,8 @@ def tokens_table(result: Comparison) -> Table:
                 number_text(shift.pruned_perplexity),
             )
         )
-    return Table(from_rows(header, rows, words=2), title="The tokens that follow, in the second half of each window")
+    title = "The tokens that follow, in the second half of each window"
+    return Table(from_rows(header, rows, words=2), title=title, note=ERRORS)
 
 
 def places_table(result: Comparison) -> Table:
@@ -57,7 +62,8 @@ def flips_table(result: Comparison) -> Table:
     """Answers that changed."""
     header = ("model", "task", "metric", "items", "changed", "correct → wrong", "wrong → correct", "McNemar's p")
     rows = [(model.model, *_flips(flip)) for model in result.models for flip in model.flips]
-    return Table(from_rows(header, rows, words=3), title=f"Answers that are not those of {result.dense}")
+    title = f"Answers that are not those of {result.dense}"
+    return Table(from_rows(header, rows, words=3), title=title, note=MCNEMAR)
 
 
 def comparison_tables(result: Comparison, *, places: bool = True) -> list[Table]:

@@ -24,7 +24,7 @@ TRIES = {"auto_tries": "wanda+refit,mixed+wanda"}
 ALLOCATION = {"allocation": "divergence", "divergence_samples": 2}
 CASES: dict[str, tuple[dict[str, Any], tuple[str, int], int]] = {  # options, when it dies, finished blocks by then
     "wanda,reconstruct": ({"epochs": 1}, (STEP, 9 + 5), 1),
-    "auto": (TRIES, ("autoprune.model.block:Block.loss", 2 * 5 + 3), 2),
+    "auto": (TRIES, ("autoprune.model.block:Block.decisions", 2 * 2 + 2), 2),
     "wanda,distill": ({}, (STEP, 5), BLOCKS),
     "allocate,wanda": (ALLOCATION, ("autoprune.model.variants:Variant.run", 11), 0),
 }

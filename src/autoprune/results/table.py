@@ -78,6 +78,12 @@ def from_rows(heads: Sequence[str], rows: Sequence[Sequence[str]], words: int = 
     return tuple(Column(head, tuple(row[i] for row in rows), i < words) for i, head in enumerate(heads))
 
 
+def spared(columns: Sequence[Column], spares: Mapping[str, int], shorts: Mapping[str, str] | None = None) -> list[Column]:
+    """The columns with what says, by head, which may be left out on a narrow terminal, and how heads are shortened."""
+    known = shorts or {}
+    return [replace(c, spare=spares.get(c.head, 0), short=known.get(c.head, "")) for c in columns]
+
+
 def parts(cell: str) -> tuple[str, str]:
     """A number with its unit, and what stands behind it: ``("28.4", " ± 1.9")``, ``("50.00 %", "")``."""
     match = TAIL.fullmatch(cell)

@@ -16,6 +16,8 @@ from typing import Any
 
 import pytest
 
+import autoprune
+from autoprune.errors import OutputError
 from autoprune.storage import files
 from autoprune.storage import result as results
 from end_to_end.conftest import Refuse, Run, refused
@@ -49,6 +51,21 @@ def test_file_in_the_way(refuse: Refuse, tiny: Path, tmp_path: Path) -> None:
     refuse(tiny, f"--save_ppl {tmp_path / 'out'}", "is a file", save_model=None, save_ppl=tmp_path / "out")
     refuse(tiny, f"--save_ppl {tmp_path / 'out/ppl'}", "is a file", save_model=None, save_ppl=tmp_path / "out/ppl")
     refuse(tiny, f"{tmp_path / 'out/model'}", save_model=tmp_path / "out/model", save_ppl=None)
+
+
+def test_what_is_no_directory_is_never_replaced(refuse: Refuse, tiny: Path, tmp_path: Path) -> None:
+    """A device, a pipe, a socket, or a link to nothing: nothing else of that name may come to an end either."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    for name, kind in (("pipe", "device, pipe or socket"), ("link", "link to nothing")):
+        for more in ({}, {"overwrite": True}, {"resume": True}):
+            refuse(tiny, f"a {kind} of that name exists", save_model=tmp_path / name, **more)
+        refuse(tiny, f"{tmp_path / name} is a file", save_model=None, save_ppl=tmp_path / name)
+        with pytest.raises(OutputError, match=f"a {kind} of that name exists"):
+            autoprune.shrink(tiny, tmp_path / name, blocks=1)
+        with pytest.raises(OutputError, match=f"a {kind} of that name exists"):
+            autoprune.rotate(tiny, tmp_path / name)
+    assert (tmp_path / "pipe").is_fifo()
 
 
 def test_overwriting_replaces_what_autoprune_wrote_and_nothing_else(run: Run, tiny: Path, tmp_path: Path) -> None:

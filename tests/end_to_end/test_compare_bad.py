@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 from collections.abc import Callable
@@ -121,6 +122,18 @@ def test_two_of_one_origin(tiny: Path, options: Options, tmp_path: Path) -> None
         autoprune.prune(tiny, steps="magnitude", sparsity=sparsity, save_model=str(tmp_path / name), seqlen=SEQLEN)
     with pytest.raises(ModelError, match=r"half and .*more were both made from one model.*name that first"):
         autoprune.compare(tmp_path / "half", tmp_path / "more", **options)
+
+
+def test_what_is_only_told(tiny: Path, options: Options, tmp_path: Path) -> None:
+    """A record that names another origin, though nothing speaks against this one; a tokenizer that can't be read."""
+    autoprune.prune(tiny, steps="magnitude", sparsity=0.5, save_model=str(tmp_path / "half"), seqlen=SEQLEN)
+    record = tmp_path / "half" / "autoprune.json"
+    told = json.loads(record.read_text())
+    record.write_text(json.dumps({**told, "model": {**told["model"], "fingerprint": "0" * 64}}))
+    (tmp_path / "half" / "tokenizer.json").write_text("{")
+    warnings = autoprune.compare(tiny, tmp_path / "half", **options).warnings
+    assert any("autoprune.json names another model" in text for text in warnings)
+    assert any("half: no tokenizer can be read there" in text for text in warnings)
 
 
 def test_resume_replaces_no_other_comparison(tiny: Path, options: Options, tmp_path: Path) -> None:

@@ -11,12 +11,15 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import autoprune
+from autoprune.core.sparsity import Unstructured
 from autoprune.errors import RecipeError, ShortageError
 from autoprune.evaluation.audit import audit
 from autoprune.model import training, whole
+from autoprune.model.door import prune_with
 from autoprune.model.walk import Inputs
 from autoprune.model.whole import ModelTraining, TwoModels
 from autoprune.run import memory
+from autoprune.steps.table import make_steps
 from autoprune.storage.journal import Journal
 from autoprune.storage.locate import DEMO
 from autoprune.storage.manifest import Manifest
@@ -170,6 +173,19 @@ def test_experts_that_are_ignored_are_not_trained(tmp_path: Path) -> None:
             assert torch.equal(before[name], after[name]) == (".experts.1." in name), name
 
 
+def test_blocks_that_are_ignored_are_not_trained(tmp_path: Path) -> None:
+    """Norms and biases neither, nor are they said to be."""
+    save_tiny(tmp_path / "dense")
+    run = {**RUN, "calibration_data": torch.randint(0, 100, (6, 16), generator=torch.Generator().manual_seed(0))}
+    run |= {"seqlen": 16, "distill_rate": 3e-3, "ignore": ["*.layers.1.*"]}
+    result = autoprune.prune(tmp_path / "dense", save_model=tmp_path / "out", **run)
+    assert result.summary is not None and result.summary.trained
+    assert not any(".layers.1." in name for name in result.summary.trained)
+    before, after = tensors(tmp_path / "dense"), tensors(tmp_path / "out")
+    assert all(torch.equal(before[name], after[name]) for name in before if ".layers.1." in name)
+    assert not torch.equal(*(t["model.layers.0.input_layernorm.weight"] for t in (before, after)))
+
+
 def test_nothing_is_rounded_where_nothing_gets_better(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_tiny(tmp_path / "dense")
     run = {**RUN, "calibration_data": torch.randint(0, 100, (6, 16), generator=torch.Generator().manual_seed(0))}
@@ -197,6 +213,32 @@ def test_a_model_that_runs_in_one_precision_alone_is_trained_in_it(monkeypatch: 
     assert result.summary is not None and result.summary.trained
     with pytest.raises(RecipeError, match=r"does not run in bfloat16 .*train it in float32 \(--reconstruct_dtype"):
         autoprune.prune(tiny_model("openai-gpt", **sizes), **{**run, f"{step}_dtype": "bfloat16"})
+
+
+@pytest.mark.parametrize("held", [True, False], ids=["in memory", "on disk"])
+def test_a_precision_that_can_t_be_is_said_before_the_walk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held: bool
+) -> None:
+    def walks(*_: Any) -> None:
+        raise AssertionError("pruned before it was checked")
+
+    monkeypatch.setattr("autoprune.run.prune._prune_blocks", walks)
+    model = tiny_model("openai-gpt", n_embd=16, n_layer=2, n_head=2, n_positions=16)
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    run = {**RUN, "seqlen": 16, "distill_dtype": "bfloat16"}
+    run |= {"calibration_data": torch.randint(0, 100, (6, 16), generator=torch.Generator().manual_seed(0))}
+    with pytest.raises(RecipeError, match=r"does not run in bfloat16 .*train it in float32"):
+        if held:
+            autoprune.prune(model, **run)
+        else:
+            autoprune.prune(save_tiny(tmp_path / "dense", model), save_model=tmp_path / "out", **run)
+    assert all(torch.equal(p, before[name]) and p.dtype is torch.float32 for name, p in model.named_parameters())
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_inner_door_does_not_leave_it_out_silently() -> None:
+    with pytest.raises(RecipeError, match=r"distill works on the whole model.*use autoprune\.prune"):
+        prune_with(MemoryStore(tiny_model()), make_steps(["wanda", "distill"], {}), Unstructured(0.5))
 
 
 def test_a_failure_leaves_the_model_as_the_walk_left_it(monkeypatch: pytest.MonkeyPatch) -> None:

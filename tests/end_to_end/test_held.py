@@ -11,6 +11,8 @@ import torch
 from accelerate import cpu_offload
 from safetensors.torch import save_file
 from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
+from torch.nn.utils.prune import random_unstructured
 from transformers import AutoModel, AutoModelForCausalLM, BertConfig, BertForMaskedLM
 
 import autoprune
@@ -93,8 +95,34 @@ HINDRANCES: dict[str, tuple[Callable[[Path], nn.Module], str]] = {
     "meta": (lambda d: meta(loaded(d)), r"keeps lm_head\.weight elsewhere"),
     "masked": (lambda _: masked(), "fills in masked tokens"),
     "inference": (lambda _: in_inference_mode(), "was made under torch.inference_mode"),
+    "method": (lambda d: quantised(loaded(d), lambda _: Method()), r"\.up_proj is a Method"),
+    "mask": (
+        lambda d: masked_by_torch(loaded(d)),
+        r"computes the weight of .*down_proj .*torch\.nn\.utils\.prune\.remove",
+    ),
+    "parametrised": (lambda d: parametrised(loaded(d)), r"computes the weight of .*\.down_proj from other tensors"),
     "adapter": (lambda d: with_adapter(loaded(d)), r"holds a PEFT adapter.*merge_and_unload"),
 }
+
+
+class Method(nn.Module):
+    """As torch's own dynamic quantisation does it: the weight is a method, and packed elsewhere."""
+
+    def weight(self) -> torch.Tensor:
+        return torch.zeros(64, 32)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x @ self.weight().T
+
+
+def masked_by_torch(model: Any) -> nn.Module:
+    random_unstructured(model.model.layers[1].mlp.down_proj, "weight", amount=0.5)
+    return model  # type: ignore[no-any-return]
+
+
+def parametrised(model: Any) -> nn.Module:
+    weight_norm(model.model.layers[1].mlp.down_proj)
+    return model  # type: ignore[no-any-return]
 
 
 def masked() -> nn.Module:
@@ -148,6 +176,57 @@ def test_what_can_not_be_saved_is_refused_before_the_work(tmp_path: Path, option
     assert autoprune.prune(model, **options).summary.sparsity == 0.5, "without saving nothing is in the way"
 
 
+def without_generation_config(model: Any) -> None:
+    model.generation_config = None
+
+
+def with_an_entry_of_generation(model: Any) -> None:
+    model.config.temperature = 0.3
+
+
+def with_an_entry_that_is_no_json(model: Any) -> None:
+    model.config.mine = {1, 2}
+
+
+def without_a_block(model: Any) -> None:
+    model.model.layers = model.model.layers[:1]
+
+
+def with_a_bias(model: Any) -> None:
+    model.model.layers[0].mlp.up_proj = nn.Linear(32, 64, bias=True)
+
+
+def with_more_tokens(model: Any) -> None:
+    model.lm_head = nn.Linear(32, VOCABULARY + 8, bias=False)
+
+
+def tied_by_hand(model: Any) -> None:
+    model.lm_head.weight = model.model.embed_tokens.weight
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (without_generation_config, "has no generation_config"),
+        (with_an_entry_of_generation, "a config that save_pretrained refuses .*temperature"),
+        (with_an_entry_that_is_no_json, "a config that save_pretrained refuses .*JSON"),
+        (without_a_block, r"by its config, model\.layers\.1\..* is not there"),
+        (with_a_bias, r"by its config, model\.layers\.0\.mlp\.up_proj\.bias is more"),
+        (with_more_tokens, r"by its config, lm_head\.weight has another shape"),
+        (tied_by_hand, r"one tensor in two places, model\.embed_tokens\.weight and lm_head\.weight"),
+    ],
+)
+def test_what_save_pretrained_would_refuse_or_change(
+    tmp_path: Path, options: dict[str, Any], change: Callable[[Any], None], says: str
+) -> None:
+    model = tiny_model(tie_word_embeddings=False)
+    change(model)
+    before = [parameter.clone() for parameter in model.parameters()]
+    with pytest.raises(ModelError, match=f"{says}.*leave out save_model"):
+        autoprune.prune(model, save_model=tmp_path / "out", **options)
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
 def test_memory_that_runs_out_is_told_with_what_needs_less() -> None:
     recipe = recipe_from_flat({"model": "demo", "sparsity_ratio": 0.5, "batch_size": 64})
     for error in (
@@ -180,5 +259,7 @@ def test_every_door_tells_what_needs_less_memory(door: str, tmp_path: Path, monk
     monkeypatch.setattr(f"{place}.open_model", full)
     more: dict[str, tuple[Any, ...]] = {"compare": ("demo",), "rotate": (tmp_path / "o",), "shrink": (tmp_path / "o",)}
     wanted: dict[str, Any] = {"shrink": {"blocks": 1}, "prune": {"sparsity_ratio": 0.5}}.get(door, {})
-    with pytest.raises(ShortageError, match=r"memory ran out \(MemoryError\); .*(--batch_size 1|--dtype bfloat16)"):
+    with pytest.raises(
+        ShortageError, match=r"memory ran out \(MemoryError\); .*(--batch_size 1|--nsamples|--dtype bfloat16)"
+    ):
         getattr(autoprune, door)("demo", *more.get(door, ()), **wanted)

@@ -191,6 +191,21 @@ def test_bad_choices(wrong: Options, expected: str, tmp_path: Path, dense: Path,
     assert not [*tmp_path.iterdir()]
 
 
+@pytest.mark.parametrize("out", ["", "a" * 300, None, 3])
+def test_out_must_be_a_name(out: Any, dense: Path, options: Options) -> None:
+    with pytest.raises(autoprune.RecipeError, match=r"^OUT .* is empty or no name of a directory"):
+        autoprune.shrink(dense, out, **options)
+
+
+def test_the_result_goes_beside_the_model(dense: Path, options: Options, tmp_path: Path) -> None:
+    with pytest.raises(autoprune.OutputError, match=r"^the result would go to .*, which lies in the directory"):
+        autoprune.shrink(dense, dense / "out", **options)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").write_text("mine")
+    with pytest.raises(autoprune.OutputError, match=r"full: the directory is not empty; choose another"):
+        autoprune.shrink(dense, tmp_path / "full", **options)
+
+
 def test_a_model_in_memory_is_refused(tmp_path: Path, options: Options) -> None:
     model: Any = tiny_model()
     with pytest.raises(autoprune.RecipeError, match="LlamaForCausalLM; give its hub id or its directory"):
@@ -215,5 +230,6 @@ def test_a_head_that_names_a_block(tmp_path: Path, options: Options) -> None:
     model = change_weights(save_tiny(tmp_path / "dense", tiny_model(num_hidden_layers=BLOCKS)), add)
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps({**config, "num_nextn_predict_layers": 1}))
-    with pytest.raises(autoprune.ModelError, match=r"layers.5.eh_proj.weight belongs to a head that is stored under"):
-        autoprune.shrink(model, tmp_path / "out", **options)
+    for wanted in ({}, {"blocks": None, "mlp": 0.5, "multiple": 16}):
+        with pytest.raises(autoprune.ModelError, match=r"layers.5.eh_proj.weight belongs to a head"):
+            autoprune.shrink(model, tmp_path / "out", **{**options, **wanted})

@@ -17,6 +17,7 @@ import autoprune
 
 result = autoprune.prune("demo", sparsity_ratio=0.5, calibration_data=["a text"], nsamples=4)
 print(result.perplexity["demo"] + 1.0, result.model.generate, result.model.config)
+autoprune.evaluate("demo", eval_data=None, tasks=["boolq"]).perplexity["demo"].is_integer()
 autoprune.run(autoprune.Recipe.read("recipe.toml", seed=1), eval_data=["a text"]).to_pandas()
 autoprune.prune("demo", nonsense=3)
 autoprune.prune("demo", sparsity_ratio="oops")
@@ -62,4 +63,4 @@ def test_types(tmp_path: Path) -> None:
     assert not [line for line in errors if "wrong.py" not in line], done.stdout
     found = sorted({int(line.split(":")[1]) for line in errors})
     told = dict(enumerate(WRONG.splitlines(), start=1))
-    assert [told[number] for number in found] == WRONG.splitlines()[6:], done.stdout + done.stderr
+    assert [told[number] for number in found] == WRONG.splitlines()[7:], done.stdout + done.stderr

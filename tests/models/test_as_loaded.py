@@ -260,7 +260,7 @@ def test_dtype_is_chosen_as_transformers_chooses(tmp_path: Path) -> None:
         assert running_dtype(Checkpoint.open(tmp_path / "model"), "auto") == expected
 
 
-@pytest.mark.parametrize("value", [None, 3.5, {"a": 1}, ["x"], "n" * 300, "../model.safetensors"])
+@pytest.mark.parametrize("value", [None, 3.5, {"a": 1}, ["x"], "n" * 300, "../model.safetensors", ".", "/x"])
 def test_an_index_with_odd_values_is_called_damaged(tmp_path: Path, value: Any) -> None:
     directory = saved(tmp_path / "model")
     weight_map = {**dict.fromkeys(stored(directory), "model-00001-of-00001.safetensors"), HEAD: value}

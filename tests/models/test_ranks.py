@@ -23,6 +23,7 @@ from autoprune.machine.ranks import ALONE, Ranks
 from autoprune.model.door import prune_with
 from autoprune.model.sharing import share, shared_out
 from autoprune.results.outcome import LayerOutcome
+from autoprune.steps.allocate import Allocate
 from autoprune.steps.barber import Barber
 from autoprune.steps.base import Step
 from autoprune.steps.magnitude import Magnitude
@@ -110,6 +111,14 @@ def test_magnitude_has_the_bits_of_one_process() -> None:
     for outcome in on_ranks(3, lambda ranks: prune(model, (Magnitude(),), ranks)):
         assert identical(outcome, alone)
         assert outcome.layers == alone.layers
+
+
+@pytest.mark.parametrize("allocation", ["owl", "dlp"])
+def test_ratios_of_blocks_are_those_of_one_process(allocation: str) -> None:
+    model, methods = tiny_model("llama"), (Allocate(allocation=allocation), Wanda())
+    alone = prune(model, methods)
+    assert len({layer.zeros / layer.weights for layer in alone.layers}) > 1
+    assert all(identical(outcome, alone) for outcome in on_ranks(2, lambda ranks: prune(model, methods, ranks)))
 
 
 @pytest.mark.parametrize("count", [2, 3])

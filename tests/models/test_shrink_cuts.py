@@ -24,6 +24,7 @@ WIDTHS: dict[str, tuple[dict[str, Any], str, int]] = {  # configuration, the ent
     "opt": ({"ffn_dim": 64, "word_embed_proj_dim": 32}, "ffn_dim", 48),
     "phi3": ({"pad_token_id": 0}, "intermediate_size", 48),
     "qwen3_moe": ({**MOE, "head_dim": 8, "mlp_only_layers": [0, 1]}, "intermediate_size", 48),
+    "llama4_text": ({**CHUNKED, "num_local_experts": 4, "interleave_moe_layer_step": 2}, "intermediate_size_mlp", 48),
 }
 EXPERTS: dict[str, tuple[dict[str, Any], str]] = {
     "mixtral": ({"num_local_experts": 4}, "num_local_experts"),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from configs import tiny_ids, tiny_model
+from configs import in_bfloat16, tiny_ids, tiny_model
 from runs import open_store, prune
 from torch import Tensor
 
@@ -64,6 +64,19 @@ def test_zeros_are_exact_and_two_runs_give_the_same_bits(words: str, target: Tar
             assert 2 * int((weight == 0).sum()) == weight.numel()
             if target == TWO_FOUR:
                 assert count_violations(weight != 0, TWO_FOUR) == 0
+
+
+@by_recipe
+def test_half_precision_and_experts_to_whom_hardly_any_token_went(words: str) -> None:
+    """Two samples of 24 tokens for four experts, two for each token: some have no statistic of their own."""
+    model = in_bfloat16(tiny_model("mixtral"))
+    results = prune(MemoryStore(model), steps_of(words), tiny_ids(2), TWO_FOUR, batch=1)
+    layers = [layer for result in results for layer in result.layers]
+    assert any("tokens" in layer.notes for layer in layers) and all(2 * la.zeros == la.weights for la in layers)
+    for block in examine(model).blocks:
+        for layer in block.layers:
+            assert layer.matrix.dtype == torch.bfloat16 and bool(torch.isfinite(layer.matrix).all())
+            assert count_violations(layer.matrix != 0, TWO_FOUR) == 0
 
 
 @by_recipe

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -210,8 +211,16 @@ class TestJsonLines:
         refused(lambda: read(tmp_path / "a.jsonl"), FLAG, "a.jsonl", "line 3", expected)
 
     def test_pretty_printed_array(self, tmp_path: Path) -> None:
-        (tmp_path / "a.json").write_text('[\n  {"text": "a"}\n]')
-        refused(lambda: read(tmp_path / "a.json"), "line 1", "every line must be one JSON object")
+        """What it is told to do works, zipped or not, of records and of strings."""
+        for name, text in (("a.json", '[\n  {"text": "a"}\n]'), ("b.json.gz", '["a"]'), ("c.jsonl", ' ["a"]')):
+            file = tmp_path / name
+            file.write_bytes(gzip.compress(text.encode()) if name.endswith("gz") else text.encode())
+            with pytest.raises(DataError, match="it is one JSON list, not an object in every line") as caught:
+                read(file)
+            program = re.search(r"in Python: (.*)\. Then give", str(caught.value))
+            assert program is not None
+            subprocess.run([sys.executable, "-c", program[1]], check=True)
+            assert list(read(tmp_path / f"{name.partition('.')[0]}.lines.jsonl").documents) == ["a"]
 
     def test_damaged_gzip(self, tmp_path: Path) -> None:
         (tmp_path / "a.json.gz").write_text('{"text": "plain"}')

@@ -47,6 +47,12 @@ DENSE = model(timings=(timing(jitter=(1.0,) * ROUNDS),))
 FEWER = {"weights": 80_000_000, "file_bytes": 160_000_000, "weight_bytes": 160_000_000}
 
 
+def test_tokens_of_other_vocabularies_are_not_the_same_text() -> None:
+    mine, other = (dataclasses.replace(DENSE, vocabulary=words) for words in (49_152, 128_256))
+    assert "vocabulary" not in verdict(mine, mine, EAGER, 4)
+    assert "It has 128,256 words in its vocabulary, and dense 49,152" in verdict(other, mine, EAGER, 4)
+
+
 def test_ratios_are_taken_round_by_round() -> None:
     ratio = paired((2.0, 4.0, 9.0), (1.0, 2.0, 3.0))
     assert (ratio.median, ratio.low, ratio.high) == (2.0, 2.0, 3.0)

@@ -21,6 +21,7 @@ from autoprune.recipe import task_sets
 from autoprune.recipe.options import ZEROSHOT_TASKS, ZeroShotOptions
 from autoprune.recipe.task_sets import Asked, asked_of
 from autoprune.report.accuracy import metrics_of
+from autoprune.report.publish import published
 from autoprune.results.codec import read_rows
 from autoprune.results.tidy import Results
 
@@ -99,6 +100,8 @@ def test_sets_are_measured(place: Path, asked: list[Any], own_sets: None, tmp_pa
     assert asked == [("told_words", 1, True), ("long_words", 2, False), ("plain_words", None, False)]
     assert made.zeroshot is not None
     assert [task.num_fewshot for task in made.zeroshot.tasks] == [1, 2, 0]
+    assert made.zeroshot.settings["in_chat_template"] == "told_words"
+    assert "In the chat template: told_words." in published([made], "md")
     told = made.zeroshot.tasks[0]
     assert told.metrics.keys() == {"exact_match"}
     assert told.chosen == {}

@@ -21,7 +21,8 @@ BENCH = (
 )
 REPORT = (
     "Sets results of autoprune bench, --save_ppl and --save_zeroshot beside each other: mean and deviation over seeds,"
-    " the best of each target bold, significance in words; as a page with pictures too."
+    " the best of each target bold, significance in words; as a page with pictures too. Of what autoprune compare"
+    " saved, one at a time."
 )
 REPRODUCE = (
     "Runs a published table again and sets each result beside its value: pass, differs, or could not run. Exit status"

@@ -175,15 +175,19 @@ def _bench(grid: str, out: str, jobs: int) -> int:
 
 def _report(chosen: argparse.Namespace) -> int:
     from autoprune.report.needs import check_pages
-    from autoprune.report.publish import published
+    from autoprune.report.publish import published, published_comparison
     from autoprune.results.codec import read_rows
+    from autoprune.results.comparison import read_comparison
     from autoprune.results.variants import with_references
 
     if chosen.format == "html":
         check_pages("--format html")
-    rows = read_rows(chosen.results)
-    shown = rows if chosen.format == "csv" else with_references(rows)  # a line of it is a run
-    text = published(shown, chosen.format, title=chosen.title)
+    if (compared := read_comparison(chosen.results)) is not None:
+        text = published_comparison(compared, chosen.format)
+    else:
+        rows = read_rows(chosen.results)
+        shown = rows if chosen.format == "csv" else with_references(rows)  # a line of it is a run
+        text = published(shown, chosen.format, title=chosen.title)
     if chosen.out is None:
         sys.stdout.write(text)
         return 0

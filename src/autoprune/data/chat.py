@@ -6,8 +6,6 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, overload
 
-from jinja2 import TemplateError
-
 from autoprune.data.sources import Source
 from autoprune.errors import DataError
 
@@ -81,6 +79,8 @@ class Rendered(Sequence[str]):
 
     def _text(self, index: int) -> str:
         """Raises: DataError naming a conversation that the template refuses."""
+        from jinja2 import TemplateError  # what needs no template does without the package
+
         try:
             return str(self._tokenizer.apply_chat_template(turns_of(self._conversations[index]), tokenize=False))
         except (ValueError, TypeError, TemplateError) as error:  # a template may add what can't be added

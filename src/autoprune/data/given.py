@@ -91,7 +91,8 @@ def _listed(value: Iterable[Any], name: str, flag: str, limit: int | None) -> Gi
     try:
         first = next(items)
     except StopIteration:
-        raise DataError(f"{flag}: a {name} without any items; give {TAKEN}") from None
+        once = " (an iterator gives them once)" if items is value else ""
+        raise DataError(f"{flag}: a {name} without any items{once}; give {TAKEN}") from None
     everything = itertools.chain([first], items)
     if isinstance(first, str):
         return _strings(value if isinstance(value, Sequence) else list(everything), name, flag)
@@ -176,6 +177,8 @@ def _dataset(data: Any, name: str, flag: str) -> Given:
         raise DataError(
             f"{flag}: a {name} is read as a stream, whose end nobody knows; give some of it: list(data.take(1000))"
         )
+    if not len(data):
+        raise DataError(f"{flag}: a {name} without any rows; give {TAKEN}")
     if IDS in data.column_names:
         columns = [IDS, *(["attention_mask"] if "attention_mask" in data.column_names else [])]
         return _rows(data.select_columns(columns), name, flag, None)

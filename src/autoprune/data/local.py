@@ -6,6 +6,7 @@ import gzip
 import json
 import zlib
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import IO, Any
 
 from autoprune.data.chat import Turn, turns_of
@@ -110,6 +111,8 @@ def _lines(source: Source) -> Iterator[tuple[int, bytes]]:
 
 def _record(source: Source, number: int, raw: bytes) -> dict[str, Any]:
     """The JSON object of one line."""
+    if number == 1 and raw.lstrip(b"\xef\xbb\xbf \t").startswith(b"["):
+        raise DataError(f"{source.label}: it is one JSON list, not an object in every line; {_as_lines(source.file)}")
     try:
         record = json.loads(raw.decode("utf-8").removeprefix("\ufeff" if number == 1 else ""))
     except UnicodeDecodeError as error:
@@ -122,6 +125,16 @@ def _record(source: Source, number: int, raw: bytes) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise DataError(f"{source.label}: line {number} holds {type(record).__name__}, not an object; {_ONE_OBJECT}")
     return record
+
+
+def _as_lines(file: Path) -> str:
+    """How to write a JSON list as lines, once."""
+    made = str(file.with_name(f"{file.name.partition('.')[0]}.lines.jsonl"))
+    opened = f"{'gzip.' if file.suffix == '.gz' else ''}open({str(file)!r})"
+    return (
+        f"write it so once, in Python: import gzip, json; rows = json.load({opened}); open({made!r}, 'w').writelines("
+        f"json.dumps(row if isinstance(row, dict) else {{'text': row}}) + '\\n' for row in rows). Then give {made}"
+    )
 
 
 def _encodable(source: Source, number: int, text: str) -> str:

@@ -122,7 +122,7 @@ def zeroshot(
     manager = task_manager([asked.name for asked in tasks], options.tasks_path)
     respondent: Respondent | None = None
     found: list[TaskResult] = []
-    length = 0
+    length, talked = 0, list[str]()
     for asked in tasks:
         chat = bool(tokenizer.chat_template) if asked.chat is None else asked.chat
         key = {**known, **_key(asked, options), "chat": chat, "batch": batch} if known else {}
@@ -137,6 +137,7 @@ def zeroshot(
             if key:
                 notes.add(key, {"tasks": results, "max_length": length})
         found += results
+        talked += [asked.name] if chat else []
     if options.limit:
         emit(
             Notice(
@@ -146,6 +147,8 @@ def zeroshot(
         )
     asked_for = {"num_fewshot": options.num_fewshot, "limit": options.limit, "batch_size": batch}
     asked_for |= {"apply_chat_template": True} if options.apply_chat_template else {}
+    if talked and not options.apply_chat_template:
+        asked_for["in_chat_template"] = " ".join(talked)
     return ZeroShotResult(tuple(found), {"harness": harness().__version__, **asked_for, "max_length": length})
 
 

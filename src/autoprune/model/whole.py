@@ -66,6 +66,7 @@ class TwoModels:
     pruned: Values
     layers: Collection[str]  # names of the parameters that are trained and have a pattern
     left: Sequence[tuple[str, Layer]] = ()  # experts inside of them that were not, with the parameter's name
+    still: Collection[str] = ()  # names of the parameters of blocks that are left alone as a whole
 
 
 class ModelTraining:
@@ -91,7 +92,7 @@ class ModelTraining:
         self._trained = {
             name: parameters[name]
             for name in models.pruned
-            if name in models.layers or is_vector(name, parameters[name])
+            if name not in models.still and (name in models.layers or is_vector(name, parameters[name]))
         }
         self.values: Values = {name: models.pruned[name].detach().clone() for name in self._trained}
         self.patterns: Values = {name: value != 0 for name, value in self.values.items() if name in models.layers}

@@ -39,7 +39,8 @@ def windows(results: Results) -> str:
     counts: dict[tuple[str, int], int] = {}
     for row in results.rows:
         counts |= {(p.source, p.seqlen): p.windows for p in row.perplexity}
-        counts |= {(name, shift.seqlen): shift.windows for name, shift in row.shifts.items()}
+        for name, shift in row.shifts.items():
+            counts.setdefault((name, shift.seqlen), shift.windows)
     said = [
         f"{text.name}, {counts[text.source, text.seqlen]:,} windows of {text.seqlen} tokens" for text in results.texts
     ]
@@ -56,8 +57,13 @@ def tasks(results: Results) -> str:
         f"{task.task}, {_plural(task.samples, 'item')}, {_plural(task.num_fewshot, 'example')} before each"
         for task in asked.values()
     ]
+    chat = any(one.settings.get("apply_chat_template") for one in found)
+    talked = " ".join(
+        dict.fromkeys(one.settings["in_chat_template"] for one in found if "in_chat_template" in one.settings)
+    )
+    put = " All in the chat template." if chat else f" In the chat template: {talked}." if talked else ""
     by = {f"lm-evaluation-harness {one.settings['harness']}" for one in found if "harness" in one.settings}
-    return f"Tasks{f' by {min(by)}' if len(by) == 1 else ''}: {'; '.join(said)}."
+    return f"Tasks{f' by {min(by)}' if len(by) == 1 else ''}: {'; '.join(said)}.{put}"
 
 
 def devices(results: Results) -> str:

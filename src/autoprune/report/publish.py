@@ -7,9 +7,12 @@ from collections.abc import Sequence
 from autoprune.report.accuracy import accuracy_findings, accuracy_table, difference_table, metrics_of
 from autoprune.report.captions import devices, origin, tasks, windows
 from autoprune.report.distance import distance_table, flips_table
+from autoprune.report.distance_page import render_comparison
 from autoprune.report.page import render_html
 from autoprune.report.significance import findings
 from autoprune.report.tables import comparison, cost_table
+from autoprune.results.comparison import Comparison
+from autoprune.results.comparison_tables import comparison_tables
 from autoprune.results.latex import RULES, escaped, to_latex
 from autoprune.results.table import Table, marked, to_markdown
 from autoprune.results.tidy import DIVERGENCE, SAME_TOP, Results
@@ -74,6 +77,21 @@ def _captioned(results: Results) -> list[tuple[Table, str]]:
         for table in tables
         if table.rows
     ]
+
+
+def published_comparison(result: Comparison, form: str) -> str:
+    """What `autoprune compare` found, in one of ``FORMATS``; CSV has a line for each model and text, in full."""
+    if form == "csv":
+        return str(result.to_pandas().to_csv(index=False, lineterminator="\n"))
+    if form == "html":
+        return render_comparison(result)
+    measured = result.settings.get("measured", {}).get("windows", {})
+    said = [f"{text}, {facts['windows']:,} windows of {facts['seqlen']} tokens" for text, facts in measured.items()]
+    words = f"± is the standard error over tokens. Text{'s' * (len(said) > 1)}: {'; '.join(said)}." if said else ""
+    tables = comparison_tables(result)
+    if form == "latex":
+        return "\n".join([RULES, *(to_latex(table, f"{table.title}. {words}".rstrip()) for table in tables)])
+    return "\n".join(f"**{marked(table.title)}**\n\n{to_markdown(table)}\n{marked(words)}\n" for table in tables)
 
 
 def formats(rows: Sequence[EvaluationRow], *, title: str, command: str | None) -> dict[str, str]:

@@ -31,7 +31,7 @@ MEASURED_BY = {
 
 def check_report_directory(directory: Path, flag: str) -> None:
     """Sees whether results can be written there, without making anything. Raises: OutputError if they can't."""
-    place = next(place for place in (directory, *directory.absolute().parents) if place.exists())
+    place = next(place for place in (directory, *directory.absolute().parents) if os.path.lexists(place))
     if not place.is_dir():
         raise OutputError(f"--{flag} {directory}: {place} is a file; choose another directory")
     if not os.access(place, os.W_OK | os.X_OK):

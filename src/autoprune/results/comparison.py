@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autoprune.core.mcnemar import mcnemar
 from autoprune.core.shift import Estimate, PredictionShift
+from autoprune.errors import DataError
 from autoprune.results.codec import from_jsonable
 from autoprune.results.shown import screen
 from autoprune.results.table import to_html
@@ -17,6 +20,8 @@ from autoprune.results.variants import model_of
 
 if TYPE_CHECKING:
     from pandas import DataFrame
+
+STEM = "comparison"  # of the files that `autoprune compare` saves
 
 
 @dataclass(frozen=True)
@@ -146,3 +151,30 @@ def comparison_from_json(raw: Mapping[str, Any]) -> Comparison:
         for model in raw["models"]
     )
     return Comparison(raw["dense"], tuple(models), raw["settings"])
+
+
+def read_comparison(paths: Sequence[Path]) -> Comparison | None:
+    """What `autoprune compare` saved in this file or directory; None if these are results of another kind.
+
+    Raises: DataError for a comparison that can't be read, or one among other results.
+    """
+    files = [path / f"{STEM}.json" if path.is_dir() and (path / f"{STEM}.json").is_file() else path for path in paths]
+    found = [file for file in files if file.is_file() and _holds_one(file)]
+    if not found:
+        return None
+    if len(files) > 1:
+        raise DataError(
+            f"{found[0]}: a comparison is shown by itself; give it alone, and other results in another call"
+        )
+    try:
+        return comparison_from_json(json.loads(found[0].read_text(encoding="utf-8")))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{found[0]}: this comparison can't be read ({error}); make it again") from error
+
+
+def _holds_one(file: Path) -> bool:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and {"dense", "models", "settings"} <= set(content)

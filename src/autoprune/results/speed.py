@@ -46,6 +46,7 @@ class ModelSpeed:
     zeros_2_4: int
     load: tuple[float, ...]  # seconds
     timings: tuple[Timing, ...]
+    vocabulary: int = 0  # words that its tokens are chosen from; 0: not noted
 
     @property
     def share_of_zeros(self) -> float:
@@ -172,6 +173,11 @@ def verdict(model: ModelSpeed, base: ModelSpeed, mode: str, batch: int) -> str:
     words = [found]
     if model.share_of_zeros >= base.share_of_zeros + CLEAR_SIZE:
         words.append(_about_zeros(model, base, gained))
+    if model.vocabulary != base.vocabulary:
+        words.append(
+            f"It has {model.vocabulary:,} words in its vocabulary, and {base.model} {base.vocabulary:,}: its tokens are"
+            " not the same amount of text"
+        )
     return ". ".join(words) + "."
 
 

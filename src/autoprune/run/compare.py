@@ -25,7 +25,7 @@ from autoprune.report.distance_page import render_comparison
 from autoprune.report.progress import following
 from autoprune.report.save import check_report_directory, claimed
 from autoprune.results.codec import dump_json, first_difference
-from autoprune.results.comparison import Comparison, Flips, ModelComparison
+from autoprune.results.comparison import STEM, Comparison, Flips, ModelComparison
 from autoprune.results.comparison_tables import comparison_text
 from autoprune.run.api import modes_kept, wants_texts
 from autoprune.run.beside import SideBySide
@@ -43,7 +43,6 @@ from autoprune.storage.manifest import versions
 from autoprune.storage.source import open_checkpoint
 
 Model = str | Path | nn.Module
-STEM = "comparison"
 
 
 @restored()
@@ -139,7 +138,7 @@ def _opened(
     dense, *others = subjects
     check_room(recipe, dense, resident=resident)
     for other in others:
-        check_alike(dense, other, unrelated=unrelated)
+        check_alike(dense, other, emit, unrelated=unrelated)
     if (context := shortest_context(subjects)) is not None:
         seqlen = choose_seqlen(recipe, context)
         recipe = dataclasses.replace(recipe, calibration=dataclasses.replace(recipe.calibration, seqlen=seqlen))
@@ -150,7 +149,7 @@ def _opened(
     )
     fingerprints = [check_values(subject, emit) for subject in subjects]
     for other, fingerprint in zip(others, fingerprints[1:], strict=True) if not unrelated else ():
-        check_descent(dense, fingerprints[0], other, fingerprint)
+        check_descent(dense, fingerprints[0], other, fingerprint, emit)
     for subject in subjects:
         if plan.evaluation and not subject.store.resident:
             check_replay(subject, next(iter(plan.evaluation.values())).ids, emit)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import tempfile
 from collections.abc import Iterator
+from types import MethodType
 from typing import Any
 
 from accelerate import init_empty_weights
@@ -25,7 +27,7 @@ def check_held(model: nn.Module, *, save: bool) -> None:
     name = type(model).__name__
     for hindrance in (
         _adapter(model), _wrapper(model), _quantised(model), _elsewhere(model), _no_head(model), _masked(model),
-        _inference(model),
+        _inference(model), _made_up(model),
     ):  # fmt: skip
         if hindrance:
             raise ModelError(f"{name} in memory {hindrance}")
@@ -62,7 +64,12 @@ def check_savable(model: Any) -> None:
     if hindrance := _shared(model) or _built_by_hand(model):
         raise ModelError(f"{name} in memory {hindrance}")
     generation = getattr(model, "generation_config", None)
-    if generation is not None and model.can_generate():
+    if hasattr(model, "can_generate") and model.can_generate():
+        if generation is None:
+            raise ModelError(
+                f"{name} in memory has no generation_config, without which save_pretrained fails; set one, such as"
+                " model.generation_config = transformers.GenerationConfig(), or leave out save_model"
+            )
         try:
             generation.validate(strict=True)
         except ValueError as error:
@@ -72,12 +79,27 @@ def check_savable(model: Any) -> None:
                 " model.generation_config = type(model.generation_config)(), or leave out save_model"
             ) from error
     try:
-        model.config.to_json_string()
-    except (TypeError, ValueError) as error:
+        with tempfile.TemporaryDirectory() as place:
+            copy.deepcopy(model.config).save_pretrained(place)
+    except OSError:  # of the place, which says nothing of the model
+        pass
+    except Exception as error:  # of the library's own rules, and of those of each family
         raise ModelError(
-            f"{name} in memory has a config that can't be written as JSON ({error}); mend the entry, or leave out"
-            " save_model"
+            f"{name} in memory has a config that save_pretrained refuses ({' '.join(str(error).split())[:240]}); mend"
+            " the entry, or leave out save_model"
         ) from error
+
+
+def _made_up(model: nn.Module) -> str | None:
+    """A layer whose weight is computed from other tensors, so that zeros in it would not stay."""
+    for path, part in model.named_modules():
+        if isinstance(part, (nn.Linear, nn.Embedding)) and not isinstance(part._parameters.get("weight"), Tensor):
+            return (
+                f"computes the weight of {path} from other tensors (torch.nn.utils.prune, weight_norm or another"
+                " parametrisation); make it plain first, with torch.nn.utils.prune.remove or"
+                " torch.nn.utils.parametrize.remove_parametrizations"
+            )
+    return None
 
 
 def _built_by_hand(model: Any) -> str | None:
@@ -140,6 +162,8 @@ def _wrapper(model: nn.Module) -> str | None:
 def _quantised(model: nn.Module) -> str | None:
     method = _method_of(model)
     for path, part in model.named_modules():
+        if isinstance(getattr(part, "weight", None), MethodType):  # as torch.ao packs them
+            method = method or f"{path} is a {type(part).__name__}"
         for name, tensor in _own(part):
             whole = f"{path}.{name}" if path else name
             kind = type(tensor.data)

@@ -7,11 +7,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from autoprune.errors import ModelError
+from autoprune.events import Emit, Notice
 from autoprune.model.anatomy import Anatomy
 from autoprune.run.open import Subject
 from autoprune.storage.manifest import MANIFEST
@@ -25,17 +27,19 @@ PROBE = (
 )
 
 
-def check_alike(dense: Subject, other: Subject, *, unrelated: bool) -> None:
-    """Raises: ModelError if predictions of the two are of different tokens or, unless they are ``unrelated``, were
+def check_alike(dense: Subject, other: Subject, emit: Emit, *, unrelated: bool) -> None:
+    """A tokenizer that is not there is taken for the dense model's, which is said.
+
+    Raises: ModelError if predictions of the two are of different tokens or, unless they are ``unrelated``, were
     made for different lengths of text.
     """
     ours, theirs = dense.config.vocab_size, other.config.vocab_size
     if ours != theirs:
         raise ModelError(
-            f"{other.name} has a vocabulary of {theirs:,} tokens and {dense.name} one of {ours:,}, so their"
-            " predictions can't be compared; give models of one vocabulary"
+            f"{other.name} has a vocabulary of {theirs:,} tokens and the dense model {dense.name} one of {ours:,}, so"
+            " their predictions can't be compared; give models of one vocabulary"
         )
-    if difference := _tokenizers_differ(dense, other):
+    if difference := _tokenizers_differ(dense, other, emit):
         raise ModelError(
             f"{other.name} and {dense.name} have different tokenizers ({difference}), so the same text means different"
             " tokens to them; give models of one tokenizer"
@@ -52,8 +56,10 @@ def shortest_context(subjects: Sequence[Subject]) -> int | None:
     return min((subject.context for subject in subjects if subject.context is not None), default=None)
 
 
-def check_descent(dense: Subject, fingerprint: str, other: Subject, other_fingerprint: str) -> None:
-    """Raises: ModelError saying by what they differ if ``other`` was not pruned from the dense model.
+def check_descent(dense: Subject, fingerprint: str, other: Subject, other_fingerprint: str, emit: Emit) -> None:
+    """Says so where a manifest names another origin and yet nothing speaks against this one.
+
+    Raises: ModelError saying by what they differ if ``other`` was not pruned from the dense model.
 
     A manifest that names the dense model's ``fingerprint`` is enough; without one, what pruning leaves alone must be
     the same, and some layer must have the dense weights or zeros. A manifest of the dense model must not name the
@@ -79,19 +85,30 @@ def check_descent(dense: Subject, fingerprint: str, other: Subject, other_finger
         raise ModelError(
             f"{other.name} is no pruned copy of {dense.name}: {difference}; --unrelated compares them nevertheless"
         )
+    if other.checkpoint and _ancestor_of(other.checkpoint.directory):
+        emit(
+            Notice(
+                f"{other.name}: its {MANIFEST} names another model than {dense.name} as its origin; what pruning"
+                " leaves alone is the same in both, so they are compared"
+            )
+        )
 
 
-def _tokenizers_differ(dense: Subject, other: Subject) -> str | None:
+def _tokenizers_differ(dense: Subject, other: Subject, emit: Emit) -> str | None:
     """In words; None if they are the same, or if one of the models comes without."""
     if dense.checkpoint is None or other.checkpoint is None:
         return None
     here, there = dense.checkpoint.directory, other.checkpoint.directory
     if all(_same_file(here / name, there / name) for name in TOKENIZER_FILES):
         return None
-    try:
-        ours, theirs = dense.load_tokenizer(), other.load_tokenizer()
-    except ModelError:
-        return None
+    read: list[Any] = []
+    for subject in (dense, other):
+        try:
+            read.append(subject.load_tokenizer())
+        except ModelError:
+            emit(Notice(f"{subject.name}: no tokenizer can be read there, so it is not known whether it is the same"))
+            return None
+    ours, theirs = read
     if ours.get_vocab() != theirs.get_vocab():
         odd = sorted(ours.get_vocab().items() ^ theirs.get_vocab().items())
         return f"{len({token for token, _ in odd})} tokens, such as {odd[0][0]!r}"

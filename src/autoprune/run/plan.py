@@ -145,14 +145,14 @@ def _check_steps(
             emit(Notice("--true_sequential changes nothing here: no step of the first pass looks at data"))
 
 
-def _say_of_weights(subject: Subject, emit: Emit) -> None:
-    """What the user should know of what will be pruned, and what will not."""
+def say_of_weights(subject: Subject, emit: Emit, done: str = "pruned") -> None:
+    """What the user should know of the weights that are read: what they stand for, and which stay as they are."""
     if subject.checkpoint and subject.checkpoint.note:
         emit(Notice(f"{subject.name}: {subject.checkpoint.note}"))
     if subject.left_alone:
         emit(
             Notice(
-                f"the blocks of {subject.store.anatomy.name} are pruned; left as they are:"
+                f"the blocks of {subject.store.anatomy.name} are {done}; left as they are:"
                 f" {', '.join(subject.left_alone)}"
             )
         )
@@ -178,7 +178,7 @@ def _tell(recipe: Recipe, subject: Subject, target: Target | None, steps: tuple[
             )
         )
     if steps:
-        _say_of_weights(subject, emit)
+        say_of_weights(subject, emit)
 
 
 def _announced(recipe: Recipe, subject: Subject, steps: tuple[Step, ...], calibration: Windows) -> str:

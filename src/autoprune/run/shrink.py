@@ -31,7 +31,7 @@ from autoprune.run.layout import batch_size, choose_for
 from autoprune.run.memory import Layout, check_whole
 from autoprune.run.numbers import count_of
 from autoprune.run.open import Subject, open_model
-from autoprune.run.plan import calibrated_shape, check_apart, check_held_out, choose_seqlen
+from autoprune.run.plan import calibrated_shape, check_apart, check_held_out, choose_seqlen, say_of_weights
 from autoprune.run.shortage import shortage_told
 from autoprune.run.shrink_choices import choices
 from autoprune.run.shrink_cuts import Cuts, check_experts, plan_cuts
@@ -85,10 +85,10 @@ def _shrunk(recipe: Recipe, how: ShrinkOptions, target: Path, emit: Emit) -> Shr
     subject = open_model(recipe, resident=False)
     assert isinstance(subject.store, CheckpointStore)
     count = count_of("blocks", how.blocks, len(subject.store.anatomy.blocks), least=1)
-    if count:
-        check_shrinkable(subject.store)
+    check_shrinkable(subject.store, fewer_blocks=bool(count))
     place = Descriptions(subject.store.skeleton, trust_remote_code=recipe.model.trust_remote_code)
-    cuts = plan_cuts(subject.store, place, how)
+    cuts = plan_cuts(subject.store, place, how, emit)
+    say_of_weights(subject, emit, "made smaller")
     windows = calibration_of(recipe, subject, choose_seqlen(recipe, subject.context), emit)
     layout = _layout(recipe, how, subject, windows, count, emit)
     about = _about(recipe, how, subject, windows, check_model(subject, windows.ids, emit))
@@ -144,6 +144,7 @@ def _about(recipe: Recipe, how: ShrinkOptions, subject: Subject, windows: Window
         "local": Path(subject.name).exists() or subject.name == "demo",
         "fingerprint": fingerprint,
         **described_by(subject.checkpoint.directory, subject.store.model),
+        **({"weights": subject.checkpoint.note} if subject.checkpoint.note else {}),
     }
     healing = {k: v for name in HEALINGS[how.heal] for k, v in dataclasses.asdict(recipe.options_of(name)).items()}
     return {

@@ -13,6 +13,7 @@ from transformers.pytorch_utils import Conv1D
 from autoprune.core.shrinking import channel_scores, compensated, lowest
 from autoprune.core.statistics import InputGram
 from autoprune.errors import ModelError, RecipeError
+from autoprune.events import Emit, Notice
 from autoprune.model.anatomy import BlockAnatomy
 from autoprune.model.block import Block
 from autoprune.model.calls import PROBE_TOKENS
@@ -46,22 +47,34 @@ class Cuts:
         return any(cut is not None and cut.blocks[block] for cut in (self.width, self.experts))
 
 
-def plan_cuts(store: CheckpointStore, place: Descriptions, how: ShrinkOptions) -> Cuts:
+def plan_cuts(store: CheckpointStore, place: Descriptions, how: ShrinkOptions, emit: Emit) -> Cuts:
     """Finds what would be cut.
 
     Raises: RecipeError for counts that can't be; ModelError for models that have no such parts.
     """
     width = experts = None
+    blocks = store.anatomy.blocks
     if how.mlp:
-        width = find_cut(store, place, WIDTH, lambda old: _width(how, old), "width of the MLPs")
-        for block in store.anatomy.blocks:
-            down_of(block, width)
+
+        def narrow(cut: Cut) -> None:
+            for block in blocks:
+                down_of(block, cut)
+
+        width = find_cut(store, place, WIDTH, lambda old: _width(how, old), "width of the MLPs", narrow)
+        if count := sum(not parts for parts in width.blocks):
+            emit(
+                Notice(f"--mlp: {count} of {len(blocks)} blocks have no MLP that {width.entry} sets, and stay as wide")
+            )
     if how.experts:
         if not store.anatomy.has_experts:
             raise RecipeError("--experts: this model has no experts that could go; give --blocks or --mlp")
-        experts = find_cut(store, place, EXPERTS, lambda old: _experts(store, how, old), "number of experts")
-        for block in (block for block in store.anatomy.blocks if experts.blocks[block.index]):
-            _experts_of(block)
+
+        def in_one_part(cut: Cut) -> None:
+            for block in (block for block in blocks if cut.blocks[block.index]):
+                _experts_of(block)
+
+        numbers = "number of experts"
+        experts = find_cut(store, place, EXPERTS, lambda old: _experts(store, how, old), numbers, in_one_part)
     return Cuts(width, experts, how.experts_by == "load")
 
 

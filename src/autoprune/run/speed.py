@@ -179,6 +179,7 @@ def _measured(
             *count_zeros(held[c.name]),
             tuple(seconds[1:]),
             timings[c.name],
+            c.vocabulary,
         )
         for c, seconds in zip(candidates, taken, strict=True)
     )

@@ -41,9 +41,10 @@ class Whole:
         return list(dict.fromkeys(layer.parameter_name for layer in self.layers[block.index]))
 
     def vectors(self, block: BlockAnatomy) -> list[str]:
-        """Names in the block of all else that is trained."""
+        """Names in the block of all else that is trained: nothing in a block that has no such layers."""
         layers = self.matrices(block)
-        return [name for name, p in block.module.named_parameters() if is_vector(name, p) and name not in layers]
+        named = block.module.named_parameters() if layers else ()
+        return [name for name, p in named if is_vector(name, p) and name not in layers]
 
     def train(
         self, steps: Sequence[ModelStep], dense: Values | LastStates, pruned: Values
@@ -85,12 +86,14 @@ class Whole:
         return found
 
     def _models(self, dense: Values | LastStates, pruned: Values) -> TwoModels:
-        layers, left = set[str](), list[tuple[str, Layer]]()
+        layers, still, left = set[str](), set[str](), list[tuple[str, Layer]]()
         for block in self.store.anatomy.blocks:
             layers |= {f"{block.name}.{name}" for name in self.matrices(block)}
+            if not self.layers[block.index]:
+                still |= {f"{block.name}.{name}" for name, _ in block.module.named_parameters()}
             chosen = {layer.name for layer in self.layers[block.index]}
             left += [(f"{block.name}.{la.parameter_name}", la) for la in block.layers if la.name not in chosen]
-        return TwoModels(dense, pruned, layers, left)
+        return TwoModels(dense, pruned, layers, left, still)
 
     def _rounded(self, before: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> Values:
         """As they will be stored, and then as the model runs with them."""

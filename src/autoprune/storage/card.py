@@ -61,6 +61,7 @@ def shrink_card(about: dict[str, Any], found: dict[str, Any]) -> str:
     losses = found.get("whole", {}).values()
     together = any(loss["held_out_after"] < loss["held_out_before"] for loss in losses)
     trained += " Then all of them were trained together, towards the original's predictions." if together else ""
+    weights = f"\nOf the original, {model['weights']}.\n" if "weights" in model else ""
     return f"""---
 library_name: transformers
 pipeline_tag: text-generation
@@ -74,7 +75,7 @@ pipeline_tag: text-generation
 {len(found["dropped"])} of {len(found["dropped"]) + len(found["blocks"])} blocks went:
 {", ".join(map(str, found["dropped"])) or "none"}.{narrower} Of {found["parameters_before"]:,} parameters
 {found["parameters_after"]:,} are left.{trained}
-
+{weights}
 It loads like any other checkpoint: `AutoModelForCausalLM.from_pretrained(DIR)`. How it was made by AutoPrune
 {about["versions"]["autoprune"]} is in `autoprune.json`.
 """

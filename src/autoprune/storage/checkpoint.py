@@ -102,7 +102,9 @@ class Checkpoint:
                 with safe_open(self.directory / file, framework="pt") as shard:
                     for name in wanted:
                         tensors[name] = shard.get_tensor(name).clone()
-            except (SafetensorError, OSError) as error:
+            except (SafetensorError, OSError, RuntimeError) as error:
+                if isinstance(error, RuntimeError) and "unable to open" not in str(error):
+                    raise  # of torch, which says so too where memory runs out
                 raise ModelError(f"{self.directory / file} can't be read: {error}") from error
         return tensors
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Int
@@ -20,7 +20,7 @@ from autoprune.errors import ModelError
 from autoprune.storage.smaller import Descriptions
 from autoprune.storage.store import CheckpointStore
 
-WIDTH = re.compile(r"inter|ffn|inner|d_ff")
+WIDTH = re.compile(r"^(?!.*expert).*(inter|ffn|inner|d_ff)")
 EXPERTS = re.compile(r"experts")
 
 
@@ -89,12 +89,19 @@ def with_expert(name: str, number: int) -> str:
 
 
 def find_cut(
-    store: CheckpointStore, place: Descriptions, entries: re.Pattern[str], new_of: Callable[[int], int], what: str
+    store: CheckpointStore,
+    place: Descriptions,
+    entries: re.Pattern[str],
+    new_of: Callable[[int], int],
+    what: str,
+    check: Callable[[Cut], None],
 ) -> Cut:
     """The entry of config.json (of those that ``entries`` fits) that makes blocks smaller; ``new_of`` says how small.
 
+    ``check`` raises ModelError for one that can't be used; then others are tried.
     Raises: ModelError if none does that and nothing else; whatever ``new_of`` raises.
     """
+    trouble: ModelError | None = None
     text = store.model.config.get_text_config()
     kept = range(len(store.anatomy.blocks))
     stated = json.loads(text.to_json_string(use_diff=False))
@@ -110,8 +117,14 @@ def find_cut(
         old = value or _old_size(store.model, model, trial)
         found = [_shorter(store.model, model, f"{block.name}.", old, trial) for block in store.anatomy.blocks]
         if any(found) and None not in found and not _outside(store.model, model, f"{store.anatomy.name}."):
-            return Cut(name, old, new_of(old), [block or {} for block in found])
-    raise ModelError(
+            cut = Cut(name, old, trial, [block or {} for block in found])
+            try:
+                check(cut)
+            except ModelError as error:
+                trouble = trouble or error
+                continue
+            return replace(cut, new=new_of(old))
+    raise trouble or ModelError(
         f"{store.skeleton.checkpoint.directory}: no entry of config.json sets the {what} of this model's blocks and"
         " nothing else, so it can't be made smaller"
     )

@@ -104,7 +104,7 @@ def as_bfloat16(checkpoint: Checkpoint) -> Checkpoint:
     """
     try:
         config = json.loads((checkpoint.directory / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return checkpoint  # whoever reads the configuration says what is wrong with it
     found = quantisation_of(config, checkpoint.directory) if isinstance(config, dict) else None
     if found is None:

@@ -40,8 +40,16 @@ def quantisation_of(config: Mapping[str, Any], where: Path) -> Quantisation | No
     found = config.get("quantization_config") or (text.get("quantization_config") if isinstance(text, dict) else None)
     if not found:
         return None
-    if not isinstance(found, Mapping):
-        found = found.to_dict()
+    try:
+        return _understood(found if isinstance(found, Mapping) else found.to_dict(), where)
+    except (AttributeError, TypeError, ValueError) as error:  # entries of other kinds than the format has
+        raise ModelError(
+            f"{where / 'config.json'} has a quantization_config that can't be understood ({error}); mend it, or remove"
+            " it if the weights are not quantised"
+        ) from error
+
+
+def _understood(found: Mapping[str, Any], where: Path) -> Quantisation:
     method = str(found.get("quant_method") or "of an unknown method").replace("bitsandbytes_4bit", "bitsandbytes")
     if method in ("fp8", "fbgemm_fp8", "mxfp4"):
         return Quantisation(method, _pair(found.get("weight_block_size")))

@@ -186,9 +186,10 @@ def _neighbour(place: Path, what: str) -> Path:
 
 
 def check_target(target: Path, overwrite: bool) -> None:
-    """Raises: OutputError if ``target`` is a file, or holds files that may not be replaced."""
-    if target.is_file():
-        raise OutputError(f"{target}: a file of that name exists; choose another directory")
+    """Raises: OutputError if ``target`` is no directory, such as a file, or holds files that may not be replaced."""
+    if os.path.lexists(target) and not target.is_dir():
+        kind = "file" if target.is_file() else "link to nothing" if target.is_symlink() else "device, pipe or socket"
+        raise OutputError(f"{target}: a {kind} of that name exists; choose another directory")
     if not target.is_dir() or not _entries(target) or _half_moved(target):
         return
     if not overwrite:

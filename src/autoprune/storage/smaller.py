@@ -100,10 +100,10 @@ class Descriptions:
         (self.directory / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def check_shrinkable(store: CheckpointStore) -> None:
-    """Raises: ModelError for a model of which it can be told beforehand that its blocks can't be made fewer."""
+def check_shrinkable(store: CheckpointStore, *, fewer_blocks: bool) -> None:
+    """Raises: ModelError for a model of which it can be told beforehand that it can't be made smaller."""
     config, skeleton = store.model.config.get_text_config(), store.skeleton
-    if shared := getattr(config, "num_kv_shared_layers", 0):
+    if fewer_blocks and (shared := getattr(config, "num_kv_shared_layers", 0)):
         raise ModelError(
             f"{skeleton.checkpoint.directory}: the last {shared} blocks use keys and values of earlier ones"
             " (num_kv_shared_layers), so no block can go without the others; prune it to zeros instead"
@@ -112,8 +112,8 @@ def check_shrinkable(store: CheckpointStore) -> None:
     if heads := [name for name, owner in skeleton.owners.items() if _beyond(owner, blocks, total)]:
         raise ModelError(
             f"{skeleton.checkpoint.directory}: {heads[0]} belongs to a head that is stored under the number of a block"
-            f" ({len(heads)} such tensors), which the smaller model would take for one of its own; make a copy of the"
-            " checkpoint without them first"
+            f" ({len(heads)} such tensors), which would not fit the smaller model or pass for one of its own; make a"
+            " copy of the checkpoint without them first"
         )
 
 

@@ -141,6 +141,10 @@ def _found(directory: Path) -> str:
     for name in (SINGLE, INDEX):
         if (directory / name).is_file():
             return name
+        if (directory / name).is_symlink():
+            raise ModelError(
+                f"{directory / name} is a link to {(directory / name).readlink()}, which is not there; fetch it again"
+            )
     if shards := sorted(path.name for path in directory.iterdir() if _SHARD.fullmatch(path.name)):
         raise ModelError(_no_index(directory, shards))
     if any(directory.glob("*.bin")):
@@ -183,4 +187,4 @@ def _is_inside(name: object) -> TypeGuard[str]:
     """Whether it may be the name of a file in the model's directory, or in a folder of it."""
     if not isinstance(name, str) or not name.strip() or not may_be_a_path(name):
         return False
-    return not Path(name).is_absolute() and ".." not in Path(name).parts
+    return bool(Path(name).name) and not Path(name).is_absolute() and ".." not in Path(name).parts

@@ -31,7 +31,7 @@ REPRODUCE = (
 EXAMPLES = {
     "prune": (
         "autoprune prune MODEL OUT --sparsity 2:4",
-        "autoprune prune MODEL OUT --sparsity 0.5 --steps wanda,refit",
+        "autoprune prune MODEL OUT --recipe FILE",
     ),
     "eval": ("autoprune eval MODEL", "autoprune eval demo --eval_data demo"),
     "inspect": ("autoprune inspect MODEL",),

@@ -14,7 +14,7 @@ ABOUT = (
 )
 EXAMPLES = (
     "autoprune compare MODEL OUT",
-    "autoprune compare demo out/a out/b --eval_data demo --save DIR",
+    "autoprune compare MODEL OUT --tasks boolq,arc_easy",
 )
 GROUPS = ("model", "calibration", "evaluation", "zeroshot", "output", "run")
 WITHOUT = (

@@ -260,23 +260,6 @@ def test_one_quantised_layer_is_enough(refuse: Refuse, copy: Path) -> None:
     refuse(copy, name, "I8", "quantised")
 
 
-@pytest.mark.parametrize("config", [3, [1], {"quant_method": "compressed-tensors", "config_groups": [1]}])
-def test_a_quantization_config_that_is_none(refuse: Refuse, copy: Path, config: Any) -> None:
-    refuse(change_config(copy, quantization_config=config), "quantization_config that can't be understood", "mend it")
-
-
-def test_a_deep_nest_in_the_config(refuse: Refuse, copy: Path) -> None:
-    (copy / "config.json").write_text("[" * 100_000)
-    refuse(copy, "config.json", "describes no model")
-
-
-def test_a_link_to_weights_that_are_gone(refuse: Refuse, copy: Path) -> None:
-    """As in a cache of which somebody has removed the largest files."""
-    (copy / "model.safetensors").unlink()
-    (copy / "model.safetensors").symlink_to("../blobs/gone")
-    refuse(copy, "model.safetensors is a link to ../blobs/gone, which is not there; fetch it again")
-
-
 def test_a_quantization_config_is_enough(refuse: Refuse, copy: Path) -> None:
     refuse(
         change_config(copy, quantization_config={"quant_method": "gptq", "bits": 4}),

@@ -30,12 +30,12 @@ USAGE = namedtuple("USAGE", "total used free")
 def test_directory_that_is_not_empty(refuse: Refuse, tiny: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out/thesis.txt").write_text("three years of work")
-    refuse(tiny, f"--save_model {tmp_path / 'out'}", "not empty", "--overwrite")
+    refuse(tiny, f"{tmp_path / 'out'}", "not empty", "--overwrite")
 
 
 def test_directory_of_somebody_else_is_refused_even_with_overwrite(refuse: Refuse, tiny: Path, tmp_path: Path) -> None:
     shutil.copytree(tiny, tmp_path / "out")
-    refuse(tiny, f"--save_model {tmp_path / 'out'}", "not written by autoprune", "choose another", overwrite=True)
+    refuse(tiny, f"{tmp_path / 'out'}", "not written by autoprune", "choose another", overwrite=True)
 
 
 @pytest.mark.parametrize("manifest", ["{", "[]", '"written"', "{}", '{"written": null}', '{"written": [1]}'])
@@ -47,7 +47,7 @@ def test_manifest_that_says_nothing(refuse: Refuse, tiny: Path, tmp_path: Path, 
 
 def test_file_in_the_way(refuse: Refuse, tiny: Path, tmp_path: Path) -> None:
     (tmp_path / "out").write_text("precious")
-    refuse(tiny, f"--save_model {tmp_path / 'out'}", "a file of that name exists")
+    refuse(tiny, f"{tmp_path / 'out'}: a file of that name exists")
     refuse(tiny, f"--save_ppl {tmp_path / 'out'}", "is a file", save_model=None, save_ppl=tmp_path / "out")
     refuse(tiny, f"--save_ppl {tmp_path / 'out/ppl'}", "is a file", save_model=None, save_ppl=tmp_path / "out/ppl")
     refuse(tiny, f"{tmp_path / 'out/model'}", save_model=tmp_path / "out/model", save_ppl=None)
@@ -126,12 +126,16 @@ def test_the_input_is_never_written_to(
     run(tiny, save_model=model)
     (tmp_path / "link").symlink_to(model, target_is_directory=True)
     for word in (model, tmp_path / "link", tmp_path / "x/../model"):
-        refuse(model, "--save_model", "choose another", save_model=word / inside, overwrite=overwrite)
+        refuse(model, "the result would go to", "choose another", save_model=word / inside, overwrite=overwrite)
     pattern = {"prune_barber": True, "pruned_model": model, "sparsity_ratio": None}
     refuse(tiny, "--pruned_model", "must stay as it is", save_model=model / "rebuilt", overwrite=overwrite, **pattern)
     if overwrite:
         refuse(
-            model, f"lies in the directory of --model {model}", "must stay as it is", save_model=model, overwrite=True
+            model,
+            f"lies in the directory of the model {model}",
+            "must stay as it is",
+            save_model=model,
+            overwrite=True,
         )
         refuse(tiny, f"lies in the directory of --pruned_model {model}", save_model=model, overwrite=True, **pattern)
 
@@ -139,7 +143,7 @@ def test_the_input_is_never_written_to(
 def test_shipped_model_is_never_written_to(refuse: Refuse) -> None:
     from autoprune.storage.locate import DEMO
 
-    refuse("demo", "lies in the directory of --model demo", save_model=DEMO / "pruned")
+    refuse("demo", "lies in the directory of the model demo", save_model=DEMO / "pruned")
 
 
 def test_reports_beside_and_inside_the_checkpoint(run: Run, tiny: Path, tmp_path: Path) -> None:
@@ -150,7 +154,7 @@ def test_reports_beside_and_inside_the_checkpoint(run: Run, tiny: Path, tmp_path
 
 def test_no_room_on_the_disk(refuse: Refuse, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(results.shutil, "disk_usage", lambda path: USAGE(10**9, 10**9 - 1000, 1000))
-    message = refuse(tiny, f"--save_model {tmp_path / 'out'}: the result needs", "only 0.0 MiB are free")
+    message = refuse(tiny, f"{tmp_path / 'out'}: the result needs", "only 0.0 MiB are free")
     assert "checking weights" not in message
     assert list(tmp_path.iterdir()) == []
 
@@ -216,7 +220,7 @@ def test_place_where_another_run_is_at_work(refuse: Refuse, run: Run, tiny: Path
     other = results.Workplace(tmp_path / "out", overwrite=False)
     other.begin(0)
     (other.path / "model-00001.safetensors").write_text("half")
-    refuse(tiny, f"--save_model {tmp_path / 'out'}: another autoprune run is writing there", "wait for it")
+    refuse(tiny, f"{tmp_path / 'out'}: another autoprune run is writing there", "wait for it")
     other.abandon()
     run(tiny, save_model=tmp_path / "out")
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ import autoprune
 from autoprune.cli.main import main
 from autoprune.evaluation.compare import compare_predictions
 from autoprune.events import Event, Notice, Progress, Work
-from autoprune.results.comparison import comparison_from_json
+from autoprune.results.comparison import Comparison, comparison_from_json
 from autoprune.storage.locate import DEMO
 from end_to_end.tiny import BLOCKS, SEQLEN, Texts, tiny_model, tiny_tokenizer
 
@@ -52,8 +54,10 @@ def streamed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @torch.no_grad()
-def plainly(dense: Path, pruned: Path, ids: Tensor) -> dict[str, float]:
-    """Window by window, in float64, by transformers alone."""
+def plainly(dense: Path, pruned: Path, ids: Tensor) -> tuple[dict[str, float], list[tuple[float, ...]]]:
+    """Window by window, in float64, by transformers alone: every figure, and by stretches of the window where these
+    begin and end, both losses and the divergence.
+    """
     models = [AutoModelForCausalLM.from_pretrained(path, dtype="auto").eval() for path in (dense, pruned)]
     found: list[tuple[float, ...]] = []
     for window in ids:
@@ -64,22 +68,45 @@ def plainly(dense: Path, pruned: Path, ids: Tensor) -> dict[str, float]:
             seen = p[i] > -16
             kld = float((p[i][seen].exp() * (p[i] - q[i])[seen]).sum())
             same = float(ours[i].argmax() == theirs[i].argmax())
-            found.append(
-                (kld, float(q[i, following].exp() - p[i, following].exp()), same, float((p - q)[i, following]))
-            )
-    kld, delta, same, ratio = torch.tensor(found, dtype=torch.float64).T
-    root = math.sqrt(len(kld))
+            found.append((kld, same, float(p[i, following]), float(q[i, following])))
+    kld, same, ours, theirs = torch.tensor(found, dtype=torch.float64).T
+    delta, ratio, root = theirs.exp() - ours.exp(), ours - theirs, math.sqrt(len(kld))
+    scored = len(found) // len(ids)
+    bounds = [scored * i // 8 for i in range(9)] if scored > 8 else list(range(scored + 1))
+    by_place = [x.view(len(ids), -1) for x in (-ours, -theirs, kld)]
+    stretches = [
+        (ids.shape[1] - scored + a, ids.shape[1] - scored + b, *(float(x[:, a:b].mean()) for x in by_place))
+        for a, b in pairwise(bounds)
+    ]
     shares = torch.tensor([0.5, 0.9, 0.95, 0.99, 0.999, 1.0], dtype=torch.float64)
-    return {
+    figures = {
         "kld": float(kld.mean()),
         "kld_error": float(kld.std()) / root,
         **dict(zip(SPREAD, torch.quantile(kld, shares).tolist(), strict=True)),
         "delta_p": float(delta.mean()),
+        "delta_p_error": float(delta.std()) / root,
         "delta_p_rms": float(delta.square().mean().sqrt()),
         "same_top": float(same.mean()),
+        "same_top_error": float(same.std()) / root,
         "log_ratio": float(ratio.mean()),
         "log_ratio_error": float(ratio.std()) / root,
+        "dense_perplexity": math.exp(-float(ours.mean())),
+        "pruned_perplexity": math.exp(-float(theirs.mean())),
     }
+    return figures, stretches
+
+
+def assert_same(found: Comparison, wanted: tuple[dict[str, float], list[tuple[float, ...]]]) -> None:
+    """All that a comparison says of one model on one text."""
+    (line,) = found.to_pandas().to_dict("records")
+    assert {name: line[name] for name in wanted[0]} == pytest.approx(wanted[0], rel=1e-5, abs=1e-5)
+    told = {"model", "text", "windows", "seqlen", "tokens"}
+    assert set(line) == told | set(wanted[0])
+    (shift,) = found.models[0].shifts.values()
+    stretches = [dataclasses.astuple(stretch) for stretch in shift.stretches]
+    assert len(stretches) == len(wanted[1])
+    for ours, theirs in zip(stretches, wanted[1], strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-5, abs=1e-5)
 
 
 SPREAD = ("kld_median", "kld_p90", "kld_p95", "kld_p99", "kld_p999", "kld_maximum")
@@ -94,8 +121,8 @@ def test_demo_model_by_a_plain_loop(tmp_path: Path) -> None:
         AutoTokenizer.from_pretrained(DEMO)(text.read_text(encoding="utf-8"), verbose=False)["input_ids"]
     )
     wanted = plainly(DEMO, tmp_path / "pruned", ids[: len(ids) // 64 * 64].view(-1, 64))
+    assert_same(result, wanted)
     (line,) = result.to_pandas().to_dict("records")
-    assert {name: line[name] for name in wanted} == pytest.approx(wanted, rel=1e-5, abs=1e-5)
     assert line["tokens"] == len(ids) // 64 * 31
     assert line["kld"] > 0.01
 
@@ -103,8 +130,7 @@ def test_demo_model_by_a_plain_loop(tmp_path: Path) -> None:
 def test_tiny_model_by_a_plain_loop(tiny: Path, pruned: Path, texts: Texts, options: Options) -> None:
     ids = torch.tensor(tiny_tokenizer()(texts.heldout.read_text(), verbose=False)["input_ids"])
     wanted = plainly(tiny, pruned, ids[: len(ids) // SEQLEN * SEQLEN].view(-1, SEQLEN))
-    (line,) = autoprune.compare(tiny, pruned, **options).to_pandas().to_dict("records")
-    assert {name: line[name] for name in wanted} == pytest.approx(wanted, rel=1e-5, abs=1e-5)
+    assert_same(autoprune.compare(tiny, pruned, **options), wanted)
 
 
 @pytest.mark.parametrize("batch", [1, 3, 0])

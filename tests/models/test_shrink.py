@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from end_to_end.tiny import save_tiny, tensors, tiny_model, transformers_log, write_words
+from end_to_end.tiny import change_weights, save_tiny, tensors, tiny_model, transformers_log, write_words
 from models.configs import DELTA_NET, GROUPED, MLA, MOE, SLIDING
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -36,9 +38,15 @@ FAMILIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # by name: its c
 }
 
 
-def shrink_tiny(folder: Path, kind: str, changes: dict[str, Any], **options: Any) -> autoprune.ShrinkResult:
-    """A tiny model in ``folder/dense`` and the smaller one in ``folder/out``."""
-    save_tiny(folder / "dense", tiny_model(kind, **{"num_hidden_layers": BLOCKS, **changes}))
+def shrink_tiny(
+    folder: Path,
+    kind: str,
+    changes: dict[str, Any],
+    change: Callable[[dict[str, Tensor]], None] = lambda _: None,
+    **options: Any,
+) -> autoprune.ShrinkResult:
+    """A tiny model in ``folder/dense``, ``change`` applied to its tensors, and the smaller one in ``folder/out``."""
+    change_weights(save_tiny(folder / "dense", tiny_model(kind, **{"num_hidden_layers": BLOCKS, **changes})), change)
     text = write_words(folder / "text.txt", 300, 0)
     chosen = {"blocks": 2, "heal": "none", "nsamples": 4, "seqlen": 16, **options}
     return autoprune.shrink(folder / "dense", folder / "out", calibration_data=text, **chosen)
@@ -102,6 +110,10 @@ REFUSED = {
         },
         r"the last 2 blocks use keys and values of earlier ones \(num_kv_shared_layers\)",
     ),
+    "lfm2": (
+        {"layer_types": ["conv", "full_attention", "conv", "conv", "conv"]},
+        r"with the blocks [02-4] alone the model can't generate with a cache \(ValueError: .*drop fewer blocks",
+    ),
     "gpt2": (
         {
             "n_embd": 32,
@@ -115,9 +127,23 @@ REFUSED = {
 }
 
 
+def test_a_flag_is_no_block_number(tmp_path: Path) -> None:
+    """Block 1 says that it has attention, which is True, and that is 1: it can be the only one that stays."""
+
+    def still(held: dict[str, Tensor]) -> None:
+        for name, tensor in held.items():
+            if re.search(r"layers\.[0234]\..*(out_proj|w2)", name):
+                tensor.zero_()
+
+    kinds = ["conv", "full_attention", "conv", "conv", "conv"]
+    result = shrink_tiny(tmp_path, "lfm2", {"layer_types": kinds}, change=still, blocks=4)
+    assert result.kept == (1,)
+
+
 @pytest.mark.parametrize("kind", REFUSED)
 def test_what_can_t_be_made_smaller(kind: str, tmp_path: Path) -> None:
     changes, why = REFUSED[kind]
     with pytest.raises(autoprune.ModelError, match=why):
-        shrink_tiny(tmp_path, kind, changes, by="angular" if kind == "gpt2" else "influence")
+        by = "influence" if kind in ("jamba", "gemma4_text") else "angular"
+        shrink_tiny(tmp_path, kind, changes, by=by, blocks=4 if kind == "lfm2" else 2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["dense", "text.txt"]

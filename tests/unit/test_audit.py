@@ -17,7 +17,7 @@ from torch import Tensor
 
 from autoprune.cli.main import main
 from autoprune.errors import OutputError
-from autoprune.evaluation.audit import Fault, audit, find_dense
+from autoprune.evaluation.audit import ADDED, Fault, audit, find_dense
 from autoprune.events import Event, Notice
 from autoprune.recipe.recipe import recipe_from_flat
 from autoprune.run.api import prune
@@ -237,6 +237,17 @@ def test_the_card_may_be_added_to(copy: Path, dense: Path) -> None:
     assert audit(copy, dense).sound
 
 
+@pytest.mark.parametrize(("name", "changed"), [("adapter_config.json", True), ("chat_template.jinja", False)])
+def test_a_file_that_loaders_read_must_not_be_added(copy: Path, dense: Path, name: str, changed: bool) -> None:
+    from autoprune.run.labels import labels_of
+
+    (copy / "notes.json").write_text("[]")
+    assert audit(copy, dense).sound, "what nobody reads may lie there"
+    (copy / name).write_text("{}")
+    assert Fault(name, ADDED) in audit(copy, dense).faults
+    assert (labels_of(copy)[1] == "changed") is changed, "a perplexity does not depend on a template"
+
+
 def test_another_model_of_the_same_name_is_not_compared_with(
     copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -271,6 +282,11 @@ def test_a_result_whose_config_was_edited_is_not_called_what_it_was(copy: Path, 
 
     (copy / file).write_text((copy / file).read_text(encoding="utf-8") + "\n", encoding="utf-8")
     assert labels_of(copy) == (("wanda, then changed", "changed") if changed else ("wanda", "2:4"))
+
+
+def test_files_of_which_only_half_is_noted(copy: Path, dense: Path) -> None:
+    rewrite(copy, lambda raw: raw["files"].pop())
+    assert ["by half" in fault.what for fault in audit(copy, dense).faults] == [True]
 
 
 @pytest.mark.parametrize("whose", ["model", "layer"])

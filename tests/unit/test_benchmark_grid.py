@@ -61,6 +61,11 @@ def test_axes_options_and_words() -> None:
     assert sum("barber" in cell.recipe.steps for cell in grid.cells) == 4
 
 
+def test_models_in_directories_of_one_name_are_told_apart() -> None:
+    cells = make_grid({**SMALL, "models": ["a/llama", "b/llama/", "org/other"]}).cells
+    assert [cell.name for cell in cells if "dense" in cell.name] == ["a/llama dense", "b/llama/ dense", "other dense"]
+
+
 @pytest.mark.parametrize(
     ("change", "expected"),
     [

@@ -105,7 +105,7 @@ def make_grid(table: Mapping[str, Any], where: str = "grid") -> Grid:
     names = [cell.name for cell in cells]
     if twice := [name for name in names if names.count(name) > 1]:
         raise RecipeError(
-            f"{where}: two cells are called {twice[0]!r}; give these entries of methods a name of their own"
+            f"{where}: two cells are called {twice[0]!r}; give each model once, and such methods a name of their own"
         )
     return Grid(str(table.get("title", where)), cells)
 
@@ -119,9 +119,12 @@ def stamps(word: str) -> list[tuple[str, int, int]]:
 
 def _cells(table: Mapping[str, Any]) -> Iterator[Cell]:
     common = dict(table.get("options", {}))
-    for model in map(str, table["models"]):
+    models = [str(model) for model in table["models"]]
+    briefly = [_short(model) for model in models]
+    for model, brief in zip(models, briefly, strict=True):
+        called = brief if briefly.count(brief) == 1 else model  # of two directories of one name the whole path
         as_it_is = {key: value for key, value in common.items() if key not in OF_PRUNED}
-        yield Cell(f"{_short(model)} dense", {**as_it_is, "model": model, "sparsity_ratio": 0.0})
+        yield Cell(f"{called} dense", {**as_it_is, "model": model, "sparsity_ratio": 0.0})
         for target, entry, seed in itertools.product(table["targets"], table["methods"], table.get("seeds", [0])):
             method, kind = _method(entry), _target(target)
             if not isinstance(only := method.get("only", [target]), (list, tuple)):
@@ -131,7 +134,7 @@ def _cells(table: Mapping[str, Any]) -> Iterator[Cell]:
             options = {k: v for k, v in method.items() if k not in METHOD_KEYS}
             name = method.get("name") or method_word(options)
             options = {**common, **options, **kind, "model": model, "seed": seed}
-            yield Cell(f"{_short(model)} {name} {target} seed {seed}", options)
+            yield Cell(f"{called} {name} {target} seed {seed}", options)
 
 
 def method_word(options: Mapping[str, Any]) -> str:

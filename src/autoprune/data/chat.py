@@ -50,7 +50,7 @@ def _joined(number: int, parts: Sequence[Any]) -> str:
         if not isinstance(text, str):
             kind = part.get("type", "unknown") if isinstance(part, Mapping) else type(part).__name__
             raise ValueError(f"turn {number} has a part that is no text ({kind})")
-    return "".join(texts)
+    return "".join(map(str, texts))
 
 
 class Rendered(Sequence[str]):

@@ -80,7 +80,7 @@ def given(value: Any, flag: str, limit: int | None = None) -> Given:
 def _table_rows(value: Any, home: str) -> list[Any] | None:
     """The records of a table, or the values of its column, of the libraries that have such; None of anything else."""
     if home == "pandas":
-        return value.to_dict("records") if hasattr(value, "columns") else value.tolist()  # type: ignore[no-any-return]
+        return value.to_dict("records") if hasattr(value, "columns") else value.tolist()
     ways = {"polars": "to_dicts" if hasattr(value, "columns") else "to_list", "pyarrow": "to_pylist"}
     return getattr(value, ways[home])() if home in ways else None
 

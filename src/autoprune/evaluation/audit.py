@@ -26,6 +26,7 @@ from autoprune.storage.store import CheckpointStore
 from autoprune.storage.values import ValueCheck, is_finite
 
 MISSING = "is missing"
+ADDED = "is not in the manifest, and whoever loads the model reads it"
 CARD = "README.md"  # its author may add to it
 
 
@@ -176,7 +177,7 @@ def read_promise(directory: Path) -> Promise:
             {entry["name"]: entry["sha256"] for entry in raw.get("files", ()) if entry["name"] != CARD},
             found.trained,
             found.shrink["blocks"] if found.shrink is not None else None,
-            tuple(_contradictions(raw)),
+            (*_contradictions(raw), *(Fault(name, ADDED) for name in found.added)),
         )
     except (OutputError, ValueError, KeyError, TypeError, AttributeError, RecipeError) as error:
         if _is_rotated(directory):
@@ -228,7 +229,12 @@ def _audit_layers(store: CheckpointStore, promise: Promise, faults: list[Fault],
 
 
 def _contradictions(raw: Mapping[str, Any]) -> Iterator[Fault]:
-    """Shares of zeros, stated beside the counts and rounded to six digits, that are not those of the counts."""
+    """Shares of zeros, stated beside the counts and rounded to six digits, that are not those of the counts; files of
+    which only the name is noted, or only the hash.
+    """
+    hashed = {str(entry["name"]) for entry in (*raw["shards"], *raw.get("files", ()))}
+    for name in sorted(hashed ^ set(raw["written"])) if "files" in raw else ():
+        yield Fault(name, "is noted in the manifest by half: as written, or with its SHA-256, but not both")
     named = ("name", "zeros", "weights", "sparsity")
     counts = [tuple(map(layer.get, named)) for layer in raw.get("layers", ()) if layer.get("weights")]
     whole = (MANIFEST, *(sum(count[i] for count in counts) for i in (1, 2)), raw.get("sparsity"))

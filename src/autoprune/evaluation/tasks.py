@@ -145,7 +145,7 @@ def zeroshot(
                 " paper"
             )
         )
-    asked_for = {"num_fewshot": options.num_fewshot, "limit": options.limit, "batch_size": batch}
+    asked_for: dict[str, Any] = {"num_fewshot": options.num_fewshot, "limit": options.limit, "batch_size": batch}
     asked_for |= {"apply_chat_template": True} if options.apply_chat_template else {}
     if talked and not options.apply_chat_template:
         asked_for["in_chat_template"] = " ".join(talked)

@@ -10,7 +10,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from autoprune.core.problem import LayerSolution
-from autoprune.errors import RecipeError
+from autoprune.errors import ModelError, RecipeError
 from autoprune.events import Progress
 from autoprune.model.calls import PROBE_TOKENS
 from autoprune.model.experts import eager_experts
@@ -121,8 +121,8 @@ def hindrance(run: Callable[[], object]) -> str | None:
         run()
     except torch.OutOfMemoryError:
         raise
-    except RuntimeError as error:
-        return str(error).splitlines()[0]
+    except (RuntimeError, ModelError) as error:
+        return str(error.__cause__ or error).splitlines()[0]
     return None
 
 

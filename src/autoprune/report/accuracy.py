@@ -134,7 +134,8 @@ def accuracy_findings(results: Results) -> Iterator[str]:
     whether the items bear out that it is better than the next, and worse than the dense model.
     """
     for metric in metrics_of(results):
-        for group in results.groups():
+        for rivals in results.groups():
+            group = [v for v in rivals if any(results.spread(v, metric, t) for t in _tasks(results))]
             tasks = [t for t in _tasks(results) if all(results.spread(v, metric, t) for v in group)]
             means = {
                 v: statistics.fmean(s.mean for t in tasks if (s := results.spread(v, metric, t)))
@@ -171,7 +172,7 @@ def _over(variant: Variant, base: Variant, tasks: Sequence[str], metric: str) ->
     how = "a clear difference" if whole.clear else "which may be chance"
     shown = "p < 0.001" if p < 0.001 else f"p = {p:.2g}"
     size = f"{100 * abs(whole.mean):.1f} ± {100 * whole.error:.1f} points"
-    return f"{side} by {size} on the same items, {how} (paired, {shown})"
+    return f"{side} by {size} on the same items, {how} (paired z-test, {shown})"
 
 
 def _comparisons(results: Results) -> Iterator[tuple[Variant, Variant]]:

@@ -15,7 +15,9 @@ def origin(results: Results) -> str:
 
 
 def _models(results: Results) -> str:
-    names = [_short(name) for name in results.models if name]
+    named = [name for name in results.models if name]
+    short = [short_name(name) for name in named]
+    names = [brief if short.count(brief) == 1 else name for brief, name in zip(short, named, strict=True)]
     return f"Model{'s' * (len(names) > 1)}: {', '.join(names)}." if names else ""
 
 
@@ -31,7 +33,7 @@ def _calibration(results: Results) -> str:
     ((source, windows, seqlen),) = asked
     seeds = sorted({str(seed) for row in pruned if (seed := seed_of(row)) is not None})
     drawn = f", seed{'s' * (len(seeds) > 1)} {', '.join(seeds)}" if seeds else ""
-    return f"Calibration: {_short(str(source))}, {windows} windows of {seqlen} tokens{drawn}."
+    return f"Calibration: {short_name(str(source))}, {windows} windows of {seqlen} tokens{drawn}."
 
 
 def windows(results: Results) -> str:
@@ -47,10 +49,10 @@ def windows(results: Results) -> str:
     return f"Text{'s' * (len(said) > 1)}: {'; '.join(said)}." if said else ""
 
 
-def tasks(results: Results) -> str:
-    """Items and examples of every task, and the harness that asked them."""
+def tasks(results: Results, metric: str | None = None) -> str:
+    """Items and examples of every task (that has the metric), and the harness that asked them."""
     found = [row.zeroshot for row in results.rows if row.zeroshot]
-    asked = {task.task: task for one in found for task in one.tasks}
+    asked = {task.task: task for one in found for task in one.tasks if metric is None or metric in task.metrics}
     if not asked:
         return ""
     said = [
@@ -76,6 +78,6 @@ def _plural(count: Any, what: str) -> str:
     return f"an unknown number of {what}s" if count is None else f"{count:,} {what}{'s' * (count != 1)}"
 
 
-def _short(word: str) -> str:
+def short_name(word: str) -> str:
     """A hub id as it is, of a path the last part."""
     return PurePosixPath(word).name if word.count("/") > 1 or word.startswith(("/", ".", "~")) else word

@@ -11,6 +11,7 @@ from autoprune.report.draw import INK, LINES, MUTED, Drawing, canvas, finish
 from autoprune.report.tables import leaders, names_of, target_breaks, with_seeds
 from autoprune.results import numbers
 from autoprune.results.comparison import Flips, flips_between
+from autoprune.results.comparison_tables import MCNEMAR
 from autoprune.results.table import Column, Table
 from autoprune.results.tidy import DELTA_P, DIVERGENCE, DIVERGENCE_50, DIVERGENCE_99, LOG_RATIO, SAME_TOP, Results
 from autoprune.results.types import TaskResult
@@ -69,8 +70,7 @@ def flips_table(results: Results) -> Table:
         Column("wrong → correct", tuple(numbers.percent_text(f.wrong_to_correct / f.items) for f in flips)),
         Column("McNemar's p", tuple(f"{flip.p_value:.3g}" for flip in flips)),
     )
-    note = "Shares of the items; p is McNemar's, of so large a difference if both models were equally good."
-    note += " Of several seeds the first." if results.seeds > 1 else ""
+    note = MCNEMAR + " Of several seeds the first." * (results.seeds > 1)
     return Table(columns, target_breaks(variants), "Answers that are not the dense model's", note)
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from autoprune.report.accuracy import accuracy_findings, accuracy_table, difference_table, metrics_of
-from autoprune.report.captions import devices, origin, tasks, windows
+from autoprune.report.captions import devices, origin, short_name, tasks, windows
 from autoprune.report.distance import distance_table, flips_table
 from autoprune.report.distance_page import render_comparison
 from autoprune.report.page import render_html
@@ -65,12 +66,15 @@ def published(
 
 def _captioned(results: Results) -> list[tuple[Table, str]]:
     """Every table, and what is said below it. No column stands in two of them."""
-    distance, metrics = distance_table(results), metrics_of(results)
+    distance, costs, metrics = distance_table(results), costs_apart(results), metrics_of(results)
     repeated = {head for head in comparison(results).header if head.startswith((DIVERGENCE, SAME_TOP))}
-    of_texts = [comparison(results).without(repeated), distance]
-    of_tasks = [accuracy_table(results, metric) for metric in metrics]
-    of_tasks += [flips_table(results), *(difference_table(results, metric) for metric in metrics)]
-    groups = ((of_texts, windows(results)), (of_tasks, tasks(results)), (costs_apart(results), devices(results)))
+    repeated |= {column.head for table in costs for column in table.columns if not column.words}
+    one_text = {"text"} if len(results.texts) == 1 else set()  # which the caption names
+    of_texts = [comparison(results).without(repeated), distance.without(one_text)]
+    groups = [(of_texts, windows(results)), *(([accuracy_table(results, m)], tasks(results, m)) for m in metrics)]
+    groups += [([flips_table(results)], tasks(results))]
+    groups += [([difference_table(results, m)], tasks(results, m)) for m in metrics]
+    groups += [(costs, devices(results))]
     return [
         (table, " ".join(filter(None, (table.note, origin(results), what))))
         for tables, what in groups
@@ -87,11 +91,17 @@ def published_comparison(result: Comparison, form: str) -> str:
         return render_comparison(result)
     measured = result.settings.get("measured", {}).get("windows", {})
     said = [f"{text}, {facts['windows']:,} windows of {facts['seqlen']} tokens" for text, facts in measured.items()]
-    words = f"± is the standard error over tokens. Text{'s' * (len(said) > 1)}: {'; '.join(said)}." if said else ""
-    tables = comparison_tables(result)
+    texts = f"Text{'s' * (len(said) > 1)}: {'; '.join(said)}." if said else ""
+    captioned = [
+        (table, " ".join(filter(None, (table.note, texts if "text" in table.header else ""))))
+        for table in comparison_tables(replace(result, dense=short_name(result.dense)))
+    ]
     if form == "latex":
-        return "\n".join([RULES, *(to_latex(table, f"{table.title}. {words}".rstrip()) for table in tables)])
-    return "\n".join(f"**{marked(table.title)}**\n\n{to_markdown(table)}\n{marked(words)}\n" for table in tables)
+        return "\n".join([RULES, *(to_latex(table, f"{table.title}. {words}".rstrip()) for table, words in captioned)])
+    return "\n".join(
+        f"**{marked(table.title)}**\n\n{to_markdown(table)}\n{marked(words)}".rstrip() + "\n"
+        for table, words in captioned
+    )
 
 
 def formats(rows: Sequence[EvaluationRow], *, title: str, command: str | None) -> dict[str, str]:

@@ -10,6 +10,9 @@ from autoprune.results.comparison import Comparison, Flips
 from autoprune.results.numbers import number_text, percent_text
 from autoprune.results.table import Column, Table, from_rows, spared, to_text
 
+ERRORS = "± is the standard error over tokens."
+MCNEMAR = "Shares of the items; p is McNemar's, of so large a difference if both models were equally good."
+
 
 def divergence_table(result: Comparison) -> Table:
     """The divergence of every model on every text: its mean and how it is spread over the tokens."""
@@ -20,9 +23,8 @@ def divergence_table(result: Comparison) -> Table:
         rows.append((model, text, _estimate(shift.kld), *(_nats(value) for value in spread)))
     spares = {"95 %": 6, "99.9 %": 5, "max": 4, "90 %": 3, "99 %": 2}
     columns = spared(from_rows(header, rows, words=2), spares)
-    return Table(
-        _told(result, columns), title=f"KL divergence from {result.dense}{_on(result)}, in nats for each token"
-    )
+    title = f"KL divergence from {result.dense}{_on(result)}, in nats for each token"
+    return Table(_told(result, columns), title=title, note=ERRORS)
 
 
 def tokens_table(result: Comparison) -> Table:
@@ -45,7 +47,8 @@ def tokens_table(result: Comparison) -> Table:
         )
     spares = {"Δp": 5, "ln(ppl ratio)": 4, "Δp rms": 3, "dense ppl": 2}
     columns = spared(from_rows(header, rows, words=2), spares)
-    return Table(_told(result, columns), title=f"Tokens that follow{_on(result)}, second half of each window")
+    title = f"Tokens that follow{_on(result)}, second half of each window"
+    return Table(_told(result, columns), title=title, note=ERRORS)
 
 
 def places_table(result: Comparison) -> Table:
@@ -71,7 +74,8 @@ def flips_table(result: Comparison) -> Table:
         {"items": 5, "wrong → correct": 3, "correct → wrong": 2, "McNemar's p": 1},
         {"correct → wrong": "to wrong", "wrong → correct": "to correct", "McNemar's p": "p"},
     )
-    return Table(tuple(columns), title=f"Answers that are not those of {result.dense}")
+    title = f"Answers that are not those of {result.dense}"
+    return Table(tuple(columns), title=title, note=MCNEMAR)
 
 
 def comparison_tables(result: Comparison, *, places: bool = True) -> list[Table]:

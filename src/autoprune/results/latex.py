@@ -13,10 +13,13 @@ SPECIALS = {
     "±": r"$\pm$", "Δ": r"$\Delta$", "→": r"$\to$", "×": r"$\times$", "≤": r"$\le$", "≥": r"$\ge$", "−": "$-$",
     "‖": r"$\|$", "…": r"\ldots{}", "’": "'", "“": "``", "”": "''", "\N{NO-BREAK SPACE}": "~",
 }  # fmt: skip
-RULES = r"""% Plain LaTeX is enough; the rules are finer with \usepackage{booktabs}.
+RULES = r"""% Plain LaTeX is enough. With \usepackage{booktabs} the rules are finer;
+% with \usepackage{graphicx} a table that is wider than the line becomes as wide as that.
 \providecommand{\toprule}{\hline}
 \providecommand{\midrule}{\hline}
 \providecommand{\bottomrule}{\hline}
+\providecommand{\nowider}[1]{\ifdefined\resizebox
+  \resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{#1}\else#1\fi}
 """
 _WHOLE = re.compile(r"\D*[\d,]*")  # what stands before the point
 _POWER = re.compile(r"e([+-])0*(\d+)")
@@ -41,7 +44,15 @@ def to_latex(table: Table, caption: str = "") -> str:
             lines.append(r"\midrule")
     lines += [r"\bottomrule", r"\end{tabular}"]
     if caption:
-        lines = [r"\begin{table}", r"\centering", rf"\caption{{{escaped(caption)}}}", *lines, r"\end{table}"]
+        lines = [
+            r"\begin{table}",
+            r"\centering",
+            rf"\caption{{{escaped(caption)}}}",
+            r"\smallskip",
+            r"\nowider{%",
+            *lines,
+        ]
+        lines += ["}", r"\end{table}"]
     return "\n".join([*lines, ""])
 
 

@@ -175,8 +175,8 @@ def verdict(model: ModelSpeed, base: ModelSpeed, mode: str, batch: int) -> str:
         words.append(_about_zeros(model, base, gained))
     if model.vocabulary != base.vocabulary:
         words.append(
-            f"It has {model.vocabulary:,} words in its vocabulary, and {base.model} {base.vocabulary:,}: its tokens are"
-            " not the same amount of text"
+            f"It has {model.vocabulary:,} words in its vocabulary, and {base.model} {base.vocabulary:,}: its tokens"
+            " are not the same amount of text"
         )
     return ". ".join(words) + "."
 

@@ -61,9 +61,10 @@ def labels_of(directory: Path) -> tuple[str, str]:
     try:
         found = Manifest.read(directory)
         recipe = found.recipe
+        unchanged = found.describes_inputs and found.describes_weights
     except (OutputError, KeyError, TypeError, AttributeError, RecipeError):
         return DENSE
-    if not (found.describes_inputs and found.describes_weights):
+    if not unchanged:
         return f"{method_label(recipe)}, then changed", "changed"
     return method_label(recipe), target_label(recipe.target)
 

@@ -123,7 +123,8 @@ def _experts(store: CheckpointStore, how: ShrinkOptions, old: int) -> int:
         raise RecipeError(
             "--experts: this model's router chooses groups of experts first (n_group), which must stay whole"
         )
-    stated = [getattr(config, name, None) for name in ("num_experts_per_tok", "top_k_experts", "moe_top_k")]
+    names = ("num_experts_per_tok", "top_k_experts", "moe_top_k", "moe_topk")
+    stated = [getattr(config, name, None) for name in names]
     inside = [vars(module).get("top_k") for module in store.model.modules()]
     top = max((value for value in (*stated, *inside) if isinstance(value, int)), default=1)
     return old - count_of("experts", how.experts, old, least=top, why=f", for every token goes to {top}")

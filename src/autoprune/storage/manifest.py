@@ -25,6 +25,19 @@ FORMAT = 2  # of manifests and journals; 1 was that of the first releases, which
 TEMPLATES = "additional_chat_templates"  # the one folder of a model: transformers keeps chat templates there
 # How files end that say what a model computes besides its weights, and from which tokens.
 INPUTS = (".json", ".model", ".jinja", ".py", "merges.txt", "vocab.txt")
+# Names that change what is loaded, wherever they come from; and those of them that no perplexity depends on.
+READ = (
+    *("adapter_config.json", "added_tokens.json", "special_tokens_map.json", "tokenizer.json", "tokenizer.model"),
+    *(
+        "tokenizer_config.json",
+        "vocab.json",
+        "vocab.txt",
+        "merges.txt",
+        "chat_template.jinja",
+        "generation_config.json",
+    ),
+)
+UNREAD = {"generation_config.json", "chat_template.jinja"}
 PACKAGES = ("autoprune", "torch", "transformers", "safetensors")
 NOT_PROVENANCE = (  # where results go does not change them: two runs give identical files
     "output",
@@ -175,6 +188,11 @@ class Manifest:
         return tuple(self.raw.get("trained", ()))
 
     @property
+    def added(self) -> list[str]:
+        """Files that are no part of the result and change what is loaded with it, such as an adapter's."""
+        return [name for name in READ if name not in self.raw["written"] and (self.directory / name).exists()]
+
+    @property
     def describes_weights(self) -> bool:
         """Whether the weight files that a model would be loaded from are those that were written, byte for byte."""
         written = {entry["name"]: entry["sha256"] for entry in self.raw.get("shards", ())}
@@ -192,10 +210,10 @@ class Manifest:
         can change a perplexity. A result of the first format notes none of them.
         """
         noted = {entry["name"]: entry["sha256"] for entry in self.raw.get("files", ())}
-        return all(
+        return not {*self.added} - UNREAD and all(
             (self.directory / name).is_file() and file_sha256(self.directory / name) == digest
             for name, digest in noted.items()
-            if name.endswith(INPUTS) and name != "generation_config.json"
+            if name.endswith(INPUTS) and name not in UNREAD
         )
 
     @property

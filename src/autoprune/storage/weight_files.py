@@ -128,6 +128,10 @@ def tensors_in(path: Path) -> list[str]:
             return list(shard.keys())
     except PermissionError as error:
         raise ModelError(f"{path} may not be read ({error.strerror}); check its permissions") from error
+    except RuntimeError as error:  # torch's, which is how it says that too many files are open
+        if "unable to open" not in str(error):
+            raise
+        raise ModelError(f"{path} can't be opened ({str(error).rpartition(': ')[2]})") from error
     except (SafetensorError, OSError) as error:
         raise ModelError(f"{path} is truncated or no safetensors file ({error}); fetch it again") from error
 

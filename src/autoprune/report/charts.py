@@ -47,6 +47,8 @@ def bars(results: Results, text: Text) -> list[Drawing]:
     log = low > 0 and high / low > LOG_FROM
     limits = (low / (high / low) ** 0.05, high * (high / low) ** 0.45) if log else (0.0, 1.36 * high or 1.0)
     colours, drawings = colours_of(results), []
+    *shown, dense_text = numbers.column_texts([*(s for _, s in known), Spread(dense) if dense else None])
+    texts = dict(zip((v for v, _ in known), shown, strict=True))
     for target in dict.fromkeys(v.target for v, _ in known):
         group = [(v, s) for v, s in known if v.target == target]
         with canvas(WIDTH, 74 + 42 * len(group)) as figure:
@@ -54,14 +56,13 @@ def bars(results: Results, text: Text) -> list[Drawing]:
             axes.set(xlim=limits, ylim=(len(group) - 0.4, -0.75), xscale="log" if log else "linear")
             axes.set(xlabel=axis_words(f"perplexity on {text.label}", log))
             for i, (variant, spread) in enumerate(group):
-                _bar(axes, i, variant, spread, colours, limits[0], dots=log)
+                _bar(axes, i, variant, spread, texts[variant], colours, limits[0], dots=log)
             axes.set_yticks([])
             axes.spines["left"].set_visible(False)
             if dense:
                 lows, highs = ([i + end for i in range(len(group))] for end in (-0.26, 0.3))  # not through the names
                 axes.vlines([dense] * len(group), lows, highs, color=INK, linestyle=(0, (3, 2)), linewidth=1.3)
-                words = f"dense {numbers.number_text(dense)}"
-                note(axes, words, (dense, 1), (4, 5), xycoords=("data", "axes fraction"))
+                note(axes, f"dense {dense_text}", (dense, 1), (4, 5), xycoords=("data", "axes fraction"))
             ticks(axes, log)
             drawings.append(finish(figure, f"Perplexity on {text.label} at {target}"))
     return drawings
@@ -223,7 +224,15 @@ def _room(values: Sequence[float], log: bool) -> tuple[float, float]:
 
 
 def _bar(
-    axes: Axes, line: int, variant: Variant, spread: Spread, colours: dict[str, str], start: float, *, dots: bool
+    axes: Axes,
+    line: int,
+    variant: Variant,
+    spread: Spread,
+    text: str,
+    colours: dict[str, str],
+    start: float,
+    *,
+    dots: bool,
 ) -> None:
     """A bar from zero, or a dot, with the variant's name above and its value behind; faint before the last step."""
     colour, value = colours[variant.family], spread.mean if spread.finite else start
@@ -234,7 +243,7 @@ def _bar(
     if spread.finite and spread.sd:
         axes.errorbar(value, line, xerr=spread.sd, color=INK, linewidth=1.2, capsize=3)
     reach = value + (spread.sd or 0.0) if spread.finite else start
-    note(axes, numbers.spread_text(spread), (reach, line), (8 if dots else 5, 0), va="center")
+    note(axes, text, (reach, line), (8 if dots else 5, 0), va="center")
     note(axes, variant.name, (start, line - 0.27), (1, 0), va="bottom")
 
 

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
+LONGEST = 80  # letters of a user's word that an error quotes
+
 
 class AutoPruneError(Exception):
     """Base of every error that a user can cause.
@@ -39,3 +44,14 @@ class RankError(AutoPruneError):
 
 class ShortageError(AutoPruneError):
     """Memory ran out; the message says which options need less of it."""
+
+
+def unknown(value: str, choices: Iterable[str]) -> str:
+    """``'wnda' is unknown (did you mean wanda?); choose from magnitude, wanda``: how every word out of a list is
+    refused.
+    """
+    known = list(choices)
+    close = difflib.get_close_matches(value, known, 1)
+    hint = f" (did you mean {close[0]}?)" if close else ""
+    quoted = value if len(value) <= LONGEST else f"{value[:LONGEST]}…"
+    return f"{quoted!r} is unknown{hint}; choose from {', '.join(known)}"

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 import pytest
 
 from autoprune.cli.flags import Parser, add_flags, given
+from autoprune.cli.main import main
 from autoprune.errors import RecipeError
 from autoprune.recipe.recipe import groups, recipe_from_flat
 
@@ -141,3 +143,42 @@ def test_a_flag_of_another_command_is_not_called_misspelt() -> None:
     add_flags(parser, ("evaluation",), ("compare",))
     with pytest.raises(RecipeError, match=r"unrecognized arguments: --compare \(a flag of other commands\)"):
         parser.parse_args(["--compare"])
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("prun demo", r"COMMAND 'prun' is unknown \(did you mean prune\?\); choose from .*`autoprune --help`"),
+        ("prune m --prune_granularity blok", r"--prune_granularity 'blok' is unknown \(did you mean block\?\)"),
+        ("prune m --sparsity-ratio 0.5", r"did you mean --sparsity_ratio\?\); `autoprune prune --help`"),
+        ("shrink m out --block 2", r"did you mean --blocks\?\); `autoprune shrink --help`"),
+        ("speed m --round 9", r"did you mean --rounds\?"),
+        ("speed m --eval_data x", r"a flag of other commands\); `autoprune speed --help`"),
+        ("report x --format markdwn", r"--format 'markdwn' is unknown; choose from md, csv, latex, html"),
+    ],
+)
+def test_every_command_knows_its_own_flags_and_words(line: str, says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(line.split()) == 2
+    assert re.search(says, capsys.readouterr().err)
+
+
+def test_an_unknown_step_is_told_what_it_may_have_been() -> None:
+    with pytest.raises(RecipeError, match=r"--steps 'wnda' is unknown \(did you mean wanda\?\)"):
+        recipe_from_flat({"model": "m", "sparsity": "2:4", "steps": "wnda"})
+
+
+@pytest.mark.parametrize("width", ["60", "80"])
+@pytest.mark.parametrize("command", ["", "prune", "eval", "compare", "shrink", "speed", "bench"])
+def test_help_begins_with_an_example_and_fits(
+    command: str, width: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", width)
+    with pytest.raises(SystemExit):
+        main([*command.split(), "--help"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "for example:"
+    assert lines[1].startswith(f"  autoprune {command}".rstrip())
+    assert any(line.startswith("usage: ") for line in lines[:6])
+    assert max(map(len, lines)) <= int(width)
+    if command == "prune":
+        assert lines.count("") < 40 and "usage: autoprune prune [MODEL] [OUT] [FLAGS]" in lines

@@ -61,6 +61,8 @@ def test_one_picture_of_time_per_target() -> None:
     assert [d.title for d in drawings] == [
         f"Perplexity on wikitext2 (128) against time at {target}" for target in ("50 %", "2:4")
     ]
+    first, second = (drawing.figure.axes[0] for drawing in drawings)
+    assert (first.get_xlim(), first.get_ylim()) == (second.get_xlim(), second.get_ylim())
     assert pareto(Results(sample_rows()), results.texts[0]) == []
     page = render_html(rows, title="x")
     parse(page)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import replace
 
 import pytest
 import torch
+from rich.console import Console
 from test_report_samples import row
 
 from autoprune.core.divergence import TokenShifts, summarise
@@ -19,7 +21,9 @@ from autoprune.report.publish import published
 from autoprune.report.tables import comparison
 from autoprune.results.codec import dump_json, row_from_json
 from autoprune.results.comparison import Comparison, Flips, ModelComparison
+from autoprune.results.comparison_tables import comparison_tables
 from autoprune.results.numbers import number_text
+from autoprune.results.table import print_table
 from autoprune.results.tidy import Results
 from autoprune.results.types import EvaluationRow, TaskResult, ZeroShotResult
 
@@ -136,11 +140,38 @@ def test_the_page_of_a_comparison() -> None:
     """Distributions and all tables; one model may be called dense."""
     models = tuple(ModelComparison(name, {"wikitext2": shift(size)}) for name, size in (("dense", 0.1), ("half", 0.5)))
     flip = Flips("boolq", "acc", 10, 3, 2, 1, 1.0)
-    found = Comparison("the big one", (*models, ModelComparison("only asked", {}, (flip,))), {})
+    about = {"parameters": 1234, "dtype": "float32", "device": "cpu", "date": "2026-11-25T20:00:00+00:00"}
+    measured = {"windows": {"wikitext2": {"windows": 4}}, "about": {**about, "versions": {"torch": "2.13"}}}
+    found = Comparison("the big one", (*models, ModelComparison("only asked", {}, (flip,))), {"measured": measured})
     page = render_comparison(found)
     assert page == render_comparison(found)
     for words in ("Distance from the big one", "dense (compared)", "half", "Divergence of single tokens of wikitext2"):
         assert words in page
+    for fact in ("the big one, 1,234 parameters, float32", "wikitext2: 4 windows", "cpu", "2026-11-25", "torch 2.13"):
+        assert f"<dd>{fact}</dd>" in page
     assert "only asked" in page
     assert "boolq" in page
     assert "<svg" not in render_comparison(Comparison("d", (ModelComparison("only asked", {}, (flip,)),), {}))
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_no_number_of_a_comparison_breaks_on_a_narrow_terminal(width: int) -> None:
+    """What there is no room for is named; where all is of one text, the title names it."""
+    names = ("wanda+barber (output1 0.01) 2:4", "half")
+    flip = Flips("arc_challenge", "acc_norm", 1000, 300, 200, 100, 0.0123)
+    models = tuple(ModelComparison(name, {"wikitext2": shift(0.3)}, (flip,)) for name in names)
+    for table in comparison_tables(Comparison("dense", models)):
+        console = Console(width=width, file=io.StringIO(), markup=False)
+        print_table(table, console)
+        assert isinstance(console.file, io.StringIO)
+        text = console.file.getvalue()
+        lines = text.splitlines()
+        assert max(map(len, lines)) <= width
+        rule = next(i for i, line in enumerate(lines) if "───" in line)
+        body = [line for line in lines[rule + 1 :] if line.strip()]
+        end = next((i for i, line in enumerate(body) if line.startswith("no room for")), len(body))
+        assert end == len(names)
+        cut = [word.strip("…") for line in body for word in line.split() if "…" in word]
+        assert all(word in names[0] or word in flip.task for word in cut)
+        assert all((column.short or column.head) in " ".join(lines[2:]) for column in table.columns)
+        assert "wikitext2 (128)" in lines[1] or table.title.startswith("Answers")

@@ -28,6 +28,18 @@ REPRODUCE = (
     "Runs a published table again and sets each result beside its value: pass, differs, or could not run. Exit status"
     " 1 unless all pass."
 )
+EXAMPLES = {
+    "prune": (
+        "autoprune prune MODEL OUT --sparsity 2:4",
+        "autoprune prune MODEL OUT --recipe FILE",
+    ),
+    "eval": ("autoprune eval MODEL", "autoprune eval demo --eval_data demo"),
+    "inspect": ("autoprune inspect MODEL",),
+    "verify": ("autoprune verify OUT",),
+    "bench": ("autoprune bench benchmarks/demo.toml --jobs 2",),
+    "report": ("autoprune report out/bench", "autoprune report out/bench --format html --out report.html"),
+    "reproduce": ("autoprune reproduce", "autoprune reproduce wanda-llama-7b"),
+}
 FLAGS: dict[
     str, tuple[tuple[str, ...] | None, tuple[str, ...]]
 ] = {  # groups of options, and what of them means nothing there
@@ -72,7 +84,7 @@ def _add_runs(commands: argparse._SubParsersAction[Parser]) -> None:
         ("eval", "measure a model as it is"),
         ("inspect", "describe a model: blocks, layers, coverage, cost"),
     ):
-        command = commands.add_parser(name, help=about, description=about.capitalize() + ".", allow_abbrev=False)
+        command = commands.add_parser(name, help=about, description=about.capitalize() + ".", examples=EXAMPLES[name])
         groups, without = FLAGS[name]
         if name == "prune":
             command.add_argument("model_word", metavar="MODEL", nargs="?", help="the model, instead of --model")
@@ -86,7 +98,10 @@ def _add_runs(commands: argparse._SubParsersAction[Parser]) -> None:
 
 def _add_verify(commands: argparse._SubParsersAction[Parser]) -> None:
     verify = commands.add_parser(
-        "verify", help="audit a pruned checkpoint, trusting only its files", description=VERIFY, allow_abbrev=False
+        "verify",
+        help="audit a pruned checkpoint, trusting only its files",
+        description=VERIFY,
+        examples=EXAMPLES["verify"],
     )
     verify.add_argument("directory", metavar="DIR", help="the pruned checkpoint")
     verify.add_argument(
@@ -97,7 +112,7 @@ def _add_verify(commands: argparse._SubParsersAction[Parser]) -> None:
 
 def _add_bench(commands: argparse._SubParsersAction[Parser]) -> None:
     bench = commands.add_parser(
-        "bench", help="run a grid of recipes and compare", description=BENCH, allow_abbrev=False
+        "bench", help="run a grid of recipes and compare", description=BENCH, examples=EXAMPLES["bench"]
     )
     bench.add_argument("grid", metavar="GRID.toml")
     bench.add_argument(
@@ -111,7 +126,7 @@ def _add_bench(commands: argparse._SubParsersAction[Parser]) -> None:
 
 def _add_report(commands: argparse._SubParsersAction[Parser]) -> None:
     report = commands.add_parser(
-        "report", help="results of earlier runs as a table or a page", description=REPORT, allow_abbrev=False
+        "report", help="results of earlier runs as a table or a page", description=REPORT, examples=EXAMPLES["report"]
     )
     report.add_argument("results", metavar="RESULTS", nargs="+", type=Path, help="JSON files, or directories of them")
     report.add_argument("--format", choices=("md", "csv", "latex", "html"), default="md", help="default %(default)s")
@@ -121,7 +136,10 @@ def _add_report(commands: argparse._SubParsersAction[Parser]) -> None:
 
 def _add_reproduce(commands: argparse._SubParsersAction[Parser]) -> None:
     reproduce = commands.add_parser(
-        "reproduce", help="run a published table again and compare", description=REPRODUCE, allow_abbrev=False
+        "reproduce",
+        help="run a published table again and compare",
+        description=REPRODUCE,
+        examples=EXAMPLES["reproduce"],
     )
     reproduce.add_argument(
         "name", metavar="NAME", nargs="?", help="a table of published values; without it the names are listed"

@@ -12,6 +12,10 @@ ABOUT = (
     "Says how far pruned models' predictions are from the dense model's: KL divergence, the probability of the tokens"
     " that follow, the same first choice, perplexity; and with --tasks, which answers flipped."
 )
+EXAMPLES = (
+    "autoprune compare MODEL OUT",
+    "autoprune compare MODEL OUT --tasks boolq,arc_easy",
+)
 GROUPS = ("model", "calibration", "evaluation", "zeroshot", "output", "run")
 WITHOUT = (
     "model",
@@ -34,7 +38,7 @@ def add_compare(commands: argparse._SubParsersAction[Parser]) -> None:
         "compare",
         help="how far pruned models' predictions are from the dense model's",
         description=ABOUT,
-        allow_abbrev=False,
+        examples=EXAMPLES,
     )
     command.add_argument("dense", metavar="DENSE", help="the dense model: hub id, local directory, or `demo`")
     command.add_argument("pruned", metavar="PRUNED", nargs="+", help="models that were pruned from it")

@@ -6,30 +6,81 @@ import argparse
 import dataclasses
 import difflib
 import math
+import textwrap
 import types
 import typing
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from autoprune.errors import RecipeError
+from autoprune.errors import RecipeError, unknown
 from autoprune.recipe.checks import comma_list
 from autoprune.recipe.files import overridden, read_flat
 from autoprune.recipe.recipe import groups
 
+COMMANDS = 13  # letters of the longest command, and its indent
+FEW = 8  # flags: so many fit into the line that shows how a command is called
+METAVARS = {int: "N", float: "X"}  # what a value is called where its option has no word of its own
+LONG = 40  # letters of a list that is shown with room to break it
+
+
+class Layout(argparse.HelpFormatter):
+    """Breaks lines between words only, those of headings too; commands stand in one column with what they do."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog)
+        self._action_max_length = COMMANDS  # argparse forgets that commands are indented
+
+    def start_section(self, heading: str | None) -> None:
+        """A heading of as many lines as it takes."""
+        super().start_section(textwrap.fill(heading, self._width - 1) if heading else heading)
+
 
 class Parser(argparse.ArgumentParser):
-    """Reports a wrong flag as an error of the user's, like every other."""
+    """Reports a wrong flag as an error of the user's, like every other. Help begins with ``examples``, and names the
+    flags once, each with its meaning.
+    """
+
+    def __init__(self, *, examples: Sequence[str] = (), **settings: Any) -> None:
+        super().__init__(**{"formatter_class": Layout, "allow_abbrev": False, **settings})
+        self.examples = examples
+
+    def format_help(self) -> str:
+        """Examples, usage, and what argparse has to say."""
+        if self.usage is None and len(self._actions) > FEW:
+            words = [Layout(self.prog)._format_args(a, a.dest) for a in self._actions if not a.option_strings]
+            self.usage = " ".join(["%(prog)s", *words, "[FLAGS]"])
+        lines = "".join(f"  {example}\n" for example in self.examples)
+        return (f"for example:\n{lines}\n" if lines else "") + super().format_help()
+
+    def parse_known_args(self, *given: Any, **settings: Any) -> Any:
+        """Raises: RecipeError for flags that are not known: the command that they were given to knows best."""
+        found, rest = super().parse_known_args(*given, **settings)
+        if rest:
+            self.error(f"unrecognized arguments: {' '.join(rest)}{self._meant(rest)}")
+        return found, rest
+
+    def _meant(self, words: Sequence[str]) -> str:
+        """What a misspelt flag may have been, in brackets."""
+        wrong = next((word.partition("=")[0] for word in words if word.startswith("--")), None)
+        if wrong is None:
+            return ""
+        if wrong[2:] in {field.name for group in groups() for field in dataclasses.fields(group.type)}:
+            return " (a flag of other commands)"
+        close = difflib.get_close_matches(
+            wrong.replace("-", "_").replace("__", "--", 1), self._option_string_actions, 1
+        )
+        return f" (did you mean {close[0]}?)" if close else ""
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """Raises: RecipeError for a word that is none of the choices."""
+        if action.choices is not None and value not in action.choices:
+            name = "/".join(action.option_strings) or str(action.metavar)
+            self.error(f"{name} {unknown(str(value), map(str, action.choices))}")
 
     def error(self, message: str) -> NoReturn:
-        """Raises: RecipeError instead of leaving the program; a misspelt flag is told what it may have been."""
-        known = [f"--{field.name}" for group in groups() for field in dataclasses.fields(group.type)]
-        wrong = [word.partition("=")[0] for word in message.split() if word.startswith("--")]
-        if message.startswith("unrecognized arguments") and wrong:
-            close = difflib.get_close_matches(wrong[0].replace("-", "_").replace("__", "--", 1), known, 1)
-            hint = "a flag of other commands" if wrong[0] in known else f"did you mean {close[0]}?" if close else ""
-            message += f" ({hint})" if hint else ""
-        raise RecipeError(f"{message}; `{self.prog} --help` lists the flags")
+        """Raises: RecipeError instead of leaving the program."""
+        raise RecipeError(f"{message}; `{self.prog} --help` lists the {'commands' if self._subparsers else 'flags'}")
 
 
 def add_flags(
@@ -114,7 +165,7 @@ def _add_flag(
     else:
         settings |= {
             "type": _READERS.get(kind, kind),
-            "metavar": facts.get("metavar"),
+            "metavar": facts.get("metavar") or METAVARS.get(kind),
             "choices": facts.get("choices"),
         }
         if settings["choices"]:
@@ -125,7 +176,8 @@ def _add_flag(
 def _help(field: dataclasses.Field[Any], facts: dict[str, Any]) -> str:
     default = field.default
     silent = default in (None, "", (), 0, False) or facts.get("required")
-    shown = ",".join(default) if isinstance(default, tuple) else default
+    shown = ",".join(default) if isinstance(default, tuple) else str(default)
+    shown = shown.replace(",", ", ") if len(shown) > LONG else shown
     return facts.get("help", "") + ("" if silent else f" (default {shown})")
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import signal
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -22,9 +24,15 @@ from autoprune.errors import AutoPruneError, OutputError, RecipeError
 from autoprune.machine.launch import launched, require_alone
 from autoprune.recipe.recipe import recipe_from_flat
 
-INTRODUCTION = (
-    "Prunes Hugging Face causal language models in one shot. For example:"
-    " `autoprune prune MODEL OUT --sparsity 2:4`, then `autoprune compare MODEL OUT`."
+INTRODUCTION = "Prunes Hugging Face causal language models in one shot."
+EXAMPLES = (
+    "autoprune prune MODEL OUT --sparsity 2:4",
+    "autoprune compare MODEL OUT",
+    "autoprune eval demo --eval_data demo",
+)
+CLASSIC = (
+    "python main.py --model MODEL --prune_method wanda \\",
+    "  --sparsity_ratio 0.5 --save_model OUT --save_ppl OUT",
 )
 NUMBERS = ("torch", "transformers", "safetensors")  # packages that can change a number
 ELSEWHERE = {  # commands with a file of their own
@@ -47,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def classic(arguments: Sequence[str] | None = None) -> int:
     """``main.py``: the flags of `autoprune prune`, with the model as ``--model``."""
-    parser = Parser(prog="main.py", description=INTRODUCTION, allow_abbrev=False)
+    parser = Parser(prog="main.py", description=INTRODUCTION, examples=CLASSIC)
     words = list(sys.argv[1:] if arguments is None else arguments)
     return _guarded(lambda: list_tasks(words) if asks_for_tasks(words) else _prune(_flags_of(parser, words)))
 
@@ -65,9 +73,12 @@ def _flags_of(parser: Parser, arguments: Sequence[str]) -> dict[str, object]:
 def _console(arguments: list[str]) -> int:
     if asks_for_tasks(arguments):
         return list_tasks(arguments)
-    parser = Parser(prog="autoprune", description=INTRODUCTION, allow_abbrev=False)
+    parser = Parser(prog="autoprune", description=INTRODUCTION, examples=EXAMPLES)
     parser.add_argument("--version", action="version", version=_versions())
-    add_commands(parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser))
+    commands = parser.add_subparsers(
+        title="commands", dest="command", required=True, metavar="COMMAND", parser_class=Parser
+    )
+    add_commands(commands)
     chosen = parser.parse_args(arguments)
     if chosen.command not in ("prune", "eval"):
         require_alone(f"autoprune {chosen.command}")
@@ -251,7 +262,17 @@ def _say(error: AutoPruneError) -> None:
     except AutoPruneError:  # which is the error to be told
         here = None
     if here is None or here.first or not error.everywhere:
-        print(f"error: {error}" if here is None else f"error: rank {here.rank}: {error}", file=sys.stderr)
+        told = f"error: {error}" if here is None else f"error: rank {here.rank}: {error}"
+        print(_fitted(told) if sys.stderr.isatty() else told, file=sys.stderr)
+
+
+def _fitted(text: str) -> str:
+    """Lines that are too long for the terminal broken between words, which the terminal itself does not."""
+    width = shutil.get_terminal_size().columns
+    return "\n".join(
+        textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False) if len(line) > width else line
+        for line in text.splitlines()
+    )
 
 
 if __name__ == "__main__":

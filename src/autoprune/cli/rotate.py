@@ -11,6 +11,10 @@ ABOUT = (
     "Writes the model in another basis of its hidden states: an ordinary dense checkpoint of the same function, in"
     " which importance is gathered in fewer weights. Prune it afterwards like any other model."
 )
+EXAMPLES = (
+    "autoprune rotate MODEL ROTATED",
+    "autoprune prune ROTATED OUT --sparsity 2:4",
+)
 GROUPS = ("model", "calibration", "output", "run")
 WITHOUT = ("model", "protocol", "save_model", "save_ppl", "save_zeroshot", "delete", "resume", "memory", "no_dense")
 
@@ -18,7 +22,10 @@ WITHOUT = ("model", "protocol", "save_model", "save_ppl", "save_zeroshot", "dele
 def add_rotate(commands: argparse._SubParsersAction[Parser]) -> None:
     """Adds the command and its flags."""
     command = commands.add_parser(
-        "rotate", help="the same model in a basis that loses less by pruning", description=ABOUT, allow_abbrev=False
+        "rotate",
+        help="the same model in a basis that loses less by pruning",
+        description=ABOUT,
+        examples=EXAMPLES,
     )
     command.add_argument("model_word", metavar="MODEL", help="the dense model: hub id, local directory, or `demo`")
     command.add_argument("place", metavar="OUT", help="where the rotated model goes")

@@ -67,14 +67,17 @@ def show_result(result: PruneResult) -> None:
 def _show_ends(result: PruneResult, console: Console) -> None:
     """What the run took, how large the result is, and where everything lies."""
     row, output = result.row, result.recipe.output
-    lines = [cost_text(row.cost)] if row.cost else []
-    lines += [size_text(row.size)] if row.size else []
+    costs = [cost_text(row.cost)] if row.cost else []
+    costs += [size_text(row.size)] if row.size else []
+    lines: list[str] = []
     if result.directory:
         lines.append(f"checkpoint: {result.directory}")
     elif output.save_model and output.delete and result.summary:
         lines.append(f"checkpoint: deleted from {output.save_model}, as --delete asks")
     lines += [f"perplexity: {output.save_ppl}"] if output.save_ppl else []
     lines += [f"zero-shot:  {output.save_zeroshot}"] if output.save_zeroshot else []
+    for line in costs:  # sentences: broken between words, but not in a file
+        console.print(line, highlight=False, soft_wrap=not console.is_terminal)
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True)
 

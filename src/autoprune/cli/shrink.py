@@ -12,6 +12,10 @@ ABOUT = (
     "Writes a smaller dense model: fewer blocks, a narrower MLP, fewer experts. It is an ordinary checkpoint, which"
     " every engine runs as it runs the large one, with less to read and to multiply."
 )
+EXAMPLES = (
+    "autoprune shrink MODEL OUT --blocks 0.2",
+    "autoprune shrink MODEL OUT --mlp 0.25",
+)
 GROUPS = ("model", "calibration", "output", "run")
 WITHOUT = ("model", "protocol", "save_model", "save_ppl", "save_zeroshot", "delete", "no_dense")
 
@@ -22,7 +26,7 @@ def add_shrink(commands: argparse._SubParsersAction[Parser]) -> None:
         "shrink",
         help="a smaller dense model: fewer blocks, a narrower MLP, fewer experts",
         description=ABOUT,
-        allow_abbrev=False,
+        examples=EXAMPLES,
     )
     command.add_argument("model_word", metavar="MODEL", help="the dense model: hub id, local directory, or `demo`")
     command.add_argument("place", metavar="OUT", help="where the smaller model goes")

@@ -12,6 +12,7 @@ ABOUT = (
     "Measures on this machine how long models take to load, to the first token and for each further one, and what they"
     " take in memory and on disk, all in turn; and says what was gained beside the first of them."
 )
+EXAMPLES = ("autoprune speed MODEL OUT",)
 GROUPS = ("model", "output", "run")
 WITHOUT = (
     "model",
@@ -31,7 +32,10 @@ WITHOUT = (
 def add_speed(commands: argparse._SubParsersAction[Parser]) -> None:
     """Adds the command and its flags."""
     command = commands.add_parser(
-        "speed", help="how quick and how large models are on this machine", description=ABOUT, allow_abbrev=False
+        "speed",
+        help="how quick and how large models are on this machine",
+        description=ABOUT,
+        examples=EXAMPLES,
     )
     command.add_argument(
         "models", metavar="MODEL", nargs="+", help="hub id, local directory, or `demo`; compared with the first"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import os
 import re
 import typing
@@ -11,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from autoprune.errors import RecipeError
+from autoprune.errors import RecipeError, unknown
 from autoprune.recipe.options import PROTOCOLS, CalibrationOptions, EvaluationOptions, ZeroShotOptions
 
 Options = TypeVar("Options")
@@ -114,11 +113,7 @@ def check_bounds(options: Any) -> None:
     for field in dataclasses.fields(options):
         name, value, facts = field.name, getattr(options, field.name), field.metadata
         if "choices" in facts and value is not None and value not in facts["choices"]:
-            close = difflib.get_close_matches(str(value), list(facts["choices"]), 1)
-            hint = f" (did you mean {close[0]}?)" if close else ""
-            raise RecipeError(
-                f"--{name} {short(str(value))} is unknown{hint}; choose from {', '.join(facts['choices'])}"
-            )
+            raise RecipeError(f"--{name} {unknown(str(value), facts['choices'])}")
         if value is None:
             continue
         if "at_least" in facts and not value >= facts["at_least"]:  # NaN is not

@@ -155,7 +155,7 @@ class OutputOptions:
     resume: bool = option(False, "go on with an unfinished run of the same command at its last finished block")
     overwrite: bool = option(
         False,
-        "replace earlier results: in --save_model, and tables of other settings in --save_ppl and --save_zeroshot",
+        "replace earlier results in the places where this run writes, though they are of other settings",
     )
 
 

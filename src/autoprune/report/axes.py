@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-WIDTH = 360.0  # SVG units; the page shows a unit as a pixel, or a little less on a telephone
+WIDTH = 360.0  # SVG units; the page shows a unit as a pixel: a little less on a telephone, more where there is room
 LOG_FROM = 8.0  # a range wider than this factor gets a logarithmic axis
 MARKERS = "osD^vPX*"
 SHORT = 20  # letters: two columns of names up to this length fit below a picture

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 LABELLED = 8  # blocks: so many tiles have room for their number
 DASHES = (0, (4, 3))
+Point = tuple[Spread, Spread, Variant]  # along x, along y, and whose it is
+Lines = dict[str, list[Point]]  # by name
 
 
 def bars(results: Results, text: Text) -> list[Drawing]:
@@ -45,6 +47,8 @@ def bars(results: Results, text: Text) -> list[Drawing]:
     log = low > 0 and high / low > LOG_FROM
     limits = (low / (high / low) ** 0.05, high * (high / low) ** 0.45) if log else (0.0, 1.36 * high or 1.0)
     colours, drawings = colours_of(results), []
+    *shown, dense_text = numbers.column_texts([*(s for _, s in known), Spread(dense) if dense else None])
+    texts = dict(zip((v for v, _ in known), shown, strict=True))
     for target in dict.fromkeys(v.target for v, _ in known):
         group = [(v, s) for v, s in known if v.target == target]
         with canvas(WIDTH, 74 + 42 * len(group)) as figure:
@@ -52,14 +56,13 @@ def bars(results: Results, text: Text) -> list[Drawing]:
             axes.set(xlim=limits, ylim=(len(group) - 0.4, -0.75), xscale="log" if log else "linear")
             axes.set(xlabel=axis_words(f"perplexity on {text.label}", log))
             for i, (variant, spread) in enumerate(group):
-                _bar(axes, i, variant, spread, colours, limits[0], dots=log)
+                _bar(axes, i, variant, spread, texts[variant], colours, limits[0], dots=log)
             axes.set_yticks([])
             axes.spines["left"].set_visible(False)
             if dense:
                 lows, highs = ([i + end for i in range(len(group))] for end in (-0.26, 0.3))  # not through the names
                 axes.vlines([dense] * len(group), lows, highs, color=INK, linestyle=(0, (3, 2)), linewidth=1.3)
-                words = f"dense {numbers.number_text(dense)}"
-                note(axes, words, (dense, 1), (4, 5), xycoords=("data", "axes fraction"))
+                note(axes, f"dense {dense_text}", (dense, 1), (4, 5), xycoords=("data", "axes fraction"))
             ticks(axes, log)
             drawings.append(finish(figure, f"Perplexity on {text.label} at {target}"))
     return drawings
@@ -67,29 +70,31 @@ def bars(results: Results, text: Text) -> list[Drawing]:
 
 def curves(results: Results, text: Text) -> list[Drawing]:
     """Perplexity against actual sparsity with error bars over seeds; nothing unless two levels were pruned."""
-    lines: dict[str, list[tuple[Spread, Spread, Variant]]] = {}
+    lines: Lines = {}
     for v in results.variants:
         share, value = results.spread(v, SPARSITY), results.spread(v, PERPLEXITY, text.label)
         if not v.dense and ":" not in v.target and share and value and value.finite and value.mean > 0:
             lines.setdefault(v.name, []).append((Spread(100 * share.mean), value, v))
     levels = {round(share.mean) for line in lines.values() for share, _, _ in line}
-    return [_plane(results, text, lines, "sparsity, %", "against sparsity", joined=True)] if len(levels) > 1 else []
+    return [_plane(results, text, lines, "sparsity, %", "against sparsity")] if len(levels) > 1 else []
 
 
 def pareto(results: Results, text: Text) -> list[Drawing]:
-    """Perplexity against the seconds that pruning took, a drawing per target; a line joins what nothing beats."""
-    drawings = []
-    for target in dict.fromkeys(v.target for v in results.variants if not v.dense):
-        points: dict[str, list[tuple[Spread, Spread, Variant]]] = {}
-        for v in results.variants:
-            took, value = results.spread(v, PRUNE_SECONDS), results.spread(v, PERPLEXITY, text.label)
-            if v.target == target and took and took.mean > 0 and value and value.finite and value.mean > 0:
-                points[v.name] = [(took, value, v)]
-        if len(points) > 1:
-            drawings.append(
-                _plane(results, text, points, "seconds to prune", f"against time at {target}", joined=False)
-            )
-    return drawings
+    """Perplexity against the seconds that pruning took, a drawing per target, all on the same axes; a line joins what
+    nothing beats.
+    """
+    by_target: dict[str, Lines] = {}
+    for v in (v for v in results.variants if not v.dense):
+        took, value = results.spread(v, PRUNE_SECONDS), results.spread(v, PERPLEXITY, text.label)
+        if took and took.mean > 0 and value and value.finite and value.mean > 0:
+            by_target.setdefault(v.target, {})[v.name] = [(took, value, v)]
+    shown = {target: points for target, points in by_target.items() if len(points) > 1}
+    reach = [point for points in shown.values() for line in points.values() for point in line]
+    words = "seconds to prune", "against time at"
+    return [
+        _plane(results, text, points, words[0], f"{words[1]} {target}", reach=reach)
+        for target, points in shown.items()
+    ]
 
 
 def frontier(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -162,17 +167,19 @@ def heat_map(title: str, cells: dict[tuple[str, int], float], form: str) -> Draw
 def _plane(
     results: Results,
     text: Text,
-    lines: dict[str, list[tuple[Spread, Spread, Variant]]],
+    lines: Lines,
     xlabel: str,
     title: str,
     *,
-    joined: bool,
+    reach: Sequence[Point] = (),
 ) -> Drawing:
-    """Perplexity against something: a line for each name if ``joined``, else points and the line of what is best."""
-    points = [point for line in lines.values() for point in line]
-    xs, ys = [x.mean for x, _, _ in points], [y.mean for _, y, _ in points]
+    """Perplexity against something: a line for each name; or, where ``reach`` has the points of all drawings that are
+    to have the same axes, points and the line of what is best.
+    """
+    points, joined = [point for line in lines.values() for point in line], not reach
     dense, colours, drawn = _dense(results, text), colours_of(results), [v for _, _, v in points]
-    ys += [dense] if dense else []
+    xs = [end for x, _, _ in reach or points for end in _ends(x)]
+    ys = [*(end for _, y, _ in reach or points for end in _ends(y)), *([dense] if dense else [])]
     log_x, log_y = not joined and max(xs) / min(xs) > LOG_FROM, max(ys) / min(ys) > LOG_FROM
     with canvas(WIDTH, 250 + legend_height([*lines, "dense"])) as figure:
         axes = figure.add_subplot()
@@ -192,17 +199,40 @@ def _plane(
             axes.errorbar(x, y, linewidth=1.5, capsize=2.5, label=name, zorder=3, **look)
         if dense:
             axes.axhline(dense, color=MUTED, linestyle=DASHES, linewidth=1.2, label="dense")
-        if not log_x and not joined:
-            axes.set_xlim(0, 1.06 * max(x.mean + (x.sd or 0.0) for x, _, _ in points))
-        axes.margins(y=0.12)
+        if not joined:
+            axes.set_xlim(*(_room(xs, log_x) if log_x else (0.0, 1.06 * max(xs))))
+        axes.set_ylim(*_room(ys, log_y))
         ticks(axes, log_x)
         ticks(axes, log_y, vertical=True)
         legend(figure, [*lines, "dense"])
         return finish(figure, f"Perplexity on {text.label} {title}")
 
 
+def _ends(spread: Spread) -> tuple[float, ...]:
+    """What a point with its whiskers reaches; on a logarithmic axis no whisker goes below zero."""
+    sd = spread.sd or 0.0
+    return tuple(end for end in (spread.mean - sd, spread.mean, spread.mean + sd) if end > 0)
+
+
+def _room(values: Sequence[float], log: bool) -> tuple[float, float]:
+    """Limits that leave an eighth of room at both ends."""
+    low, high = min(values), max(values)
+    if log:
+        return low / (high / low) ** 0.12, high * (high / low) ** 0.12
+    room = 0.12 * (high - low) or 0.1 * high
+    return low - room, high + room
+
+
 def _bar(
-    axes: Axes, line: int, variant: Variant, spread: Spread, colours: dict[str, str], start: float, *, dots: bool
+    axes: Axes,
+    line: int,
+    variant: Variant,
+    spread: Spread,
+    text: str,
+    colours: dict[str, str],
+    start: float,
+    *,
+    dots: bool,
 ) -> None:
     """A bar from zero, or a dot, with the variant's name above and its value behind; faint before the last step."""
     colour, value = colours[variant.family], spread.mean if spread.finite else start
@@ -213,7 +243,7 @@ def _bar(
     if spread.finite and spread.sd:
         axes.errorbar(value, line, xerr=spread.sd, color=INK, linewidth=1.2, capsize=3)
     reach = value + (spread.sd or 0.0) if spread.finite else start
-    note(axes, numbers.spread_text(spread), (reach, line), (8 if dots else 5, 0), va="center")
+    note(axes, text, (reach, line), (8 if dots else 5, 0), va="center")
     note(axes, variant.name, (start, line - 0.27), (1, 0), va="bottom")
 
 

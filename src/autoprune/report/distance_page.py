@@ -42,9 +42,17 @@ def render_comparison(result: Comparison) -> str:
     tables = comparison_tables(result)
     sections = [Section(distance.title, distance.lead, figures=distance.figures)] if distance.figures else []
     sections += [Section(table.title, table=table) for table in tables]
-    settings = result.settings.get("measured", {})
-    windows = [f"{text}: {facts['windows']} windows" for text, facts in settings.get("windows", {}).items()]
-    versions = [f"{name} {version}" for name, version in settings.items() if isinstance(version, str)]
-    facts = [("dense model", result.dense), ("texts", ", ".join(windows)), ("versions", ", ".join(versions))]
     words = {"title": f"Distance from {result.dense}", "subtitle": "", "command": None, "files": ["comparison.json"]}
-    return page_of(sections, {**words, "facts": [(name, value) for name, value in facts if value]})
+    return page_of(sections, {**words, "facts": _facts(result)})
+
+
+def _facts(result: Comparison) -> list[tuple[str, str]]:
+    """The dense model and its size, the texts, device, date and versions, as far as they are known."""
+    measured = result.settings.get("measured", {})
+    windows = [f"{text}: {facts['windows']} windows" for text, facts in measured.get("windows", {}).items()]
+    facts = {"dense model": result.dense, "texts": ", ".join(windows)}
+    if about := measured.get("about"):
+        facts["dense model"] += f", {about['parameters']:,} parameters, {about['dtype']}"
+        facts |= {"device": about["device"], "date": about["date"][:10]}
+        facts["versions"] = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
+    return [(name, value) for name, value in facts.items() if value]

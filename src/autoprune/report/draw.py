@@ -42,6 +42,7 @@ NAMES: dict[str, str] = {INK: "ink", MUTED: "muted", LINES: "lines", PAPER: "pap
     for i, colour in enumerate(colours)
 }
 
+WIDEST = 4 / 3  # pixels that the page shows a unit as where there is room
 TITLE = 30  # units of height for the title above each picture
 DOTS_PER_INCH = 200
 PROPERTIES = ("color", "facecolor", "edgecolor", "markerfacecolor", "markeredgecolor")
@@ -126,10 +127,10 @@ def _cleaned(svg: str, title: str) -> str:
     opening = svg[: svg.index(">") + 1]
     view = re.search(r'viewBox="[^"]*"', opening)
     assert view is not None
-    width = float(view[0].split()[2])
+    widest = WIDEST * float(view[0].split()[2])
     head = (
-        f'<svg xmlns="http://www.w3.org/2000/svg" role="img" aria-labelledby="title" style="max-width: {width:.0f}px"'
-        f" {view[0]}>"
+        '<svg xmlns="http://www.w3.org/2000/svg" role="img" aria-labelledby="title"'
+        f' style="max-width: {widest:.0f}px" {view[0]}>'
     )
     return f'{head}<title id="title">{escape(title)}</title>' + svg[len(opening) :].strip()
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 from autoprune.core.shift import Estimate
 from autoprune.results.comparison import Comparison, Flips
 from autoprune.results.numbers import number_text, percent_text
-from autoprune.results.table import Table, from_rows, to_text
+from autoprune.results.table import Column, Table, from_rows, spared, to_text
 
 ERRORS = "± is the standard error over tokens."
 MCNEMAR = "Shares of the items; p is McNemar's, of so large a difference if both models were equally good."
@@ -20,8 +21,10 @@ def divergence_table(result: Comparison) -> Table:
     for model, text, shift in result.by_text():
         spread = dataclasses.astuple(shift.kld_spread)
         rows.append((model, text, _estimate(shift.kld), *(_nats(value) for value in spread)))
-    title = f"KL divergence from {result.dense}, in nats for each token"
-    return Table(from_rows(header, rows, words=2), title=title, note=ERRORS)
+    spares = {"95 %": 6, "99.9 %": 5, "max": 4, "90 %": 3, "99 %": 2}
+    columns = spared(from_rows(header, rows, words=2), spares)
+    title = f"KL divergence from {result.dense}{_on(result)}, in nats for each token"
+    return Table(_told(result, columns), title=title, note=ERRORS)
 
 
 def tokens_table(result: Comparison) -> Table:
@@ -42,8 +45,10 @@ def tokens_table(result: Comparison) -> Table:
                 number_text(shift.pruned_perplexity),
             )
         )
-    title = "The tokens that follow, in the second half of each window"
-    return Table(from_rows(header, rows, words=2), title=title, note=ERRORS)
+    spares = {"Δp": 5, "ln(ppl ratio)": 4, "Δp rms": 3, "dense ppl": 2}
+    columns = spared(from_rows(header, rows, words=2), spares)
+    title = f"Tokens that follow{_on(result)}, second half of each window"
+    return Table(_told(result, columns), title=title, note=ERRORS)
 
 
 def places_table(result: Comparison) -> Table:
@@ -55,15 +60,22 @@ def places_table(result: Comparison) -> Table:
     for model, text, shift in shifts:
         losses = [f"{stretch.pruned_loss - stretch.dense_loss:+.4f}" for stretch in shift.stretches]
         rows.append((model, text, *losses, *("-",) * (len(stretches) - len(losses))))
-    return Table(from_rows(("model", "text", *stretches), rows, words=2), title="ln(ppl ratio) by place in the window")
+    between = {name: 4 - i % 2 for i, name in enumerate(stretches[1:-1], start=1)}  # the ends say most
+    columns = spared(from_rows(("model", "text", *stretches), rows, words=2), between)
+    return Table(_told(result, columns), title=f"ln(ppl ratio) by place in the window{_on(result)}")
 
 
 def flips_table(result: Comparison) -> Table:
     """Answers that changed."""
     header = ("model", "task", "metric", "items", "changed", "correct → wrong", "wrong → correct", "McNemar's p")
     rows = [(model.model, *_flips(flip)) for model in result.models for flip in model.flips]
+    columns = spared(
+        from_rows(header, rows, words=3),
+        {"items": 5, "wrong → correct": 3, "correct → wrong": 2, "McNemar's p": 1},
+        {"correct → wrong": "to wrong", "wrong → correct": "to correct", "McNemar's p": "p"},
+    )
     title = f"Answers that are not those of {result.dense}"
-    return Table(from_rows(header, rows, words=3), title=title, note=MCNEMAR)
+    return Table(tuple(columns), title=title, note=MCNEMAR)
 
 
 def comparison_tables(result: Comparison, *, places: bool = True) -> list[Table]:
@@ -77,6 +89,20 @@ def comparison_tables(result: Comparison, *, places: bool = True) -> list[Table]
 def comparison_text(result: Comparison, *, places: bool = False) -> str:
     """The tables one below the other."""
     return "\n".join(f"{table.title}\n{to_text(table)}" for table in comparison_tables(result, places=places)).rstrip()
+
+
+def _texts(result: Comparison) -> list[str]:
+    return list(dict.fromkeys(text for _, text, _ in result.by_text()))
+
+
+def _told(result: Comparison, columns: Sequence[Column]) -> tuple[Column, ...]:
+    """Without the column of texts where there is one text, which the title names."""
+    return tuple(c for c in columns if c.head != "text" or len(_texts(result)) > 1)
+
+
+def _on(result: Comparison) -> str:
+    texts = _texts(result)
+    return f" on {texts[0]}" if len(texts) == 1 else ""
 
 
 def _flips(flip: Flips) -> tuple[str, ...]:

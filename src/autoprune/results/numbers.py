@@ -17,7 +17,7 @@ def number_text(value: float, sd: float | None = None, digits: int | None = None
         return "nan" if math.isnan(value) else ("inf" if value > 0 else "-inf")
     if abs(value) >= HUGE:
         return f"{value:.1e}" if sd is None else f"{value:.1e} ± {sd:.1e}"
-    places = _decimals(value) if digits is None else digits
+    places = decimals(value) if digits is None else digits
     return f"{value:.{places}f}" if sd is None else f"{value:.{places}f} ± {sd:.{places}f}"
 
 
@@ -109,7 +109,7 @@ def bytes_text(size: int) -> str:
     return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f} {['kB', 'MB', 'GB'][power - 1]}"
 
 
-def _decimals(value: float) -> int:
+def decimals(value: float) -> int:
     """Digits after the point that leave four significant ones."""
     if value == 0:
         return 3

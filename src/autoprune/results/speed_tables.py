@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from autoprune.results.numbers import number_text, percent_text
+from autoprune.results.numbers import decimals, number_text, percent_text
 from autoprune.results.speed import EAGER, Figure, SpeedResult, paired
-from autoprune.results.table import Column, Table, to_text
+from autoprune.results.table import Column, Table, from_rows, to_text
 
 
 def weights_table(result: SpeedResult) -> Table:
@@ -26,14 +26,18 @@ def speed_table(result: SpeedResult) -> Table:
     lines = [(model, mode, {figure.name: figure for figure in found}) for model, mode, found in result.lines()]
     first = {mode: found for _, mode, found in reversed(lines)}
     for name in lines[0][2]:
+        digits = decimals(max(found[name].median for _, _, found in lines if name in found))
         for model, mode, found in lines:
             if name in found:
                 label = model.model if mode == EAGER else f"{model.model}, {mode}"
-                rows.append((label, *_cells(found[name], first[mode][name])))
+                rows.append((label, *_cells(found[name], first[mode][name], digits)))
         breaks.add(len(rows) - 1)
     heads = ("model", "figure", "median", "ratio", "range")
-    columns = tuple(Column(head, tuple(row[i] for row in rows), i < 2) for i, head in enumerate(heads))
-    return Table(columns, frozenset(breaks), f"Beside {result.models[0].model}, {result.settings['rounds']} rounds")
+    return Table(
+        from_rows(heads, rows, words=2),
+        frozenset(breaks),
+        f"Beside {result.models[0].model}, {result.settings['rounds']} rounds",
+    )
 
 
 def speed_tables(result: SpeedResult) -> list[Table]:
@@ -47,9 +51,9 @@ def speed_text(result: SpeedResult) -> str:
     return "\n".join([*tables, *result.sentences])
 
 
-def _cells(figure: Figure, base: Figure) -> tuple[str, ...]:
+def _cells(figure: Figure, base: Figure, digits: int) -> tuple[str, ...]:
     """A figure's name, its median, the ratio to the base's, and the ratio's range; of the base itself no ratio."""
-    named = (figure.name, number_text(figure.median))
+    named = (figure.name, number_text(figure.median, digits=digits))
     if figure is base:
         return (*named, "", "")
     ratio = paired(figure.values, base.values)

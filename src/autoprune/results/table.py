@@ -6,7 +6,7 @@ import csv
 import html
 import io
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -78,6 +78,14 @@ def from_rows(heads: Sequence[str], rows: Sequence[Sequence[str]], words: int = 
     return tuple(Column(head, tuple(row[i] for row in rows), i < words) for i, head in enumerate(heads))
 
 
+def spared(
+    columns: Sequence[Column], spares: Mapping[str, int], shorts: Mapping[str, str] | None = None
+) -> list[Column]:
+    """The columns with what says, by head, which may be left out on a narrow terminal, and how heads are shortened."""
+    known = shorts or {}
+    return [replace(c, spare=spares.get(c.head, 0), short=known.get(c.head, "")) for c in columns]
+
+
 def parts(cell: str) -> tuple[str, str]:
     """A number with its unit, and what stands behind it: ``("28.4", " ± 1.9")``, ``("50.00 %", "")``."""
     match = TAIL.fullmatch(cell)
@@ -137,21 +145,30 @@ def to_html(table: Table) -> str:
 
 def print_table(table: Table, console: Console) -> None:
     """The table on a terminal, no wider than that: columns that there is no room for are named below it instead, and
-    if that is not enough the first column's words are cut.
+    if that is not enough words are cut, from the first column on; numbers never are. Before a title goes an empty
+    line.
     """
     shown, left_out = table, list[str]()
     while _width(shown) > console.width and any(c.spare for c in shown.columns):
         widest = max(shown.columns, key=lambda column: column.spare)
         left_out.insert(0, widest.short or widest.head)
         shown = replace(shown, columns=tuple(c for c in shown.columns if c is not widest))
-    if (over := _width(shown) - console.width) > 0:
-        first = shown.columns[0]
-        room = max(8, max(map(len, first.cells), default=0) - over)
-        cells = tuple(cell if len(cell) <= room else cell[: room - 1] + "…" for cell in first.cells)
-        shown = replace(shown, columns=(replace(first, cells=cells), *shown.columns[1:]))
+    for i, column in enumerate(shown.columns):
+        if column.words and (over := _width(shown) - console.width) > 0:
+            columns = (*shown.columns[:i], _cut(column, over), *shown.columns[i + 1 :])
+            shown = replace(shown, columns=columns)
+    if table.title:
+        console.print()
+        console.print(table.title, style="bold", highlight=False)
     console.print(_rich(shown))
     if left_out:
         console.print(f"no room for: {', '.join(left_out)}", style="dim", highlight=False)
+
+
+def _cut(column: Column, over: int) -> Column:
+    """The words so many letters shorter, but for eight of them."""
+    room = max(8, max(map(len, column.cells), default=0) - over)
+    return replace(column, cells=tuple(c if len(c) <= room else c[: room - 1] + "…" for c in column.cells))
 
 
 def _width(table: Table) -> int:
@@ -165,10 +182,8 @@ def _rich(table: Table) -> RichTable:
     from rich.table import Table as RichTable
     from rich.text import Text
 
-    made = RichTable(
-        title=table.title or None, box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), pad_edge=True
-    )
-    made.title_justify, made.title_style, made.header_style = "left", "bold", "bold"
+    made = RichTable(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), pad_edge=True)
+    made.header_style = "bold"
     columns = []
     for column in table.columns:
         cells = [column.short or column.head, *column.aligned]

@@ -33,7 +33,7 @@ from autoprune.run.check import check_replay, check_values
 from autoprune.run.compare_memory import fitted
 from autoprune.run.kinship import check_alike, check_descent, shortest_context
 from autoprune.run.labels import names_apart
-from autoprune.run.measure import check_room
+from autoprune.run.measure import about, check_room
 from autoprune.run.open import AnyTokenizer, Subject, chosen_tokenizer, fits, held_model, open_model
 from autoprune.run.plan import choose_seqlen, make_plan
 from autoprune.run.shortage import shortage_told
@@ -104,7 +104,8 @@ def _measured(recipe: Recipe, run: SideBySide, said: Mapping[str, Any], director
         ModelComparison(name, {text: by_model[name] for text, by_model in shifts.items()}, flips.get(name, ()))
         for name in run.others
     )
-    measured = {"windows": {text: windows.provenance for text, windows in run.windows.items()}, **versions()}
+    windows = {text: windows.provenance for text, windows in run.windows.items()}
+    measured = {"windows": windows, "about": dataclasses.asdict(about(run.dense))}
     result = Comparison(run.dense.name, found, {**said, "measured": measured})
     if directory:
         _save(directory, result)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from autoprune.errors import RecipeError
+from autoprune.errors import RecipeError, unknown
 from autoprune.steps.options import option
 
 # What --effort stands for: flat options, chosen by the few figures that there are (docs/quality.md).
@@ -74,5 +74,5 @@ def with_effort(values: Mapping[str, Any]) -> dict[str, Any]:
     if named:
         raise RecipeError(f"--effort chooses the steps, and so does --{named[0]}; leave out one of the two")
     if not isinstance(effort, str) or effort not in EFFORTS:
-        raise RecipeError(f"--effort {effort!r} is unknown; choose from {', '.join(EFFORTS)}")
+        raise RecipeError(f"--effort {unknown(str(effort), EFFORTS)}")
     return {**EFFORTS[effort], **values, "effort": effort}

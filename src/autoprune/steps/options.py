@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from autoprune.core.sparsity import SemiStructured, Target
-from autoprune.errors import RecipeError
+from autoprune.errors import RecipeError, unknown
 
 ALLOCATIONS = ("uniform", "owl", "dlp", "divergence")
 # How a smaller model is healed, and by which steps.
@@ -128,7 +128,7 @@ class AllocateOptions:
 
     def __post_init__(self) -> None:
         if self.allocation not in ALLOCATIONS:
-            raise RecipeError(f"--allocation {self.allocation!r} is unknown; choose from {', '.join(ALLOCATIONS)}")
+            raise RecipeError(f"--allocation {unknown(self.allocation, ALLOCATIONS)}")
 
     def check(self, target: Target | None) -> None:
         """Raises: RecipeError at N:M, which fixes every group and leaves nothing to share out."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
-from autoprune.errors import RecipeError
+from autoprune.errors import RecipeError, unknown
 from autoprune.steps.options import (
     HEALINGS,
     ADMMOptions,
@@ -108,7 +108,7 @@ def table() -> Mapping[str, Entry]:
 def entry(name: str, flag: str = "--steps") -> Entry:
     """Raises: RecipeError if no step is called so."""
     if name not in table():
-        raise RecipeError(f"{flag} {name!r} is unknown; choose from {', '.join(table())}")
+        raise RecipeError(f"{flag} {unknown(name, table())}")
     return table()[name]
 
 

@@ -136,7 +136,7 @@ def test_inspect_shows_structure_and_cost(capsys: pytest.CaptureFixture[str], ti
 
 def test_inspect_prices_the_steps_that_are_asked_for(capsys: pytest.CaptureFixture[str], tiny: Path) -> None:
     for words, label in (
-        (["--effort", "low"], "mixed+wanda+refit"),
+        (["--effort", "low"], "wanda+refit"),
         (["--steps", "wanda,reconstruct", "--epochs", "6"], "wanda+reconstruct"),
     ):
         assert main(["inspect", str(tiny), "--seqlen", str(SEQLEN), *words]) == 0

@@ -11,7 +11,7 @@ from autoprune.steps.options import option
 
 # What --effort stands for: flat options, chosen by the few figures that there are (docs/quality.md).
 EFFORTS: dict[str, dict[str, Any]] = {
-    "low": {"steps": ("mixed", "wanda", "refit")},
+    "low": {"steps": ("wanda", "refit")},
     "medium": {"steps": ("wanda", "reconstruct"), "epochs": 2, "learning_rate": 0.002, "batch_size": 1},
     "high": {
         "steps": ("wanda", "reconstruct", "distill"),

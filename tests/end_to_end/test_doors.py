@@ -69,7 +69,7 @@ def test_places_that_are_none(place: Any) -> None:
     ("changes", "says"),
     [
         ({"emit": "print"}, r"emit is of type str \('print'\); give a function"),
-        ({"effort": ["high"], "prune_method": ""}, r"--effort \['high'\] is unknown; choose from low"),
+        ({"effort": ["high"], "prune_method": ""}, r"--effort \"\['high'\]\" is unknown .*; choose from low"),
         ({"dtype": torch.bfloat16}, "--dtype torch.bfloat16 is of the wrong kind; .* such as 'auto', 'float32'"),
         ({"calibration_data": None}, "--calibration_data None .*; leave it out for the usual one"),
         ({"eval_data": None, "compare": True}, "eval_data is None, .* and --compare needs one"),

@@ -93,7 +93,7 @@ def published_comparison(result: Comparison, form: str) -> str:
     said = [f"{text}, {facts['windows']:,} windows of {facts['seqlen']} tokens" for text, facts in measured.items()]
     texts = f"Text{'s' * (len(said) > 1)}: {'; '.join(said)}." if said else ""
     captioned = [
-        (table, " ".join(filter(None, (table.note, texts if "text" in table.header else ""))))
+        (table, " ".join(filter(None, (table.note, "" if "task" in table.header else texts))))
         for table in comparison_tables(replace(result, dense=short_name(result.dense)))
     ]
     if form == "latex":

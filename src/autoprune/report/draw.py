@@ -43,6 +43,7 @@ NAMES: dict[str, str] = {INK: "ink", MUTED: "muted", LINES: "lines", PAPER: "pap
 }
 
 WIDEST = 4 / 3  # pixels that the page shows a unit as where there is room
+LETTERS = 46  # of a title that fits above a picture in full size
 TITLE = 30  # units of height for the title above each picture
 DOTS_PER_INCH = 200
 PROPERTIES = ("color", "facecolor", "edgecolor", "markerfacecolor", "markeredgecolor")
@@ -150,7 +151,8 @@ def to_png(drawings: Sequence[Drawing]) -> bytes:
         figure.set_size_inches(width, height + TITLE / UNITS_PER_INCH)
         figure.set_dpi(DOTS_PER_INCH)
         figure.set_facecolor(LIGHT["paper"])
-        figure.suptitle(drawing.title, x=0.01, ha="left", fontsize=12, fontweight="bold", color=LIGHT["ink"])
+        size = min(12.0, 12.0 * LETTERS / len(drawing.title))
+        figure.suptitle(drawing.title, x=0.01, ha="left", fontsize=size, fontweight="bold", color=LIGHT["ink"])
         _recolour(figure)
         canvas = FigureCanvasAgg(figure)
         canvas.draw()

@@ -66,6 +66,9 @@ def test_what_is_no_directory_is_never_replaced(refuse: Refuse, tiny: Path, tmp_
         with pytest.raises(OutputError, match=f"a {kind} of that name exists"):
             autoprune.rotate(tiny, tmp_path / name)
     assert (tmp_path / "pipe").is_fifo()
+    # A link to a result that was being replaced when the run was stopped is the way back to it.
+    (tmp_path / ".gone.autoprune-old").mkdir()
+    results.check_target(tmp_path / "link", overwrite=True)
 
 
 def test_overwriting_replaces_what_autoprune_wrote_and_nothing_else(run: Run, tiny: Path, tmp_path: Path) -> None:

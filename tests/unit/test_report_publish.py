@@ -160,6 +160,9 @@ def test_a_comparison(saved: Path, capsys: pytest.CaptureFixture[str], form: str
         assert "4 windows" in out
     assert main(["report", str(saved), str(saved / "demo.json"), "--format", form]) == 2
     assert "comparison.json: a comparison is shown by itself" in capsys.readouterr().err
+    shutil.copy(saved / "comparison.json", saved / "bench")  # other results of a directory go before it
+    assert main(["report", str(saved / "bench"), "--format", form]) == 0
+    assert "half_one" not in capsys.readouterr().out.replace("\\_", "_")
     (saved / "comparison.json").write_text('{"dense": "a", "models": [1], "settings": {}}')
     assert main(["report", str(saved)]) == 2
     assert "this comparison can't be read" in capsys.readouterr().err

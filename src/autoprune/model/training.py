@@ -122,7 +122,8 @@ def hindrance(run: Callable[[], object]) -> str | None:
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, ModelError) as error:
-        return str(error.__cause__ or error).splitlines()[0]
+        cause = error.__cause__ or error
+        return (str(cause).strip() or type(cause).__name__).splitlines()[0]
     return None
 
 

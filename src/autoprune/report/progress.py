@@ -74,7 +74,8 @@ def following(emit: Emit | None, *, quiet: bool) -> Iterator[Emit]:
 def _told(event: Event) -> None:
     """What a user should know is said where nobody watches, too, such as in a log."""
     if isinstance(event, Notice):
-        print(f"autoprune: {event.text}", file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError, ValueError):  # nobody reads stderr any more, or it is closed
+            print(f"autoprune: {event.text}", file=sys.stderr, flush=True)
 
 
 def _notebook() -> Any:

@@ -154,11 +154,12 @@ def comparison_from_json(raw: Mapping[str, Any]) -> Comparison:
 
 
 def read_comparison(paths: Sequence[Path]) -> Comparison | None:
-    """What `autoprune compare` saved in this file or directory; None if these are results of another kind.
+    """What `autoprune compare` saved in this file or directory; None if these are results of another kind, or if such
+    results lie in the directory too: then the file has to be named.
 
     Raises: DataError for a comparison that can't be read, or one among other results.
     """
-    files = [path / f"{STEM}.json" if path.is_dir() and (path / f"{STEM}.json").is_file() else path for path in paths]
+    files = [path / f"{STEM}.json" if _alone_in(path) else path for path in paths]
     found = [file for file in files if file.is_file() and _holds_one(file)]
     if not found:
         return None
@@ -168,13 +169,19 @@ def read_comparison(paths: Sequence[Path]) -> Comparison | None:
         )
     try:
         return comparison_from_json(json.loads(found[0].read_text(encoding="utf-8")))
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise DataError(f"{found[0]}: this comparison can't be read ({error}); make it again") from error
+
+
+def _alone_in(place: Path) -> bool:
+    """Whether a comparison, and no table of another kind, lies in the directory."""
+    others = ("results.json", "log_*.json", "zeroshot_*.json")
+    return (place / f"{STEM}.json").is_file() and not any(any(place.glob(name)) for name in others)
 
 
 def _holds_one(file: Path) -> bool:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     return isinstance(content, dict) and {"dense", "models", "settings"} <= set(content)

@@ -74,7 +74,9 @@ class _Numbers:
         whole, rest = self._parts[line]
         parts = [whole, rest] if self.split else [whole + rest]
         strong = line in self._column.strong
-        return " & ".join(_stressed(_number(part), strong=strong) for part in parts)
+        shown = [_number(part) for part in parts]
+        shown[1:] = [f"~{part[1:]}" if part.startswith(" ") else part for part in shown[1:]]  # TeX drops a space there
+        return " & ".join(_stressed(part, strong=strong) for part in shown)
 
 
 def _head(column: Column, numbers: _Numbers | None) -> str:

@@ -120,7 +120,7 @@ class AllocateOptions:
     owl_range: float = option(0.08, "allocate: how far owl may move a block's ratio; half of it all", fraction=True)
     dlp_range: float = option(0.15, "allocate: how far dlp may move a block's ratio; half of it all", fraction=True)
     divergence_range: float = option(
-        0.1, "allocate: how far divergence may move a block's ratio up and down; it is measured there", positive=True
+        0.1, "allocate: how far divergence may move a block's ratio up and down; it is measured there", at_least=0.001
     )
     divergence_samples: int = option(
         8, "allocate: calibration samples, the first ones, on which divergence is measured", metavar="N", at_least=1

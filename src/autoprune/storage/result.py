@@ -187,7 +187,9 @@ def _neighbour(place: Path, what: str) -> Path:
 
 def check_target(target: Path, overwrite: bool) -> None:
     """Raises: OutputError if ``target`` is no directory, such as a file, or holds files that may not be replaced."""
-    if os.path.lexists(target) and not target.is_dir():
+    # A link to a result that is being replaced leads nowhere between two renames.
+    halfway = target.is_symlink() and any(_neighbour(target.resolve(), what).is_dir() for what in ("partial", "old"))
+    if os.path.lexists(target) and not target.is_dir() and not (halfway and not target.exists()):
         kind = "file" if target.is_file() else "link to nothing" if target.is_symlink() else "device, pipe or socket"
         raise OutputError(f"{target}: a {kind} of that name exists; choose another directory")
     if not target.is_dir() or not _entries(target) or _half_moved(target):

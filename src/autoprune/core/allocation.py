@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float
@@ -45,14 +45,7 @@ def block_ratios(worth: Sequence[float], weights: Sequence[int], ratio: float, r
     def shifted(by: float) -> list[float]:
         return [min(max(share + by, 0.0), top) for share in wanted]
 
-    below, above = 0.0, 1 + 2 * reach
-    for _ in range(HALVINGS):
-        middle = (below + above) / 2
-        if sum(r * n for r, n in zip(shifted(middle), weights, strict=True)) < aim:
-            below = middle
-        else:
-            above = middle
-    return shifted(above)
+    return _meeting(shifted, weights, aim, 0.0, 1 + 2 * reach, HALVINGS)
 
 
 def halfway(ratio: float, reach: float) -> tuple[float, float]:
@@ -84,14 +77,25 @@ def least_divergence(
 
     below = min(offset + power * log_low for power, offset in slopes)
     above = max(offset + power * log_high for power, offset in slopes)
-    aim = ratio * sum(weights)
-    for _ in range(2 * HALVINGS):
+    return _meeting(at, weights, ratio * sum(weights), below, above, 2 * HALVINGS)
+
+
+def _meeting(
+    ratios: Callable[[float], list[float]],
+    weights: Sequence[int],
+    aim: float,
+    below: float,
+    above: float,
+    halvings: int,
+) -> list[float]:
+    """``ratios``, which grow with their argument, where their sum, weighted, comes to ``aim``: by bisection."""
+    for _ in range(halvings):
         middle = (below + above) / 2
-        if sum(r * n for r, n in zip(at(middle), weights, strict=True)) < aim:
+        if sum(r * n for r, n in zip(ratios(middle), weights, strict=True)) < aim:
             below = middle
         else:
             above = middle
-    return at(above)
+    return ratios(above)
 
 
 def counted(ratios: Sequence[float], weights: Sequence[int], ratio: float) -> list[Counted]:

@@ -15,7 +15,7 @@ from autoprune.core.shift import PredictionShift
 from autoprune.data.windows import Windows
 from autoprune.errors import NumericsError
 from autoprune.events import Emit, Phase, Progress, Work
-from autoprune.model.calls import Mirror, hidden_of, probe_mirror, replaced_forward
+from autoprune.model.calls import Mirror, ending_in, hidden_of, probe_mirror, replaced_forward
 from autoprune.model.stream import Place
 from autoprune.model.walk import Store, prepare_inputs, walk
 
@@ -34,12 +34,7 @@ class _Ends:
         self, hidden: Float[Tensor, "samples tokens width"], ids: Int[Tensor, "samples tokens"]
     ) -> Float[Tensor, "all_tokens vocab"]:
         """What the model's own code behind the blocks (norm, head) makes of some of them, each token by itself."""
-
-        def finished(*_args: Any, **_kwargs: Any) -> Any:
-            return self.mirror.wrap(hidden)
-
-        modules = [block.module for block in self.store.anatomy.blocks]
-        with replaced_forward(modules, [finished] * len(modules)):
+        with ending_in([block.module for block in self.store.anatomy.blocks], self.mirror, hidden):
             return self.store.logits(ids).flatten(0, 1)
 
 

@@ -16,7 +16,7 @@ from torch.nn import functional
 from autoprune.data.windows import Windows
 from autoprune.errors import NumericsError
 from autoprune.events import Emit, Phase, Progress, Work
-from autoprune.model.calls import replaced_forward
+from autoprune.model.calls import ending_in
 from autoprune.model.stream import Place
 from autoprune.model.walk import Store, prepare_inputs, walk
 from autoprune.results.types import PerplexityResult
@@ -91,10 +91,5 @@ def streamed_logits(
             emit(Progress(block.index, len(blocks), "forward", i + 1, len(stream)))
     modules = [block.module for block in blocks]
     for i, part in enumerate(ids.split(batch)):
-        final = stream[i]
-
-        def finished(*_args: Any, _final: Tensor = final, **_kwargs: Any) -> Any:
-            return inputs.mirror.wrap(_final)
-
-        with replaced_forward(modules, [finished] * len(modules)):
+        with ending_in(modules, inputs.mirror, stream[i]):
             yield part, store.logits(part)

@@ -127,6 +127,11 @@ def replaced_forward(modules: Sequence[nn.Module], forwards: Sequence[Callable[.
                 module.forward = before
 
 
+def ending_in(modules: Sequence[nn.Module], mirror: Mirror, final: Tensor) -> contextlib.AbstractContextManager[None]:
+    """For a while the blocks give ``final``: what the model does with it is what stands behind them, norm and head."""
+    return replaced_forward(modules, [lambda *_args, **_kwargs: mirror.wrap(final)] * len(modules))
+
+
 @torch.no_grad()
 def probe_mirror(
     run: Callable[[Tensor], Any], blocks: Sequence[nn.Module], ids: Int[Tensor, "samples tokens"]

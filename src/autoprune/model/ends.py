@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from autoprune.model.calls import Mirror, replaced_forward
+from autoprune.model.calls import Mirror, ending_in
 from autoprune.model.fold import Ends, Norm
 from autoprune.model.turning import TOLERANCE, neutral_weight, noise, refusal, rows_of
 from autoprune.model.walk import Store
@@ -37,7 +37,7 @@ def find_ends(store: Store, mirror: Mirror, ids: Tensor, like: Tensor) -> Ends:
     parts = {name: m for name, m in model.named_modules() if id(m) not in inside and not list(m.children())}
     handles = [module.register_forward_hook(hook(name)) for name, module in parts.items()]
     try:
-        with replaced_forward(blocks, [lambda *_args, **_kwargs: mirror.wrap(final)] * len(blocks)):
+        with ending_in(blocks, mirror, final):
             store.logits(ids)
     finally:
         for handle in handles:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -13,7 +12,7 @@ from torch import Tensor
 from autoprune.core.divergence import token_shifts
 from autoprune.events import Emit, Work
 from autoprune.model.anatomy import BlockAnatomy
-from autoprune.model.calls import Calls, Mirror, replaced_forward
+from autoprune.model.calls import Calls, Mirror, ending_in
 from autoprune.model.stream import Stream
 from autoprune.model.walk import Store
 
@@ -53,10 +52,7 @@ def divergences(
     modules = [block.module for block in store.anatomy.blocks]
 
     def logits(stream: Stream, i: int) -> Float[Tensor, "tokens vocab"]:
-        def finished(*_args: Any, **_kwargs: Any) -> Any:
-            return mirror.wrap(stream[i])
-
-        with replaced_forward(modules, [finished] * len(modules)):
+        with ending_in(modules, mirror, stream[i]):
             return store.logits(ids[i : i + 1])[0, :-1]
 
     sums = [0.0] * len(others)

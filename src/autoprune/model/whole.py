@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from jaxtyping import Int
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from autoprune.core.divergence import mean_divergence
 from autoprune.events import Emit, Work
 from autoprune.model.anatomy import Anatomy
-from autoprune.model.calls import PROBE_TOKENS, Mirror, replaced_forward
+from autoprune.model.calls import PROBE_TOKENS, Mirror, ending_in
 from autoprune.model.layers import Layer
 from autoprune.model.stream import Stream
 from autoprune.model.training import hindrance, is_vector, precision, settled
@@ -152,14 +152,9 @@ class ModelTraining:
         """The dense model's logits."""
         if not isinstance(self._dense, LastStates):
             return self._logits(self._dense, i)
-        hidden, wrap = self._dense.stream[i], self._dense.mirror.wrap
+        hidden = self._dense.stream[i]
         hidden = hidden.to(self._dtype) if hidden.dtype is self._runs else hidden
-
-        def finished(*_args: Any, **_kwargs: Any) -> object:
-            return wrap(hidden)
-
-        blocks = [block.module for block in self._store.anatomy.blocks]
-        with replaced_forward(blocks, [finished] * len(blocks)):
+        with ending_in([block.module for block in self._store.anatomy.blocks], self._dense.mirror, hidden):
             return self._store.logits(self._batches[i])
 
     @torch.no_grad()

@@ -68,6 +68,13 @@ def test_batch(seqlen: int, asked: int, batch: int) -> None:
     assert batch_size(recipe(batch_size=asked), seqlen) == batch
 
 
+@pytest.mark.parametrize("steps", ["wanda,reconstruct", "wanda,distill", "auto"])
+def test_batch_where_a_step_trains_or_judges(steps: str) -> None:
+    """An update for every 512 tokens, and enough micro-batches to hold a tenth of a few short windows out."""
+    assert [batch_size(recipe(steps=steps), seqlen) for seqlen in (128, 512, 2048)] == [4, 1, 1]
+    assert batch_size(recipe(steps=steps, batch_size=16), 128) == 16
+
+
 def test_which_methods_look_at_data() -> None:
     def looks(**options: Any) -> bool:
         made = recipe(**options)

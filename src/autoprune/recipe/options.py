@@ -163,7 +163,7 @@ class OutputOptions:
 class RunOptions:
     """How the run behaves."""
 
-    batch_size: int = option(0, "windows per forward pass; 0 = chosen from seqlen", metavar="N", at_least=0)
+    batch_size: int = option(0, "windows per forward pass; 0 = chosen from seqlen and steps", metavar="N", at_least=0)
     activations: str = option(
         "cpu",
         "where hidden states live between blocks: on the device, in memory, or in a file on disk",

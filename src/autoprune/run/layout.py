@@ -13,9 +13,11 @@ from autoprune.run.memory import Layout, Load, choose_layout, shape_of
 from autoprune.run.open import Subject, fits, held_bytes
 from autoprune.run.sizes import human, parse_memory
 from autoprune.steps.base import Step
+from autoprune.steps.table import entry
 from autoprune.storage.store import CheckpointStore
 
 TOKENS_PER_PASS = 2048  # windows are batched up to about this many tokens per forward pass
+TOKENS_PER_UPDATE = 512  # the same where a step trains or judges by held-out windows
 
 
 def choose_for(
@@ -97,5 +99,10 @@ def _check_in_sequence(experts: bool, ranks: int) -> None:
 
 
 def batch_size(recipe: Recipe, seqlen: int) -> int:
-    """Windows per forward pass."""
-    return recipe.run.batch_size or max(1, TOKENS_PER_PASS // seqlen)
+    """Windows per forward pass: where nobody says how many, about as many as fill one well.
+
+    Fewer where a step trains, with an update for each pass, or judges by held-out windows: 32 windows of 128 tokens
+    would make two passes otherwise, one to fit and one to judge by.
+    """
+    judges = any(entry(name).load().needs.held_out for name in recipe.steps)
+    return recipe.run.batch_size or max(1, (TOKENS_PER_UPDATE if judges else TOKENS_PER_PASS) // seqlen)

@@ -38,8 +38,7 @@ of LLM-Barber:
 ![Perplexity of every method on the demo model, at 50 % and at 2:4](img/{picture})
 
 *The picture and both tables are made by `make results`, which also runs the two commands. ± is the standard deviation
-over the draws.
-Settings of LLM-Barber are its granularity and threshold; "retain reconstruction" is `--retain_reconstruction`.*
+over the draws. In brackets are LLM-Barber's granularity, threshold, and `--retain_reconstruction`.*
 
 What LLM-Barber does to the perplexity of its first pass here:
 

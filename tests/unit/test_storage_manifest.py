@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -99,6 +100,15 @@ def test_card_names_the_original_only_if_the_hub_has_it() -> None:
     ):
         assert part in text
     assert "| calibration | none |" in card(calibration=None)[1]
+
+
+def test_card_says_what_was_trained() -> None:
+    kept = "norms, biases and the head are those of the original"
+    assert kept in card()[1]
+    trained = dataclasses.replace(SUMMARY, trained=("model.norm.weight",))
+    text = model_card(about(), trained, "wanda+reconstruct", "50 %")
+    assert kept not in text
+    assert "norms and biases of the blocks were trained on the calibration data" in " ".join(text.split())
 
 
 @pytest.fixture(scope="module")

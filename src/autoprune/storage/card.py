@@ -21,7 +21,8 @@ def model_card(about: dict[str, Any], summary: PruningSummary, label: str, targe
     rest = "Embeddings, norms, biases and the head are those of the original, byte for byte."
     if summary.trained:
         rest = (
-            "Embeddings and head are those of the original, byte for byte; kept weights and norms were trained on it."
+            "Embeddings and head are those of the original, byte for byte; kept weights, norms and biases of the"
+            " blocks were trained on the calibration data."
         )
     weights = f"\nOf the original, {model['weights']}.\n" if "weights" in model else ""
     return f"""---
@@ -45,10 +46,9 @@ pipeline_tag: text-generation
 | target | {target} |
 | calibration | {data} |
 
-It loads like any other checkpoint: `AutoModelForCausalLM.from_pretrained(DIR)`.
-The zeros are stored as zeros in ordinary
-dense tensors: the files are not smaller and plain matrix products are not faster. What was done to every layer is in
-`autoprune.json`.
+It loads like any other checkpoint: `AutoModelForCausalLM.from_pretrained(DIR)`. The zeros are stored as zeros in
+ordinary dense tensors: the files are not smaller and plain matrix products are not faster. What was done to every
+layer is in `autoprune.json`.
 """
 
 

@@ -25,7 +25,7 @@ from autoprune.model.fold import bias_of
 from autoprune.model.layers import Layer, is_linear
 from autoprune.model.seams import copy_to_try
 from autoprune.model.stream import Place
-from autoprune.model.turning import TOLERANCE, noise
+from autoprune.model.turning import NOTHING, TOLERANCE, noise
 from autoprune.model.walk import Store, prepare_inputs
 
 _SAME = 1e-3  # relative; what seems to be the same is tried afterwards
@@ -194,7 +194,7 @@ def _grouped(
     rows = ((factors - 1) * channels).round()
     if not (scaled - same * (1 + rows / channels)).norm() <= _SAME / channels * scaled.norm():
         return None
-    step = (same[:, 1:] - same[:, :-1]).norm(dim=0) > TOLERANCE * same.norm(dim=0).max()
+    step = (same[:, 1:] - same[:, :-1]).norm(dim=0) > NOTHING * same.norm(dim=0).max()
     edges = [0, *(step.nonzero()[:, 0] + 1).tolist(), same.shape[1]]
     groups: dict[tuple[int, ...], tuple[tuple[int, ...], ...]] = {}
     for start, stop in itertools.pairwise(edges):

@@ -22,7 +22,9 @@ from autoprune.storage.rotated import TermFiles
 class Watched(contextlib.ExitStack):
     """One block while it runs on the calibration windows; ``keep`` writes what was seen."""
 
-    def __init__(self, block: BlockAnatomy, terms: TermObserver | None, grams: HeadObserver | None, files: TermFiles):
+    def __init__(
+        self, block: BlockAnatomy, terms: TermObserver | None, grams: HeadObserver | None, files: TermFiles
+    ) -> None:
         super().__init__()
         self._index, self._terms, self._grams, self._files = block.index, terms, grams, files
         for observer in (terms, grams):

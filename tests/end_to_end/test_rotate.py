@@ -62,6 +62,33 @@ def test_the_same_function(tied: bool, tmp_path: Path, options: Options) -> None
     assert {name: t.dtype for name, t in old.items()} == {name: new[name].dtype for name in old}
 
 
+def test_values_alone(tmp_path: Path, options: Options) -> None:
+    """Embeddings stay tied, and nothing is written anew but the two layers."""
+    dense, out = save_tiny(tmp_path / "dense", tiny_model(tie_word_embeddings=True)), tmp_path / "out"
+    result = autoprune.rotate(dense, out, basis="heads", **options)
+    assert result.change < 0 and result.difference < 1e-5 and _gap(dense, out) < 1e-5 and not result.notices
+    old, new = tensors(dense), tensors(out)
+    assert set(old) == set(new)
+    changed = {name for name in old if not torch.equal(old[name], new[name])}
+    assert changed == {name for name in old if "v_proj" in name or "o_proj" in name}
+    assert json.loads((out / "autoprune.json").read_text())["rotation"]["basis"] == "heads"
+    with pytest.raises(autoprune.RecipeError, match="--rotate_blocks changes nothing with --basis heads"):
+        autoprune.rotate(dense, tmp_path / "other", basis="heads", rotate_blocks=2, **options)
+
+
+def test_both_are_the_one_behind_the_other(tmp_path: Path, tiny: Path, options: Options) -> None:
+    """And nothing but attention's two layers differs from the hidden states alone, turned."""
+    for basis in ("stream", "both"):
+        result = autoprune.rotate(tiny, tmp_path / basis, basis=basis, **options)
+        assert result.change < 0 and _gap(tiny, tmp_path / basis) < 1e-5
+    autoprune.rotate(tmp_path / "stream", tmp_path / "then", basis="heads", **options)
+    stream, both, then = (tensors(tmp_path / name) for name in ("stream", "both", "then"))
+    assert {name for name in stream if not torch.equal(stream[name], both[name])} == {
+        name for name in stream if "v_proj" in name or "o_proj" in name
+    }
+    assert all(torch.allclose(both[name], then[name], atol=1e-3) for name in both)
+
+
 @pytest.mark.parametrize("target", ["0.5", "2:4"])
 def test_any_recipe_prunes_it(target: str, tmp_path: Path, tiny: Path, options: Options) -> None:
     turned, out = tmp_path / "turned", tmp_path / "pruned"

@@ -16,7 +16,7 @@ from torch import Tensor
 from autoprune.errors import NumericsError
 
 _TINY = 1e-30  # a share below it counts as zero, so that its logarithm is finite
-_BETAS, _EPSILON = (0.9, 0.999), 1e-8  # Adam's own
+BETAS, EPSILON = (0.9, 0.999), 1e-8  # Adam's own
 
 
 @dataclass(frozen=True)
@@ -74,17 +74,17 @@ class LearnedRotation:
     entropies: tuple[float, ...]  # nats
 
 
-def entropy(importance: Float[Tensor, "rows columns"], dim: int) -> Float[Tensor, ""]:
+def entropy(importance: Float[Tensor, ...], dim: int) -> Float[Tensor, ""]:
     """``sum of -S ln S``, ``S`` being importance over its sum along ``dim``; zeros alone count nothing."""
     shares = importance / importance.sum(dim, keepdim=True).clamp_min(_TINY)
     return -(shares * shares.clamp_min(_TINY).log()).sum()
 
 
-def orthogonal(free: Float[Tensor, "width width"]) -> Float[Tensor, "width width"]:
+def orthogonal(free: Float[Tensor, "*many width width"]) -> Float[Tensor, "*many width width"]:
     """The ``Q`` of ``free = Q R`` with a positive diagonal in ``R``: unique; differentiable if ``free`` is regular."""
     q, r = torch.linalg.qr(free)
-    signs = torch.where(r.diagonal() < 0, -1.0, 1.0).to(q.dtype)
-    return q * signs
+    signs = torch.where(r.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0).to(q.dtype)
+    return q * signs.unsqueeze(-2)
 
 
 def learn_rotation(
@@ -105,7 +105,7 @@ def learn_rotation(
     Raises: NumericsError if weights or Grams are not finite.
     """
     free = torch.eye(width, dtype=torch.float64, device=device, requires_grad=True)
-    adam = torch.optim.Adam([free], lr=schedule.rate, betas=_BETAS, eps=_EPSILON)
+    adam = torch.optim.Adam([free], lr=schedule.rate, betas=BETAS, eps=EPSILON)
     entropies = []
     for step in range(schedule.steps):
         rotation = orthogonal(free)

@@ -60,6 +60,15 @@ def find_fold(store: Store, ids: Int[Tensor, "samples tokens"]) -> Fold:
 
 
 def _seams(store: Store, index: int, call: BlockCall, like: Tensor) -> Seams:
+    block, hidden = copy_to_try(store, index), noise(0, tuple(like.shape), like.device)
+    try:
+        return _Probe(block, block.name, call, hidden).seams()
+    except RuntimeError as error:
+        raise refusal(f"{block.name} does not run in float64, in which it would be tried ({error})") from error
+
+
+def copy_to_try(store: Store, index: int) -> BlockAnatomy:
+    """One block with its weights, in float64, to be changed at will."""
     (block,) = (
         replace(block, module=copy.deepcopy(block.module).double())
         for block in walk(store, start=index, stop=index + 1)
@@ -68,11 +77,7 @@ def _seams(store: Store, index: int, call: BlockCall, like: Tensor) -> Seams:
         replace(la, module=block.module.get_submodule(la.owner if isinstance(la, Expert) else la.name))
         for la in block.layers
     )
-    hidden = noise(0, tuple(like.shape), like.device)
-    try:
-        return _Probe(replace(block, layers=tuple(layers)), block.name, call, hidden).seams()
-    except RuntimeError as error:
-        raise refusal(f"{block.name} does not run in float64, in which it would be tried ({error})") from error
+    return replace(block, layers=tuple(layers))
 
 
 @dataclass

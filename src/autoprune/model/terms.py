@@ -1,9 +1,11 @@
-"""What a rotation is learned from, seen while a block runs: Grams behind its norms, squares of what enters writers."""
+"""What rotations are learned from, seen while a block runs: Grams behind its norms, squares of what enters writers,
+Grams of what enters values and output projections.
+"""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -12,6 +14,7 @@ from autoprune.core.rotation import RotationTerm
 from autoprune.core.statistics import InputGram, InputNorm
 from autoprune.model.anatomy import BlockAnatomy
 from autoprune.model.fold import Norm, Seams, rotation_terms
+from autoprune.model.heads import Heads
 from autoprune.model.observe import InputObserver
 
 
@@ -57,3 +60,19 @@ class TermObserver(contextlib.ExitStack):
             self._grams.setdefault(norm, InputGram.empty(x.shape[-1], x.device)).update(x)
 
         return see
+
+
+class HeadObserver(InputObserver):
+    """Watches what enters the value layers and the output projections of a block's attention."""
+
+    def __init__(self, block: BlockAnatomy, heads: Sequence[Heads], tokens: int) -> None:
+        super().__init__([layer for found in heads for layer in found.layers(block)], [InputGram], tokens)
+
+    def grams(self) -> dict[str, Tensor]:
+        """By layer: the Gram of what enters it."""
+        found: dict[str, Tensor] = {}
+        for group in self.groups:
+            seen = group.statistics[InputGram]
+            assert isinstance(seen, InputGram)
+            found |= {layer.name: seen.gram for layer in group.layers}
+        return found

@@ -185,6 +185,7 @@ class RotateOptions(TypedDict, total=False):
     batch_size: int
     activations: str
     quiet: bool
+    basis: str
     rotate_steps: int
     rotate_rate: float
     rotate_blocks: int

@@ -182,11 +182,18 @@ class RunOptions:
 
 @dataclass(frozen=True)
 class RotationOptions:
-    """How the rotation is learned."""
+    """What is rotated, and how the rotation is learned."""
 
+    basis: str = option(
+        "stream",
+        "what is turned: the hidden states, the values of every attention head, or both",
+        choices=("stream", "heads", "both"),
+    )
     rotate_steps: int = option(100, "steps of the optimiser", metavar="N", at_least=1)
     rotate_rate: float = option(0.01, "its learning rate", metavar="RATE", positive=True)
-    rotate_blocks: int = option(3, "random blocks that each step looks at", metavar="N", at_least=1)
+    rotate_blocks: int = option(
+        3, "random blocks that each step looks at; of the hidden states alone", metavar="N", at_least=1
+    )
 
 
 @dataclass(frozen=True)

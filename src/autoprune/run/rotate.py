@@ -22,10 +22,10 @@ from autoprune.evaluation.perplexity import streamed_logits
 from autoprune.events import Emit, Notice, Phase, Progress, Work
 from autoprune.machine.allocator import restored
 from autoprune.model.experts import eager_experts
-from autoprune.model.fold import Fold, fold_block, fold_ends, folded_names
+from autoprune.model.fold import Fold, fold_ends
+from autoprune.model.heads import HeadFold, find_heads
 from autoprune.model.seams import find_fold
 from autoprune.model.stream import Place
-from autoprune.model.terms import TermObserver
 from autoprune.model.walk import prepare_inputs, walk
 from autoprune.recipe.checks import check_bounds, made, model_word, place_word
 from autoprune.recipe.commands import ROTATE
@@ -39,6 +39,7 @@ from autoprune.run.open import Subject, open_model
 from autoprune.run.plan import check_apart, choose_seqlen
 from autoprune.run.shortage import told_with
 from autoprune.run.texts import calibration_of
+from autoprune.run.turns import Turns
 from autoprune.run.write import begin
 from autoprune.storage.complete import check_complete
 from autoprune.storage.manifest import versions
@@ -58,7 +59,7 @@ class RotateResult:
     """A rotated model and what was seen on the way."""
 
     directory: Path
-    entropy_before: float  # of all weights' importance, in nats, summed over rows and columns
+    entropy_before: float  # of the importance of all weights that turn, in nats, summed over rows and columns
     entropy_after: float
     difference: float  # of the two models' logits, relative to their size
     notices: tuple[str, ...] = field(repr=False)
@@ -75,11 +76,11 @@ def rotate(
 ) -> RotateResult:
     """Writes ``model`` (hub id, directory or ``"demo"``) to ``out`` in a basis that loses less by pruning.
 
-    ``options``: ``rotate_steps``, ``rotate_rate``, ``rotate_blocks``, those of model and calibration, ``batch_size``,
-    ``activations``, ``overwrite``. The result computes what the model computed, to rounding, and is pruned like any
-    other. It is put in place when it is whole and its logits were compared with the model's.
-    Raises: AutoPruneError for everything that the user can mend; ModelError with the reason for an architecture whose
-    residual stream can't be rotated.
+    ``options``: ``basis``, ``rotate_steps``, ``rotate_rate``, ``rotate_blocks``, those of model and calibration,
+    ``batch_size``, ``activations``, ``overwrite``. The result computes what the model computed, to rounding, and is
+    pruned like any other. It is put in place when it is whole and its logits were compared with the model's.
+    Raises: AutoPruneError for everything that the user can mend; ModelError with the reason for an architecture that
+    can't be rotated so.
     """
     target = place_word(out, "out")
     recipe, how = _choices(model, target, dict(options))
@@ -94,14 +95,16 @@ def _rotated(recipe: Recipe, how: RotationOptions, target: Path, emit: Emit) -> 
     subject = open_model(recipe, resident=False)
     windows = calibration_of(recipe, subject, choose_seqlen(recipe, subject.context), emit)
     fingerprint = check_model(subject, windows.ids, emit)
-    fold = find_fold(subject.store, windows.ids)
-    for text in fold.notices:
+    fold = find_fold(subject.store, windows.ids) if how.basis != "heads" else None
+    heads = find_heads(subject.store, windows.ids) if how.basis != "stream" else None
+    told = tuple(text for found in (fold, heads) if found is not None for text in found.notices)
+    for text in told:
         emit(Notice(text))
     workplace = Workplace(target, overwrite=recipe.output.overwrite)
     workplace.tidy()
     begin(workplace, subject, _room(subject), emit)
     try:
-        return _Rotation(recipe, how, subject, fingerprint, windows, fold, workplace, emit).run()
+        return _Rotation(recipe, how, subject, fingerprint, windows, fold, heads, told, workplace, emit).run()
     except BaseException:
         workplace.abandon()
         raise
@@ -113,6 +116,8 @@ def _choices(model: str | Path, out: str | Path, options: dict[str, Any]) -> tup
     ours = {f.name for f in dataclasses.fields(RotationOptions)}
     how = made(RotationOptions, options)
     check_bounds(how)
+    if how.basis == "heads" and "rotate_blocks" in options:
+        raise RecipeError("--rotate_blocks changes nothing with --basis heads: each block's heads are its own")
     others = {name: value for name, value in options.items() if name not in ours}
     return recipe_given({"model": model_word(model), "sparsity_ratio": 0, "save_model": str(out), **others}), how
 
@@ -132,14 +137,18 @@ class _Rotation:
     subject: Subject
     fingerprint: str
     windows: Windows
-    fold: Fold
+    fold: Fold | None  # of the hidden states
+    heads: HeadFold | None  # of attention's values
+    told: tuple[str, ...]
     workplace: Workplace
     emit: Emit
     terms: TermFiles = field(init=False)
+    turns: Turns = field(init=False)
 
     def __post_init__(self) -> None:
         assert isinstance(self.subject.store, CheckpointStore)
         self.store, self.terms = self.subject.store, TermFiles(self.workplace)
+        self.turns = Turns(self.fold, self.heads, self.how, self.terms)
         self.blocks = len(self.store.anatomy.blocks)
         self.few = self.windows.ids[:FEW_WINDOWS, :FEW_TOKENS]
 
@@ -148,41 +157,41 @@ class _Rotation:
         """Observe, learn, write, compare, put in place."""
         dense = self._logits(self.store)
         self._observe()
-        rotation = self._learned()
-        before, after = (self._entropy(matrix) for matrix in (torch.eye(self.fold.width), rotation.float()))
-        self.terms.remove()
-        writer = self._write(rotation)
+        rotation, stream = self._learned()
+        self.terms.remove("terms")
+        writer, heads = self._write(rotation)
+        self.terms.remove("grams")
         difference = self._difference(dense)
+        before, after = (sum(part) for part in zip(stream, *heads, strict=True))
         found = {"entropy_before": before, "entropy_after": after, "difference": difference}
         writer.describe(self._about(found))
         self.workplace.publish()
-        return RotateResult(self.workplace.target, before, after, difference, self.fold.notices)
+        return RotateResult(self.workplace.target, before, after, difference, self.told)
 
     def _observe(self) -> None:
-        """Every block's terms, of the dense model on the calibration windows, into files."""
+        """What every block's rotations are learned from, of the dense model on the calibration windows, into files."""
         ids, batch = self.windows.ids, batch_size(self.recipe, self.windows.ids.shape[1])
         self.emit(Phase("observing", total=self.blocks))
         place = Place(self.recipe.run.activations, self.store.device, self.workplace.path)
         inputs, stream = prepare_inputs(self.store, ids, batch, place)
-        identity = torch.eye(self.fold.width, dtype=torch.float64)
         with eager_experts(self.store.anatomy.model):
             for block in walk(self.store):
-                seams = self.fold.blocks[block.index]
-                fold_block(block, seams, identity)
-                with TermObserver(block, seams, ids.numel()) as observer:
+                with self.turns.watching(block, ids.numel()) as watched:
                     for i in inputs.batches:
                         stream[i] = inputs.calls.of(i, block.index)(block.module, stream[i])
-                        observer.next_pass()
+                        watched.next_pass()
                         self.emit(Progress(block.index, self.blocks, "observe", i + 1, len(stream)))
-                self.terms.keep(block.index, observer.terms())
+                watched.keep()
 
-    def _learned(self) -> Float[Tensor, "width width"]:
-        """The rotation, in float64."""
+    def _learned(self) -> tuple[Float[Tensor, "width width"] | None, tuple[float, float]]:
+        """The rotation of the hidden states in float64, if they turn, and the entropy without and with it."""
+        if self.fold is None:
+            return None, (0.0, 0.0)
         how, name = self.how, "learning the rotation"
         self.emit(Phase(name, total=how.rotate_steps))
         device = self.store.device if self.store.device.type == "cuda" else torch.device("cpu")
         with torch.enable_grad():
-            return learn_rotation(
+            matrix = learn_rotation(
                 self.fold.width,
                 self.blocks,
                 lambda index: self.terms.read(index, device),
@@ -191,24 +200,30 @@ class _Rotation:
                 lambda step: self.emit(Work(name, step + 1, how.rotate_steps)),
                 device,
             ).matrix
+        return matrix, (self._entropy(torch.eye(self.fold.width)), self._entropy(matrix.float()))
 
     def _entropy(self, rotation: Float[Tensor, "width width"]) -> float:
-        """Of the whole model's importance, in nats."""
+        """Of the importance of all that touches the hidden states, in nats."""
         terms = (term for index in range(self.blocks) for term in self.terms.read(index, rotation.device))
         return sum(float(term.entropy(rotation)) for term in terms)
 
-    def _write(self, rotation: Float[Tensor, "width width"]) -> RotatedWriter:
-        writer = RotatedWriter(self.workplace, self.store, self.fold.ends)
+    def _write(self, rotation: Float[Tensor, "width width"] | None) -> tuple[RotatedWriter, list[tuple[float, float]]]:
+        """Writes the model; values are turned last. Also gives the entropy of each attention before and after."""
+        writer = RotatedWriter(self.workplace, self.store, None if self.fold is None else self.fold.ends)
         self.emit(Phase("writing", total=self.blocks))
+        entropies: list[tuple[float, float]] = []
         for block in walk(self.store):
-            seams = self.fold.blocks[block.index]
-            fold_block(block, seams, rotation)
-            turned = {name: block.module.get_parameter(name).data.cpu() for name in folded_names(block, seams)}
-            self.store.finish(block, {}, turned)
+            dtypes = {name: p.dtype for name, p in block.module.named_parameters()}
+            names = self.turns.turn(block, rotation, entropies)
+            turned = {name: block.module.get_parameter(name) for name in names}
+            for name, parameter in turned.items():
+                parameter.data = parameter.data.to(dtypes[name])
+            self.store.finish(block, {}, {name: p.data.cpu() for name, p in turned.items()})
             self.emit(Progress(block.index, self.blocks, "write", 1, 1))
-        fold_ends(self.store.model, self.fold.ends, rotation)
+        if self.fold is not None and rotation is not None:
+            fold_ends(self.store.model, self.fold.ends, rotation)
         writer.finish()
-        return writer
+        return writer, entropies
 
     def _difference(self, dense: Tensor) -> float:
         """How far the written model's logits are from the dense one's, relative to their size.
@@ -252,5 +267,5 @@ class _Rotation:
                 "fingerprint": self.fingerprint,
             },
             "calibration": {"nsamples": calibration.nsamples, **self.windows.provenance},
-            "rotation": {**dataclasses.asdict(self.how), **found, "notices": list(self.fold.notices)},
+            "rotation": {**dataclasses.asdict(self.how), **found, "notices": list(self.told)},
         }

@@ -19,10 +19,18 @@ from autoprune.storage.skeleton import STORED
 from autoprune.storage.store import CheckpointStore
 
 CONFIG = "config.json"
+BASES = {
+    "stream": "its hidden states",
+    "heads": "the values of its attention",
+    "both": "its hidden states and of the values of its attention",
+}
 
 
 class TermFiles:
-    """The terms of every block, each in a file of the workplace: they are twice as large as a model in bfloat16."""
+    """What rotations are learned from, a file of the workplace for every block: twice as large as a model in bfloat16.
+
+    Terms are those of the hidden states; the Grams are of what enters the layers of attention's heads.
+    """
 
     def __init__(self, workplace: Workplace) -> None:
         self._workplace = workplace
@@ -49,25 +57,35 @@ class TermFiles:
                 terms.append(OutputTerm(weight, squares))
         return terms
 
-    def remove(self) -> None:
-        """They are no longer needed."""
-        for path in self._workplace.path.glob(f"{JOURNAL}terms-*"):
+    def keep_grams(self, index: int, grams: Mapping[str, Tensor]) -> None:
+        """Writes one block's Grams."""
+        copies = {name: gram.to("cpu", torch.float32, copy=True).contiguous() for name, gram in grams.items()}
+        self._workplace.save(self._name(index, "grams"), copies)
+
+    def read_grams(self, index: int, device: torch.device) -> dict[str, Tensor]:
+        """One block's Grams, by layer."""
+        held = Checkpoint.one(self._workplace.path / self._name(index, "grams"))
+        return {name: gram.to(device) for name, gram in held.items()}
+
+    def remove(self, kind: str) -> None:
+        """All ``terms``, or all ``grams``, are no longer needed."""
+        for path in self._workplace.path.glob(f"{JOURNAL}{kind}-*"):
             path.unlink()
 
     @staticmethod
-    def _name(index: int) -> str:
-        return f"{JOURNAL}terms-{index:05d}"
+    def _name(index: int, kind: str = "terms") -> str:
+        return f"{JOURNAL}{kind}-{index:05d}"
 
 
 class RotatedWriter:
-    """Shards of a rotated model: what lies outside the blocks and does not turn, the blocks, and the ends."""
+    """Shards of a rotated model: what lies outside the blocks and does not turn, the blocks, and ends that do."""
 
-    def __init__(self, workplace: Workplace, store: CheckpointStore, ends: Ends) -> None:
+    def __init__(self, workplace: Workplace, store: CheckpointStore, ends: Ends | None) -> None:
         self._workplace, self._store, self._ends = workplace, store, ends
         self._checkpoint, self._blocks = store.skeleton.checkpoint, len(store.anatomy.blocks)
         turned, owners = self._parameters(), store.skeleton.owners
         alone = [name for name in store.outside if owners[name] not in turned]
-        self._shards = CheckpointWriter(workplace, self._checkpoint, alone, self._blocks + 1)
+        self._shards = CheckpointWriter(workplace, self._checkpoint, alone, self._blocks + (ends is not None))
         store.write_to(self._shards.write_block, lambda *_: None)
 
     def finish(self) -> None:
@@ -80,9 +98,10 @@ class RotatedWriter:
             for name in stored.get(parameter, [parameter]):  # a head that was tied is stored from now on
                 dtype = STORED[words[name]] if name in words else self._store.storage_dtype
                 tensors[name] = value.detach().to("cpu", dtype, copy=True).contiguous()
-        self._shards.write_block(self._blocks, tensors)
+        if self._ends is not None:
+            self._shards.write_block(self._blocks, tensors)
         self._shards.finish()
-        if self._ends.tied:
+        if self._ends is not None and self._ends.tied:
             self._workplace.write(CONFIG, _untied((self._workplace.path / CONFIG).read_text(encoding="utf-8")))
 
     def describe(self, about: Mapping[str, Any]) -> None:
@@ -91,8 +110,10 @@ class RotatedWriter:
         self._workplace.write(MANIFEST, rotation_manifest(about, self._workplace.made()))
 
     def _parameters(self) -> dict[str, Tensor]:
-        """Embedding, head and last norm by the names of their parameters."""
+        """Embedding, head and last norm by the names of their parameters; nothing if they do not turn."""
         model, found = self._store.model, dict[str, Tensor]()
+        if self._ends is None:
+            return found
         ends = (model.get_input_embeddings(), model.get_output_embeddings())
         for name, module in model.named_modules():
             if module in ends or (name == self._ends.norm.name and self._ends.norm.neutral is not None):
@@ -122,9 +143,10 @@ pipeline_tag: text-generation
 
 # {model["name"].rsplit("/", 1)[-1]}, rotated
 
-The same function as the original, in another orthogonal basis of its hidden states: on a few windows its logits differ
-by {rotation["difference"]:.1e} of their size, which is rounding. Nothing is pruned. The basis was chosen by AutoPrune
-{about["versions"]["autoprune"]} so that importance is gathered in fewer weights; `autoprune.json` says how.
+The same function as the original, in another orthogonal basis of {BASES[rotation["basis"]]}: on a few windows its
+logits differ by {rotation["difference"]:.1e} of their size, which is rounding. Nothing is pruned. The basis was chosen
+by AutoPrune {about["versions"]["autoprune"]} so that importance is gathered in fewer weights; `autoprune.json` says
+how.
 
 It loads like any other checkpoint: `AutoModelForCausalLM.from_pretrained(DIR)`.
 """

@@ -1,0 +1,209 @@
+"""Rotations between an attention's values and its output projection: where they fit, found by trying, and the fold.
+
+A layer's output is replaced by one signal over the tokens, the same in all channels, and then by multiples of it. If
+what enters another layer is that signal mixed over tokens, channel by channel, then the first layer makes the values,
+and channels that got the same mixture belong to one head. No family of models is known here, and no number of heads.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from autoprune.core.heads import HeadTerm
+from autoprune.core.rotation import orthogonal
+from autoprune.errors import ModelError
+from autoprune.model.anatomy import BlockAnatomy
+from autoprune.model.calls import PROBE_TOKENS, BlockCall
+from autoprune.model.experts import eager_experts
+from autoprune.model.fold import bias_of
+from autoprune.model.layers import Layer, is_linear
+from autoprune.model.seams import copy_to_try
+from autoprune.model.stream import Place
+from autoprune.model.turning import NOTHING, TOLERANCE, noise
+from autoprune.model.walk import Store, prepare_inputs
+
+_SAME = 1e-3  # relative; what seems to be the same is tried afterwards
+
+
+@dataclass(frozen=True)
+class Heads:
+    """Two layers of a block with nothing between them but sums over tokens, head by head."""
+
+    value: str  # names relative to the block
+    output: str
+    rows: tuple[tuple[int, ...], ...]  # [heads, head], of the value layer
+    columns: tuple[tuple[tuple[int, ...], ...], ...]  # [heads, group, head], of the output projection: its query heads
+
+    def term(self, block: BlockAnatomy, squares: Float[Tensor, " in"], gram: Float[Tensor, "in in"]) -> HeadTerm:
+        """What their rotations are learned from, in float32: the weights as they are in the block, ``squares`` the
+        diagonal of the Gram of what enters the value layer, ``gram`` that of what enters the output projection.
+        """
+        value, output = self.layers(block)
+        columns = torch.tensor(self.columns, device=gram.device)
+        return HeadTerm(
+            value.matrix[self.rows_on(value)].float(),
+            squares.float(),
+            output.matrix[:, columns].float(),
+            gram[columns[..., :, None], columns[..., None, :]].float(),
+        )
+
+    def turn(self, block: BlockAnatomy, rotations: Float[Tensor, "heads head head"]) -> None:
+        """Turns the two layers in place, computed in float64 and rounded once; the block must hold them."""
+        value, output = self.layers(block)
+        rows, columns = self.rows_on(value), torch.tensor(self.columns, device=output.matrix.device)
+        turned = value.matrix.double()
+        rotations = rotations.to(turned)
+        turned[rows] = rotations.mT @ turned[rows]
+        value.assign(turned)
+        if (bias := bias_of(value)) is not None:
+            wide = bias.double()
+            wide[rows] = (rotations.mT @ wide[rows][..., None])[..., 0]
+            bias.copy_(wide)
+        turned = output.matrix.double()
+        turned[:, columns] = turned[:, columns] @ rotations
+        output.assign(turned)
+
+    def names(self, block: BlockAnatomy) -> tuple[str, ...]:
+        """The block's parameters that ``turn`` changes."""
+        value, output = self.layers(block)
+        bias = (f"{self.value}.bias",) if bias_of(value) is not None else ()
+        return (value.parameter_name, *bias, output.parameter_name)
+
+    def layers(self, block: BlockAnatomy) -> tuple[Layer, Layer]:
+        """The value layer and the output projection."""
+        named = {layer.name: layer for layer in block.layers}
+        return named[self.value], named[self.output]
+
+    def rows_on(self, value: Layer) -> Int[Tensor, "heads head"]:
+        """The rows, as an index on the layer's device."""
+        return torch.tensor(self.rows, device=value.matrix.device)
+
+
+@dataclass(frozen=True)
+class HeadFold:
+    """Where values can be turned in a model."""
+
+    blocks: tuple[tuple[Heads, ...], ...]  # of every block; some may have none
+    notices: tuple[str, ...]  # what the user should know
+
+
+@torch.no_grad()
+def find_heads(store: Store, ids: Int[Tensor, "samples tokens"]) -> HeadFold:
+    """Where values can be turned in the store's model. Looks at one block of every kind; changes nothing.
+
+    ``ids`` are any tokens; the first few are used.
+
+    Raises: ModelError with the reason if that is nowhere.
+    """
+    anatomy = store.anatomy
+    inputs, _ = prepare_inputs(store, ids[:1, :PROBE_TOKENS], 1, Place("device", store.device))
+    assert inputs.probe is not None
+    known: dict[object, tuple[Heads, ...]] = {}
+    found = []
+    with eager_experts(anatomy.model):
+        for block in anatomy.blocks:
+            kind = tuple((name, tuple(p.shape)) for name, p in block.module.named_parameters())
+            if kind not in known:
+                known[kind] = _in_block(store, block.index, inputs.probe.calls[block.index], inputs.probe.hidden)
+            found.append(known[kind])
+    without = [block.name for block, heads in zip(anatomy.blocks, found, strict=True) if not heads]
+    if len(without) == len(found):
+        raise _refusal(
+            f"in {without[0]} no two layers were found with nothing but sums over tokens between them (queries, keys"
+            " and values in one layer, a norm on the values, or a gate behind attention)"
+        )
+    told = [
+        f"{len(without)} of {len(found)} blocks have no values that can be turned, such as {name}" for name in without
+    ]
+    return HeadFold(tuple(found), tuple(told[:1]))
+
+
+def _in_block(store: Store, index: int, call: BlockCall, like: Tensor) -> tuple[Heads, ...]:
+    block, hidden = copy_to_try(store, index), noise(0, tuple(like.shape), like.device)
+    layers = [la for la in block.layers if is_linear(la.module) and la.name not in block.experts]
+    try:
+        expected = call(block.module, hidden)
+        found: list[Heads] = []
+        for layer in layers:
+            taken = {name for heads in found for name in (heads.value, heads.output)}
+            if layer.name not in taken:
+                found += _behind(layer, [la for la in layers if la is not layer], block.module, call, hidden)[:1]
+        for number, heads in enumerate(found):
+            size = (len(heads.rows), *[len(heads.rows[0])] * 2)
+            heads.turn(block, orthogonal(noise(10 + number, size, hidden.device)))
+        gap = float((call(block.module, hidden) - expected).norm() / expected.norm())
+    except RuntimeError as error:
+        raise _refusal(f"{block.name} does not run in float64, in which it would be tried ({error})") from error
+    if not gap <= TOLERANCE:
+        raise _refusal(f"{block.name}, turned, gives other hidden states than before (by {gap:.2g} of their size)")
+    return tuple(found)
+
+
+def _behind(value: Layer, others: list[Layer], module: nn.Module, call: BlockCall, hidden: Tensor) -> list[Heads]:
+    """The layers to which ``value`` gives values, if it does."""
+    channels = value.shape[0]
+    signal = noise(8, (hidden.shape[1], 1), hidden.device)
+    factors = 1 + torch.arange(channels, dtype=signal.dtype, device=signal.device) / channels
+
+    def run(factors: Tensor) -> dict[str, Tensor]:
+        with_signal = value.module.register_forward_hook(lambda _m, _a, out: (signal * factors).reshape(out.shape))
+        seen: dict[str, Tensor] = {}
+        handles = [la.module.register_forward_pre_hook(_note(seen, la.name)) for la in others]
+        try:
+            call(module, hidden)
+        finally:
+            for handle in (with_signal, *handles):
+                handle.remove()
+        return seen
+
+    same, scaled = run(torch.ones_like(factors)), run(factors)
+    pairs = [
+        (name, _grouped(x, scaled[name], channels))
+        for name, x in same.items()
+        if name in scaled and x.shape[-1] % channels == 0
+    ]
+    return [
+        Heads(value.name, name, tuple(groups), tuple(groups.values())) for name, groups in pairs if groups is not None
+    ]
+
+
+def _note(seen: dict[str, Tensor], name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+    def look(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        seen.setdefault(name, args[0].double().flatten(0, -2))
+
+    return look
+
+
+def _grouped(
+    same: Float[Tensor, "tokens in"], scaled: Float[Tensor, "tokens in"], channels: int
+) -> Mapping[tuple[int, ...], tuple[tuple[int, ...], ...]] | None:
+    """The value layer's rows of each head, and for each the columns of all its query heads; None if there are none.
+
+    Columns that got the same mixture of tokens are a query head; the factor of each says from which row it came.
+    """
+    sizes = same.square().sum(0)
+    if not bool(sizes.min() > 0):
+        return None
+    factors = (same * scaled).sum(0) / sizes
+    rows = ((factors - 1) * channels).round()
+    if not (scaled - same * (1 + rows / channels)).norm() <= _SAME / channels * scaled.norm():
+        return None
+    step = (same[:, 1:] - same[:, :-1]).norm(dim=0) > NOTHING * same.norm(dim=0).max()
+    edges = [0, *(step.nonzero()[:, 0] + 1).tolist(), same.shape[1]]
+    groups: dict[tuple[int, ...], tuple[tuple[int, ...], ...]] = {}
+    for start, stop in itertools.pairwise(edges):
+        head = tuple(int(row) for row in rows[start:stop].tolist())
+        groups[head] = (*groups.get(head, ()), tuple(range(start, stop)))
+    uniform = len({(len(head), len(queries)) for head, queries in groups.items()}) == 1
+    covered = sorted(row for head in groups for row in head) == list(range(channels))
+    return groups if uniform and covered and len(next(iter(groups))) > 1 else None
+
+
+def _refusal(reason: str) -> ModelError:
+    return ModelError(f"the values of this model's attention can't be rotated: {reason}; --basis stream leaves them")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,8 @@ from autoprune.evaluation.audit import audit
 from autoprune.model.whole import ModelTraining
 from autoprune.run import memory
 from autoprune.storage.journal import Journal
-from end_to_end.tiny import SEQLEN, contents, same_bits, save_tiny, tensors, tiny_model
+from end_to_end.forks import Forks
+from end_to_end.tiny import SEQLEN, Texts, contents, same_bits, save_tiny, tensors, tiny_model
 
 IDS = torch.randint(3, 100, (20, SEQLEN), generator=torch.Generator().manual_seed(0))
 RUN: dict[str, Any] = {
@@ -31,6 +34,14 @@ RUN: dict[str, Any] = {
     "distill_dtype": "float32",
 }
 KEPT = {name: RUN[name] for name in ("calibration_data", "nsamples", "seqlen", "learning_rate")}
+
+
+@pytest.fixture(scope="module")
+def forks() -> Iterator[Forks]:
+    """Starts runs that can be killed."""
+    starter = Forks()
+    yield starter
+    starter.close()
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +106,24 @@ def test_stopped_and_resumed_gives_the_same_bytes(
     assert contents(tmp_path / "parts") == contents(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("call", [5, 36])  # of two epochs of 18 windows
+def test_killed_while_it_trains_and_resumed_gives_the_same_bytes(
+    tmp_path: Path, dense: Path, texts: Texts, forks: Forks, call: int
+) -> None:
+    chosen = {**RUN, "calibration_data": texts.calibration, "mlp": 0.5, "multiple": 16}
+    words = [word for name, value in chosen.items() for word in (f"--{name}", str(value))]
+
+    def start(out: str, *more: str, at: tuple[str, int] = ("", 0)) -> int:
+        forks.start(["shrink", str(dense), str(tmp_path / out), *words, *more], tmp_path / "log", die_in_call=at)
+        return forks.wait()
+
+    assert start("whole") == 0, (tmp_path / "log").read_text()
+    status = start("parts", at=("autoprune.model.whole:ModelTraining.gradients", call))
+    assert status == -signal.SIGKILL and not (tmp_path / "parts").exists(), (tmp_path / "log").read_text()
+    assert start("parts", "--resume") == 0, (tmp_path / "log").read_text()
+    assert contents(tmp_path / "parts") == contents(tmp_path / "whole")
+
+
 def _half(journal: Journal) -> None:
     """Puts one block in place, as a run that is killed right then."""
     path = sorted(journal.workplace.path.glob("journal-whole-block-*"))[0]
@@ -136,6 +165,23 @@ def test_too_little_memory_is_said_before_anything_is_done(
     ):
         autoprune.shrink(dense, tmp_path / "out", blocks=1, **RUN)
     assert not [*tmp_path.iterdir()]
+
+
+def test_the_hidden_states_beside_it_count(tmp_path: Path, dense: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    counted = list[int]()
+    real = memory.check_whole
+
+    def count(*given: Any) -> None:
+        counted.append(given[-1])
+        real(*given)
+
+    monkeypatch.setattr("autoprune.run.shrink.check_whole", count)
+    for place in ("cpu", "disk"):
+        autoprune.shrink(dense, tmp_path / place, blocks=1, activations=place, **{**RUN, "distill_epochs": 1})
+    assert counted == [len(IDS) * SEQLEN * 32 * 4, 0]
+    monkeypatch.setattr("autoprune.run.shrink.check_whole", lambda *given: real(*given[:-1], 2**60))
+    with pytest.raises(autoprune.RecipeError, match="give a smaller --batch_size or --activations disk"):
+        autoprune.shrink(dense, tmp_path / "out", blocks=1, **RUN)
 
 
 @pytest.mark.parametrize(

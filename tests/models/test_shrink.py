@@ -11,11 +11,14 @@ import pytest
 import torch
 from end_to_end.tiny import change_weights, save_tiny, tensors, tiny_model, transformers_log, write_words
 from models.configs import DELTA_NET, GROUPED, MLA, MOE, SLIDING
+from runs import open_store
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import autoprune
+from autoprune.evaluation.without import least_missed
 from autoprune.model.anatomy import examine
+from autoprune.model.stream import Place
 
 BLOCKS = 5
 FAMILIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # by name: its configuration, and what of it must agree
@@ -147,3 +150,13 @@ def test_what_can_t_be_made_smaller(kind: str, tmp_path: Path) -> None:
         by = "influence" if kind in ("jamba", "gemma4_text") else "angular"
         shrink_tiny(tmp_path, kind, changes, by=by, blocks=4 if kind == "lfm2" else 2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["dense", "text.txt"]
+
+
+def test_what_blocks_leave_for_later_ones_is_gone_with_them(tmp_path: Path) -> None:
+    """Block 3 reads the keys and values of block 2, which a model without block 2 does not have."""
+    changes, _ = REFUSED["gemma4_text"]
+    inputs = {"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 128}
+    save_tiny(tmp_path / "dense", tiny_model("gemma4_text", **{"num_hidden_layers": BLOCKS, **changes, **inputs}))
+    ids = torch.randint(3, 96, (2, 20), generator=torch.Generator().manual_seed(3))
+    with pytest.raises(autoprune.ModelError, match=r"layers\.3 does not run without block 2, which leaves something"):
+        least_missed(open_store(tmp_path / "dense"), ids, 1, Place(), lambda _: None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from transformers import AutoModelForCausalLM
 
 import autoprune
 from autoprune.cli.main import main
+from autoprune.events import Event, Phase
+from autoprune.storage.cuts import Cut, Shorter
 
 Options = dict[str, Any]
 GPT2 = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
@@ -87,6 +90,27 @@ def test_channels_that_do_nothing_go_first(kind: str, tmp_path: Path) -> None:
     same = [name for name in new if new[name].shape == old[name].shape]
     assert all(torch.equal(new[name], old[name]) for name in same) and len(same) < len(new)
     assert main(["verify", str(tmp_path / "out"), "--model", str(dense)]) == 0
+
+
+def test_channels_that_lie_in_another_way_are_noticed_before_the_long_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if the two halves of phi3's gate and up projection were neither halves nor pairs."""
+    dense = save_tiny(tmp_path / "dense", tiny_model("phi3", pad_token_id=0))
+
+    def other(cut: Cut, part: Shorter, kept: Tensor) -> Tensor:
+        return kept if part.times == 1 else torch.cat([kept, kept.flip(0) + cut.old])
+
+    monkeypatch.setattr(Cut, "index", other)
+    seen: list[str] = []
+    with pytest.raises(autoprune.ModelError, match=r"layers\.0: a narrower MLP does not compute what the wide one"):
+        shrink_tiny(dense, tmp_path / "out", tmp_path / "text.txt", mlp=0.25, blocks=1, emit=_phases(seen))
+    assert not {"scores of blocks", "writing"} & set(seen)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dense", "text.txt"]
+
+
+def _phases(seen: list[str]) -> Callable[[Event], None]:
+    return lambda event: seen.append(event.name) if isinstance(event, Phase) else None
 
 
 def test_precisions_of_files_and_of_blocks_may_differ(tmp_path: Path) -> None:

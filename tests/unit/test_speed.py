@@ -205,8 +205,18 @@ def test_compiled_is_compared_with_compiled() -> None:
     names = [row[0] for row in speed_table(found).rows]
     assert names.count("fewer") == len({row[1] for row in speed_table(found).rows})
     assert (
-        names.count("fewer, compiled") == names.count("fewer") - 3
+        names.count("compiled: fewer") == names.count("fewer") - 3
     )  # file, memory of the weights and loading are one
+
+
+def test_long_names_leave_80_columns_that_tell_the_modes_apart() -> None:
+    modes = (timing(), timing(2.0, COMPILED))
+    found = result(*(model(name, timings=modes) for name in ("a-model-with-a-long-name", "b-model-with-a-long-name")))
+    out = io.StringIO()
+    print_table(speed_table(found), Console(file=out, width=80, markup=False))
+    lines = [line for line in out.getvalue().splitlines() if "first token" in line]
+    starts = ("a-model", "b-model", "compiled: a-model", "compiled: b-model")
+    assert [line.startswith(start) for line, start in zip(lines, starts, strict=True)] == [True] * 4
 
 
 def test_the_table_fits_80_columns_and_shows_all() -> None:

@@ -8,7 +8,9 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from autoprune.errors import ModelError
 from autoprune.events import Emit, Phase, Progress
+from autoprune.model.anatomy import BlockAnatomy
 from autoprune.model.stream import Place, Stream
 from autoprune.model.variants import Variant, divergences
 from autoprune.model.walk import Store, prepare_inputs, walk
@@ -22,6 +24,7 @@ def least_missed(
 
     Every round drops the block without which the logits are nearest to the dense model's. It walks once over the
     blocks, with the hidden states of every model that lacks one more block side by side.
+    Raises: ModelError naming a block that does not run without an earlier one.
     """
     dense: Stream | None = None
     gone: list[int] = []
@@ -45,9 +48,23 @@ def _round(store: Store, whole: Variant, gone: Sequence[int], emit: Emit) -> dic
     for block in walk(store):
         if block.index in gone:
             continue
-        before = whole.stream.clone()
-        for variant in (whole, *without.values()):
-            variant.run(block)
-        without[block.index] = Variant(before, whole.calls.apart())
+        before = whole.apart()  # a block that is gone leaves nothing for later ones
+        whole.run(block)
+        for index, variant in without.items():
+            _run(variant, block, index)
+        without[block.index] = before
         emit(Progress(block.index, len(store.anatomy.blocks), "divergence", 1, 1))
     return {index: variant.stream for index, variant in without.items()}
+
+
+def _run(variant: Variant, block: BlockAnatomy, gone: int) -> None:
+    """Raises: ModelError if the block needs what the one that is gone would have left for it."""
+    try:
+        variant.run(block)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # whatever the model's own code does with what is missing
+        raise ModelError(
+            f"{block.name} does not run without block {gone}, which leaves something for it ({type(error).__name__}:"
+            f" {error}), so this model's blocks can't be made fewer; give --mlp or --experts"
+        ) from error

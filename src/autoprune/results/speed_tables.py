@@ -29,7 +29,8 @@ def speed_table(result: SpeedResult) -> Table:
         digits = decimals(max(found[name].median for _, _, found in lines if name in found))
         for model, mode, found in lines:
             if name in found:
-                label = model.model if mode == EAGER else f"{model.model}, {mode}"
+                # The mode stands first: on a narrow terminal the end of a long name is what is left out.
+                label = model.model if mode == EAGER else f"{mode}: {model.model}"
                 rows.append((label, *_cells(found[name], first[mode][name], digits)))
         breaks.add(len(rows) - 1)
     heads = ("model", "figure", "median", "ratio", "range")

@@ -111,16 +111,20 @@ def need_of(shape: Shape, steps: Sequence[Step], layout: Layout, load: Load) -> 
     return max(phases, key=lambda need: need.total)
 
 
-def check_whole(shape: Shape, steps: Sequence[Step], device: torch.device, instead: str) -> None:
-    """Raises: RecipeError if a step trains the whole model and memory is short; ``instead`` leaves it out."""
+def check_whole(shape: Shape, steps: Sequence[Step], device: torch.device, instead: str, states: int = 0) -> None:
+    """Raises: RecipeError if a step trains the whole model and memory is short; ``instead`` leaves it out.
+
+    ``states``: bytes of hidden states of all samples that are held beside it.
+    """
     for step in steps:
         whole = step.price(shape).whole
+        whole += states if whole else 0
         free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
         if whole > free:
             raise RecipeError(
                 f"the step {step.name} trains the whole model at once, which takes about {human(whole)}, and"
                 f" {human(free)} of memory are free; leave it out ({instead} does), or give a"
-                " smaller --batch_size"
+                f" smaller --batch_size{' or --activations disk' if states else ''}"
             )
 
 

@@ -38,6 +38,7 @@ from autoprune.run.shrink_cuts import Cuts, check_experts, plan_cuts
 from autoprune.run.shrink_result import ShrinkResult, completed, result_of
 from autoprune.run.shrink_walk import ShrinkWalk
 from autoprune.run.shrink_whole import written
+from autoprune.run.shrink_width import with_layout
 from autoprune.run.texts import calibration_of
 from autoprune.run.write import begin
 from autoprune.steps.base import Step
@@ -94,6 +95,7 @@ def _shrunk(recipe: Recipe, how: ShrinkOptions, target: Path, emit: Emit) -> Shr
     about = _about(recipe, how, subject, windows, check_model(subject, windows.ids, emit))
     check_precisions(subject, _steps(recipe, how), windows.ids)
     check_experts(subject.store, cuts, windows.ids)
+    cuts = with_layout(subject.store, place, cuts, windows.ids)
     if goes_on:
         return completed(target, about)
     workplace = Workplace(target, overwrite=recipe.output.overwrite, resume=recipe.output.resume)
@@ -132,7 +134,10 @@ def _layout(recipe: Recipe, how: ShrinkOptions, subject: Subject, windows: Windo
     check_held_out(steps, samples, layout.batch)
     shape, total = calibrated_shape(subject, windows, layout.batch), len(subject.store.anatomy.blocks)
     smaller = dataclasses.replace(shape, parameters=shape.parameters * (total - count) // total)
-    check_whole(smaller, steps, subject.store.device, f"--heal {HEALING}")
+    device, place = subject.store.device, layout.activations
+    beside = place == "device" or (place == "cpu" and device.type == "cpu")  # the dense model's last hidden states
+    states = samples * seqlen * shape.width * shape.running if beside else 0
+    check_whole(smaller, steps, device, f"--heal {HEALING}", states)
     return layout
 
 

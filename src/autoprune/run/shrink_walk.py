@@ -19,13 +19,13 @@ from autoprune.model.rescale import rescaled
 from autoprune.model.stream import Stream
 from autoprune.model.walk import Inputs, walk
 from autoprune.run.shrink_cuts import Cuts, down_of, experts_left, narrowed
+from autoprune.run.shrink_width import ROUNDING
 from autoprune.steps.base import Step
 from autoprune.storage.applied import apply_solutions
 from autoprune.storage.journal import Journal
 from autoprune.storage.smaller import renumbered
 from autoprune.storage.store import CheckpointStore
 
-ROUNDING = {torch.bfloat16: 5e-2, torch.float16: 2e-2}  # between two orders of adding up
 Note = dict[str, Any]  # what the record says of one block that stays
 
 
@@ -52,6 +52,9 @@ class ShrinkWalk:
     def __post_init__(self) -> None:
         self.total = len(self.store.anatomy.blocks)
         self.dense = self.stream.clone() if self.stream is not None and self.step is not None else None
+        self._dense_calls = (
+            self.inputs.calls.apart()
+        )  # what its blocks leave for later ones is not the smaller model's
 
     def write(self) -> list[Note]:
         """Writes every block once; those that an unfinished run has written are only run."""
@@ -116,36 +119,8 @@ class ShrinkWalk:
                 kept, weight = narrowed(block, down, width.new)
                 name = next(name for name, owner in owners.items() if owner == down.parameter_name)
                 made[name] = down.of(weight).to("cpu", made[name].dtype).contiguous()
-                tries = [width.cut(old, made, owners, alone, kept, paired=paired) for paired in (False, True)]
-                expected = self._first(block)
-        if width is None or not layers:
-            return _renamed(made, old, new)
-        if experts is not None and experts.blocks[old]:  # there is no wide block of fewer experts to compare with
-            return _renamed(tries[0], old, new)
-        return self._right_one(new, [_renamed(cut, old, new) for cut in tries], expected)
-
-    def _right_one(self, new: int, tries: Sequence[dict[str, Tensor]], expected: Tensor) -> dict[str, Tensor]:
-        """The first of several ways to cut a block with which it gives what the wide one gives without those channels.
-
-        Raises: ModelError if none does.
-        """
-        for tensors in tries:
-            for anatomy in walk(self.small, start=new, stop=new + 1, stored=partial(_given, tensors)):
-                placed = replace(anatomy, index=self.kept[new])
-                found = self._first(Block(placed, (), {}, self.inputs, self.emit, self.total, stream=self.stream))
-            if float((found - expected).norm() / expected.norm()) < ROUNDING.get(self.store.model.dtype, 1e-3):
-                return tensors
-        raise ModelError(
-            f"{self.store.anatomy.blocks[self.kept[new]].name}: a narrower MLP does not compute what the wide one"
-            " computes without those channels; they are laid out in a way that autoprune does not know, so --mlp can't"
-            " be used on this model"
-        )
-
-    @torch.no_grad()
-    def _first(self, block: Block) -> Tensor:
-        """What a block makes of the first micro-batch."""
-        assert self.stream is not None
-        return block.run(0, self.stream[0]).float()
+                made = width.cut(old, made, owners, alone, kept)
+        return _renamed(made, old, new)
 
     def _run(self, new: int, tensors: Mapping[str, Tensor], note: Note | None) -> dict[str, Tensor]:
         """Sends the stream through a block with these tensors, healed first if there is a ``note`` to take."""
@@ -213,7 +188,7 @@ class ShrinkWalk:
             return
         for block in walk(self.store, start=start, stop=stop):
             for i in self.inputs.batches:
-                self.dense[i] = self.inputs.calls.of(i, block.index)(block.module, self.dense[i])
+                self.dense[i] = self._dense_calls.of(i, block.index)(block.module, self.dense[i])
                 self.emit(Progress(block.index, self.total, "dense", i + 1, len(self.inputs.batches)))
 
 

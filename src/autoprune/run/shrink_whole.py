@@ -28,7 +28,7 @@ def written(walk: ShrinkWalk, steps: Sequence[ModelStep], ids: Tensor) -> tuple[
     if not steps:
         return notes, {}
     assert walk.dense is not None, "a step on the whole model comes behind one that heals block by block"
-    small = walk.small
+    walk.stream, small = None, walk.small  # the dense hidden states are all that is needed
     walk.emit(Phase("reading the smaller model"))
     for block in small.anatomy.blocks:
         small.load_stored(block.index, journal.writer.read_block(block.index))

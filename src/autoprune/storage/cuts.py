@@ -34,18 +34,22 @@ class Shorter:
 
 @dataclass(frozen=True)
 class Cut:
-    """An entry of config.json that gets smaller, and by block what gets shorter with it, by names in the block."""
+    """An entry of config.json that gets smaller, and by block what gets shorter with it, by names in the block.
+
+    ``paired``: where a tensor has two entries for each thing, they are neighbours; else there is one in every half.
+    """
 
     entry: str
     old: int
     new: int
     blocks: Sequence[Mapping[str, Shorter]]
+    paired: bool = False
 
-    def index(self, part: Shorter, kept: Int[Tensor, " kept"], *, paired: bool) -> Int[Tensor, " entries"]:
-        """The entries of a tensor that stay; of two for each, neighbours if ``paired``, else one in every half."""
+    def index(self, part: Shorter, kept: Int[Tensor, " kept"]) -> Int[Tensor, " entries"]:
+        """The entries of a tensor that stay."""
         if part.times == 1:
             return kept
-        places = kept[:, None] * 2 + torch.arange(2) if paired else kept + self.old * torch.arange(2)[:, None]
+        places = kept[:, None] * 2 + torch.arange(2) if self.paired else kept + self.old * torch.arange(2)[:, None]
         return places.flatten()
 
     def cut(
@@ -55,8 +59,6 @@ class Cut:
         owners: Mapping[str, str],
         alone: Collection[str],
         kept: Int[Tensor, " kept"],
-        *,
-        paired: bool = False,
     ) -> dict[str, Tensor]:
         """A block's stored tensors without what goes; ``owners``: by stored name the parameter, relative to the block.
 
@@ -72,7 +74,7 @@ class Cut:
                 if number in places:
                     made[with_expert(name, places[number])] = tensor
             else:
-                chosen = self.index(part, kept, paired=paired)
+                chosen = self.index(part, kept)
                 made[name] = tensor.index_select(part.axis, chosen.to(tensor.device)).contiguous()
         return made
 

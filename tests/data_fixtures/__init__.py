@@ -103,6 +103,11 @@ def refused(action: Callable[[], Any], *expected: str) -> str:
     return message
 
 
+def write_txt(folder: Path, text: str) -> Path:
+    (folder / "a.txt").write_text(text, encoding="utf-8")
+    return folder / "a.txt"
+
+
 def write_jsonl(path: Path, rows: list[Any]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     raw = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()

@@ -114,7 +114,7 @@ def test_a_cell_of_a_grid(tiny: Path, options: Options, tmp_path: Path, wanted: 
 def test_where_there_is_nothing_to_compare_with(tiny: Path, options: Options, texts: Texts, tmp_path: Path) -> None:
     """Said before any work."""
     with pytest.raises(RecipeError, match="--compare sets a pruned model beside the dense one, but nothing is pruned"):
-        autoprune.evaluate(tiny, compare=True, eval_data=[texts.heldout], seqlen=SEQLEN)
+        autoprune.prune(tiny, compare=True, **{**options, "sparsity_ratio": 0})
     model = tiny_model()
     before = model.state_dict()["model.layers.0.mlp.up_proj.weight"].clone()
     with pytest.raises(ModelError, match="pruned in memory, and then nothing is left of the dense model"):

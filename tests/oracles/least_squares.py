@@ -6,6 +6,20 @@ import torch
 from torch import Tensor
 
 
+def inputs(tokens: int, features: int, generator: torch.Generator) -> Tensor:
+    """Inputs that hang together and differ in size, as real ones do."""
+    mixing = torch.randn(features, features, generator=generator) / features**0.5 + torch.eye(features)
+    loudness = torch.randn(features, generator=generator).exp()
+    return torch.randn(tokens, features, generator=generator) @ mixing * loudness
+
+
+def problem(rows: int, features: int, tokens: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Weights and the Gram of such inputs."""
+    generator = torch.Generator().manual_seed(seed)
+    x = inputs(tokens, features, generator)
+    return torch.randn(rows, features, generator=generator), x.T @ x
+
+
 def damped(gram: Tensor, damping: float) -> Tensor:
     """G + lambda I with lambda a share of the mean diagonal."""
     g = gram.double()

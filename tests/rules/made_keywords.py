@@ -13,10 +13,9 @@ from typing import Any
 
 from pages import ROOT
 
-from autoprune.cli import commands, compare, rotate, shrink, speed
-from autoprune.recipe.options import RotationOptions, ShrinkOptions, SpeedOptions
+from autoprune.recipe.commands import COMPARE, EVALUATE, INSPECT, ROTATE, SHRINK, SPEED, Command
 from autoprune.recipe.recipe import groups
-from autoprune.steps.table import BUILT_IN, healing_options
+from autoprune.steps.table import BUILT_IN
 
 FILE = ROOT / "src/autoprune/recipe/keywords.py"
 HEAD = '''"""The options of Python's front doors, as type checkers and editors know them. Imports no torch.
@@ -53,39 +52,33 @@ __all__ = [
     "Unpack",
 ]
 '''
-# By name: the door, the groups of options that it takes, and what of them means nothing there.
-DOORS = {
-    "PruneOptions": ("prune", None, ("model",)),
-    "EvaluateOptions": ("evaluate", *commands.FLAGS["eval"]),
-    "CompareOptions": ("compare", compare.GROUPS, compare.WITHOUT),
-    "RotateOptions": ("rotate", rotate.GROUPS, rotate.WITHOUT),
-    "ShrinkChoices": ("shrink", shrink.GROUPS, shrink.WITHOUT),
-    "SpeedChoices": ("speed", speed.GROUPS, speed.WITHOUT),
-    "InspectOptions": ("inspect", ("model", "chosen", "calibration", "run"), commands.FLAGS["inspect"][1]),
+DOORS = {  # by name: the function, and what it takes; prune takes all
+    "PruneOptions": ("prune", None),
+    "EvaluateOptions": ("evaluate", EVALUATE),
+    "CompareOptions": ("compare", COMPARE),
+    "RotateOptions": ("rotate", ROTATE),
+    "ShrinkChoices": ("shrink", SHRINK),
+    "SpeedChoices": ("speed", SPEED),
+    "InspectOptions": ("inspect", INSPECT),
 }
 DATA = ("calibration_data", "eval_data")
 
 
 def keywords() -> str:
     """The whole file."""
-    return HEAD + "".join(_door(name, *facts) for name, facts in DOORS.items())
+    return HEAD + "".join(_door(name, *door) for name, door in DOORS.items())
 
 
-def _door(name: str, door: str, chosen: tuple[str, ...] | None, without: tuple[str, ...]) -> str:
-    lines = [f"    {line}\n" for line in _fields(chosen, {*without, "model"})]
-    if chosen is None:
-        lines.append("    ratios: Mapping[str, float]\n")
-    smaller = (ShrinkOptions, *healing_options().values())
-    alone = {"rotate": (RotationOptions,), "shrink": smaller, "speed": (SpeedOptions,)}
-    lines += [f"    {line}\n" for options in alone.get(door, ()) for line in _of(options, set())]
-    return f'\n\nclass {name}(TypedDict, total=False):\n    """What ``autoprune.{door}`` takes."""\n\n{"".join(lines)}'
-
-
-def _fields(chosen: tuple[str, ...] | None, without: set[str]) -> Iterator[str]:
-    for group in groups():
-        wanted = group.name in BUILT_IN if group.step else chosen is None or group.name in chosen
-        if wanted and not (group.step and chosen is not None):
-            yield from _of(group.type, without)
+def _door(name: str, door: str, takes: Command | None) -> str:
+    without = {"model", *(takes.without if takes else ())}
+    taken = takes.taken() if takes else groups()
+    fields = [
+        field for group in taken if not group.step or group.name in BUILT_IN for field in _of(group.type, without)
+    ]
+    fields += [field for options in (takes.own if takes else ()) for field in _of(options, set())]
+    fields += [] if takes else ["ratios: Mapping[str, float]"]
+    lines = "".join(f"    {field}\n" for field in fields)
+    return f'\n\nclass {name}(TypedDict, total=False):\n    """What ``autoprune.{door}`` takes."""\n\n{lines}'
 
 
 def _of(group: type, without: set[str]) -> Iterator[str]:

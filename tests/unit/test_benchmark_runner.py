@@ -174,6 +174,30 @@ def test_each_job_has_a_gpu_of_its_own(stub: Callable[[str], None], tmp_path: Pa
         assert found == expected
 
 
+def test_threads_of_a_cell(stub: Callable[[str], None], tmp_path: Path, monkeypatch: Any) -> None:
+    """Its share of the cores that the run may use; what the user wishes holds for every cell."""
+    stub("import os; options.with_suffix('.threads').write_text(os.environ['OMP_NUM_THREADS']); write()")
+    monkeypatch.setattr(runner, "available_cores", lambda: 6)
+    for wish, jobs, expected in ((None, 2, "3"), (None, 8, "1"), ("5", 2, "5")):
+        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+        if wish:
+            monkeypatch.setenv("OMP_NUM_THREADS", wish)
+        place = tmp_path / f"{wish} {jobs}"
+        run_grid(grid(1), place, jobs=jobs)
+        assert {path.read_text() for path in (place / "cells").glob("*.threads")} == {expected}
+
+
+def test_available_cores_are_those_of_the_process() -> None:
+    """A process that was bound to one core has one."""
+    if not hasattr(os, "sched_setaffinity"):
+        pytest.skip("this system binds no process to a core")
+    program = f"import os; os.sched_setaffinity(0, {{{min(os.sched_getaffinity(0))}}}); " + (
+        "from autoprune.bench.runner import available_cores; print(available_cores())"
+    )
+    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert said.strip() == "1"
+
+
 def test_a_finished_cell_ends_cleanly_while_its_starter_waits(options: dict[str, Any], tmp_path: Path) -> None:
     """Exit status 0, no abort of the thread that waits on standard input; when that closes, the cell ends."""
     given, result = tmp_path / "options.json", tmp_path / "result.json"

@@ -10,6 +10,7 @@ import pytest
 from autoprune.cli.flags import Parser, add_flags, given
 from autoprune.cli.main import main
 from autoprune.errors import RecipeError
+from autoprune.recipe.commands import Command
 from autoprune.recipe.recipe import groups, recipe_from_flat
 
 NAMES = {field.name for group in groups() for field in dataclasses.fields(group.type)}
@@ -104,7 +105,7 @@ def test_help_shows_every_flag_its_choices_and_its_default() -> None:
 
 
 def test_part_of_the_groups_and_a_positional_model() -> None:
-    made = parser(chosen=("model", "run"), positional="model")
+    made = parser(command=Command("some", ("model", "run"), without=()), positional="model")
     assert given(made.parse_args(["m", "--quiet"])) == {"model": "m", "quiet": True}
     with pytest.raises(RecipeError, match="unrecognized arguments: --seed"):
         made.parse_args(["m", "--seed", "1"])
@@ -140,7 +141,7 @@ def test_misspelt_flags_are_told_what_they_may_have_been(word: str, meant: str) 
 
 def test_a_flag_of_another_command_is_not_called_misspelt() -> None:
     parser = Parser(prog="autoprune eval", allow_abbrev=False)
-    add_flags(parser, ("evaluation",), ("compare",))
+    add_flags(parser, Command("eval", ("evaluation",), without=("compare",)))
     with pytest.raises(RecipeError, match=r"unrecognized arguments: --compare \(a flag of other commands\)"):
         parser.parse_args(["--compare"])
 

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import least_squares, splitting
-from torch import Tensor
+from oracles.least_squares import problem
 
 from autoprune.core.admm import admm, admm_curvature
 from autoprune.core.selection import count_violations
@@ -17,15 +17,6 @@ from autoprune.core.sparsity import SemiStructured, Target, Unstructured
 from autoprune.errors import NumericsError
 
 TARGETS: list[Target] = [Unstructured(0.5), Unstructured(0.7), SemiStructured(2, 4), SemiStructured(1, 4)]
-
-
-def _problem(rows: int, features: int, tokens: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Weights and the Gram of inputs that hang together and differ in size."""
-    generator = torch.Generator().manual_seed(seed)
-    mixing = torch.randn(features, features, generator=generator) / features**0.5 + torch.eye(features)
-    loudness = torch.randn(features, generator=generator).exp()
-    x = torch.randn(tokens, features, generator=generator) @ mixing * loudness
-    return torch.randn(rows, features, generator=generator), x.T @ x
 
 
 @pytest.mark.parametrize("per_row", [True, False])
@@ -36,7 +27,7 @@ def test_equals_the_literal_iteration(
     per_row: bool, target: Target, rows: int, groups: int, tokens: int, seed: int
 ) -> None:
     """In float64 on both sides, so that rounding decides nothing; with fewer tokens than features among them."""
-    weight, gram = _problem(rows, 4 * groups, tokens, seed)
+    weight, gram = problem(rows, 4 * groups, tokens, seed)
     pattern = (target.n, target.m) if isinstance(target, SemiStructured) else None
     wanted, wanted_keep = splitting.admm(weight, gram, target.ratio, pattern=pattern, per_row=per_row)
     new, keep = admm(weight.double(), admm_curvature(gram.double()), target, per_row=per_row)
@@ -46,7 +37,7 @@ def test_equals_the_literal_iteration(
 
 @pytest.mark.parametrize("target", TARGETS, ids=str)
 def test_single_precision_makes_the_same_choices_almost_everywhere(target: Target) -> None:
-    weight, gram = _problem(40, 64, 300, seed=1)
+    weight, gram = problem(40, 64, 300, seed=1)
     new, keep = admm(weight, admm_curvature(gram), target)
     _, double = admm(weight.double(), admm_curvature(gram.double()), target)
     assert new.dtype == torch.float32 and float((keep == double).float().mean()) > 0.995
@@ -55,7 +46,7 @@ def test_single_precision_makes_the_same_choices_almost_everywhere(target: Targe
 @pytest.mark.parametrize("ratio", [0.29, 0.5, 0.999])
 @pytest.mark.parametrize(("rows", "features"), [(9, 10), (7, 31)])
 def test_zeros_are_exact_in_number(ratio: float, rows: int, features: int) -> None:
-    weight, gram = _problem(rows, features, 60, seed=2)
+    weight, gram = problem(rows, features, 60, seed=2)
     new, keep = admm(weight, admm_curvature(gram), Unstructured(ratio))
     assert (~keep).sum(1).unique().tolist() == [math.floor(ratio * features)]
     assert torch.equal(new != 0, keep)
@@ -66,21 +57,21 @@ def test_zeros_are_exact_in_number(ratio: float, rows: int, features: int) -> No
 @pytest.mark.parametrize(("n", "m"), [(2, 4), (1, 4), (4, 8), (2, 3), (9, 10)])
 @pytest.mark.parametrize("per_row", [True, False])
 def test_groups_hold_exactly_n(n: int, m: int, per_row: bool) -> None:
-    weight, gram = _problem(5, 3 * m, 60, seed=3)
+    weight, gram = problem(5, 3 * m, 60, seed=3)
     _, keep = admm(weight, admm_curvature(gram), SemiStructured(n, m), per_row=per_row)
     assert count_violations(keep, SemiStructured(n, m)) == 0
     assert keep.unflatten(1, (-1, m)).sum(-1).unique().tolist() == [n]
 
 
 def test_survivors_make_up_for_what_goes() -> None:
-    weight, gram = _problem(16, 64, 300, seed=4)
+    weight, gram = problem(16, 64, 300, seed=4)
     new, keep = admm(weight, admm_curvature(gram), Unstructured(0.5))
     alone = least_squares.objective(weight * keep, weight, gram, 0.0).sum()
     assert least_squares.objective(new, weight, gram, 0.0).sum() < 0.6 * alone
 
 
 def test_dead_inputs_go_first() -> None:
-    weight, gram = _problem(4, 8, 40, seed=5)
+    weight, gram = problem(4, 8, 40, seed=5)
     dead = [0, 1, 2, 6]
     gram[dead] = 0
     gram[:, dead] = 0
@@ -92,21 +83,21 @@ def test_dead_inputs_go_first() -> None:
 
 
 def test_all_inputs_dead() -> None:
-    weight, _ = _problem(3, 8, 10, seed=6)
+    weight, _ = problem(3, 8, 10, seed=6)
     new, keep = admm(weight, admm_curvature(torch.zeros(8, 8)), Unstructured(0.5))
     assert torch.equal(keep, splitting.choose_for(0.5, pattern=None, per_row=True)(weight))
     torch.testing.assert_close(new, weight * keep)
 
 
 def test_rank_deficient_gram_gives_finite_weights() -> None:
-    weight, gram = _problem(5, 40, 3, seed=7)
+    weight, gram = problem(5, 40, 3, seed=7)
     new, keep = admm(weight, admm_curvature(gram), Unstructured(0.5))
     assert bool(torch.isfinite(new).all()) and int((~keep).sum()) == 100
 
 
 @pytest.mark.parametrize(("place", "bad"), [((1, 1), float("nan")), ((1, 1), float("inf")), ((0, 2), float("nan"))])
 def test_a_gram_that_is_not_finite_is_refused(place: tuple[int, int], bad: float) -> None:
-    _, gram = _problem(3, 4, 20, seed=8)
+    _, gram = problem(3, 4, 20, seed=8)
     gram[place] = gram[place[::-1]] = bad
     with pytest.raises(NumericsError, match="not finite"):
         admm_curvature(gram)
@@ -120,7 +111,7 @@ def test_a_gram_that_is_indefinite_is_refused() -> None:
 
 
 def test_two_runs_give_the_same_bits_and_the_given_weights_are_left_alone() -> None:
-    weight, gram = _problem(8, 32, 100, seed=9)
+    weight, gram = problem(8, 32, 100, seed=9)
     before = weight.clone(), gram.clone()
     first, second = (admm(weight, admm_curvature(gram), Unstructured(0.5)) for _ in range(2))
     assert torch.equal(first[0], second[0]) and torch.equal(first[1], second[1])

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import least_squares, splitting
+from oracles.least_squares import problem
 from torch import Tensor
 
 from autoprune.core.alps import alps
@@ -19,15 +20,6 @@ from autoprune.core.spectrum import RUNG, spectrum
 from autoprune.errors import NumericsError
 
 TARGETS: list[Target] = [Unstructured(0.5), Unstructured(0.7), SemiStructured(2, 4), SemiStructured(1, 4)]
-
-
-def _problem(rows: int, features: int, tokens: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Weights and the Gram of inputs that hang together and differ in size."""
-    generator = torch.Generator().manual_seed(seed)
-    mixing = torch.randn(features, features, generator=generator) / features**0.5 + torch.eye(features)
-    loudness = torch.randn(features, generator=generator).exp()
-    x = torch.randn(tokens, features, generator=generator) @ mixing * loudness
-    return torch.randn(rows, features, generator=generator), x.T @ x
 
 
 def _error(found: Tensor, weight: Tensor, gram: Tensor) -> float:
@@ -42,7 +34,7 @@ def test_equals_the_literal_algorithm(
     per_row: bool, target: Target, rows: int, groups: int, tokens: int, seed: int
 ) -> None:
     """In float64 on both sides, so that rounding decides nothing; with fewer tokens than features among them."""
-    weight, gram = _problem(rows, 4 * groups, tokens, seed)
+    weight, gram = problem(rows, 4 * groups, tokens, seed)
     pattern = (target.n, target.m) if isinstance(target, SemiStructured) else None
     wanted = splitting.alps(weight, gram, splitting.choose_for(target.ratio, pattern=pattern, per_row=per_row))
     found = alps(weight.double(), spectrum(gram.double()), target, per_row=per_row)
@@ -54,7 +46,7 @@ def test_equals_the_literal_algorithm(
 
 @pytest.mark.parametrize("target", TARGETS, ids=str)
 def test_single_precision_makes_the_same_choices_almost_everywhere(target: Target) -> None:
-    weight, gram = _problem(40, 64, 300, seed=1)
+    weight, gram = problem(40, 64, 300, seed=1)
     single = alps(weight, spectrum(gram), target)
     double = alps(weight.double(), spectrum(gram.double()), target)
     assert single.weight.dtype == torch.float32
@@ -65,7 +57,7 @@ def test_single_precision_makes_the_same_choices_almost_everywhere(target: Targe
 @pytest.mark.parametrize("ratio", [0.29, 0.5, 0.999])
 @pytest.mark.parametrize(("rows", "features"), [(9, 10), (7, 31)])
 def test_zeros_are_exact_in_number(ratio: float, rows: int, features: int) -> None:
-    weight, gram = _problem(rows, features, 60, seed=2)
+    weight, gram = problem(rows, features, 60, seed=2)
     row = alps(weight, spectrum(gram), Unstructured(ratio))
     assert (~row.keep).sum(1).unique().tolist() == [math.floor(ratio * features)]
     layer = alps(weight, spectrum(gram), Unstructured(ratio), per_row=False)
@@ -76,7 +68,7 @@ def test_zeros_are_exact_in_number(ratio: float, rows: int, features: int) -> No
 
 @pytest.mark.parametrize(("n", "m"), [(2, 4), (1, 4), (4, 8), (2, 3)])
 def test_groups_hold_exactly_n(n: int, m: int) -> None:
-    weight, gram = _problem(5, 3 * m, 60, seed=3)
+    weight, gram = problem(5, 3 * m, 60, seed=3)
     keep = alps(weight, spectrum(gram), SemiStructured(n, m)).keep
     assert count_violations(keep, SemiStructured(n, m)) == 0
     assert keep.unflatten(1, (-1, m)).sum(-1).unique().tolist() == [n]
@@ -85,7 +77,7 @@ def test_groups_hold_exactly_n(n: int, m: int) -> None:
 @pytest.mark.parametrize("target", TARGETS, ids=str)
 def test_a_better_support_than_magnitude_of_scaled_weights(target: Target) -> None:
     """The point of the search: least squares on the pattern that it began with is worse."""
-    weight, gram = _problem(16, 64, 300, seed=4)
+    weight, gram = problem(16, 64, 300, seed=4)
     pattern = (target.n, target.m) if isinstance(target, SemiStructured) else None
     first = splitting.choose_for(target.ratio, pattern=pattern, per_row=True)(weight * spectrum(gram).scale)
     found = alps(weight, spectrum(gram), target)
@@ -95,7 +87,7 @@ def test_a_better_support_than_magnitude_of_scaled_weights(target: Target) -> No
 @pytest.mark.parametrize("target", [Unstructured(0.5), SemiStructured(2, 4)], ids=str)
 def test_wide_grams_are_factorised_on_a_ladder(target: Target) -> None:
     """Another way to nearly the same pattern: the penalties differ by less than half a rung."""
-    weight, gram = _problem(16, 64, 300, seed=5)
+    weight, gram = problem(16, 64, 300, seed=5)
     ladder = spectrum(gram, widest=63)
     assert ladder.decomposed is None
     wide, narrow = alps(weight, ladder, target), alps(weight, spectrum(gram), target)
@@ -104,7 +96,7 @@ def test_wide_grams_are_factorised_on_a_ladder(target: Target) -> None:
 
 
 def test_both_ways_give_one_inverse() -> None:
-    _, gram = _problem(1, 40, 25, seed=6)
+    _, gram = problem(1, 40, 25, seed=6)
     decomposed, factorised = spectrum(gram), spectrum(gram, widest=39)
     torch.testing.assert_close(decomposed.inverse(0.5), factorised.inverse(0.5), rtol=1e-4, atol=1e-5)
 
@@ -124,7 +116,7 @@ def test_a_frozen_support_begins_again_with_a_smaller_penalty() -> None:
 @pytest.mark.parametrize("widest", [4096, 1])
 def test_dead_inputs_go_first(target: Target, widest: int) -> None:
     """As far as the target lets them; one that has to stay keeps its value."""
-    weight, gram = _problem(4, 8, 40, seed=8)
+    weight, gram = problem(4, 8, 40, seed=8)
     dead = [0, 1, 2, 6]
     gram[dead] = 0
     gram[:, dead] = 0
@@ -140,7 +132,7 @@ def test_dead_inputs_go_first(target: Target, widest: int) -> None:
 
 
 def test_all_inputs_dead() -> None:
-    weight, _ = _problem(3, 8, 10, seed=9)
+    weight, _ = problem(3, 8, 10, seed=9)
     found = alps(weight, spectrum(torch.zeros(8, 8)), Unstructured(0.5))
     assert torch.equal(found.keep, splitting.choose_for(0.5, pattern=None, per_row=True)(weight))
     torch.testing.assert_close(found.weight, weight * found.keep)
@@ -148,14 +140,14 @@ def test_all_inputs_dead() -> None:
 
 @pytest.mark.parametrize("widest", [4096, 1])
 def test_rank_deficient_gram_gives_finite_weights(widest: int) -> None:
-    weight, gram = _problem(5, 40, 3, seed=10)
+    weight, gram = problem(5, 40, 3, seed=10)
     found = alps(weight, spectrum(gram, widest=widest), Unstructured(0.5))
     assert bool(torch.isfinite(found.weight).all()) and int((~found.keep).sum()) == 100
 
 
 @pytest.mark.parametrize(("place", "bad"), [((1, 1), float("nan")), ((1, 1), float("inf")), ((0, 2), float("nan"))])
 def test_a_gram_that_is_not_finite_is_refused(place: tuple[int, int], bad: float) -> None:
-    _, gram = _problem(3, 4, 20, seed=11)
+    _, gram = problem(3, 4, 20, seed=11)
     gram[place] = gram[place[::-1]] = bad
     with pytest.raises(NumericsError, match="not finite"):
         spectrum(gram)
@@ -169,7 +161,7 @@ def test_a_wide_gram_that_is_indefinite_is_refused() -> None:
 
 
 def test_two_runs_give_the_same_bits_and_the_given_weights_are_left_alone() -> None:
-    weight, gram = _problem(8, 32, 100, seed=12)
+    weight, gram = problem(8, 32, 100, seed=12)
     before = weight.clone(), gram.clone()
     first, second = (alps(weight, spectrum(gram), Unstructured(0.5)) for _ in range(2))
     assert torch.equal(first.weight, second.weight) and torch.equal(first.keep, second.keep)

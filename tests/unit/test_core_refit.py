@@ -16,9 +16,7 @@ from autoprune.errors import NumericsError
 def problem(rows: int, features: int, tokens: int, seed: int, share: float = 0.5) -> tuple[Tensor, Tensor, Tensor]:
     """Weights, a random pattern, and the Gram of inputs that hang together and differ in size, as real ones do."""
     generator = torch.Generator().manual_seed(seed)
-    mixing = torch.randn(features, features, generator=generator) / features**0.5 + torch.eye(features)
-    loudness = torch.randn(features, generator=generator).exp()
-    x = torch.randn(tokens, features, generator=generator) @ mixing * loudness
+    x = oracle.inputs(tokens, features, generator)
     weight = torch.randn(rows, features, generator=generator)
     return weight, torch.rand(rows, features, generator=generator) < share, x.T @ x
 

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from oracles import swaps as oracle
+from oracles.least_squares import inputs
 from torch import Tensor
 
 from autoprune.core import swaps
@@ -22,12 +23,7 @@ SIZES = {"rows": st.integers(1, 4), "groups": st.integers(1, 3), "seed": st.inte
 def problem(rows: int, features: int, seed: int, target: Target = HALF) -> tuple[Tensor, Tensor, Tensor]:
     """Weights, a pattern that fits the target but was drawn blindly, and the Gram of inputs that hang together."""
     generator = torch.Generator().manual_seed(seed)
-    mixing = torch.randn(features, features, generator=generator) / features**0.5 + torch.eye(features)
-    x = (
-        torch.randn(3 * features, features, generator=generator)
-        @ mixing
-        * torch.randn(features, generator=generator).exp()
-    )
+    x = inputs(3 * features, features, generator)
     weight = torch.randn(rows, features, generator=generator)
     m, n = (target.m, target.n) if isinstance(target, SemiStructured) else (features, features // 2)
     keep = torch.rand(rows, features // m, m, generator=generator).argsort(-1).flatten(1) < n

@@ -20,6 +20,7 @@ from data_fixtures import (
     word_tokenizer,
     words,
     write_texts,
+    write_txt,
 )
 from hypothesis import given
 from hypothesis import strategies as st
@@ -27,15 +28,6 @@ from transformers import PreTrainedTokenizerFast
 
 from autoprune.data import windows
 from autoprune.data.windows import Windows, calibration_windows, evaluation_windows
-
-
-def write_txt(folder: Path, text: str) -> Path:
-    (folder / "a.txt").write_text(text, encoding="utf-8")
-    return folder / "a.txt"
-
-
-def write_jsonl(folder: Path, texts: list[str]) -> Path:
-    return write_texts(folder / "a.jsonl", texts)
 
 
 class TestCalibrationFromOneText:
@@ -115,7 +107,7 @@ class TestCalibrationFromOneText:
         )
         calibrate(write_txt(tmp_path, words(2000)))
         evaluate(tmp_path / "a.txt")
-        calibrate(write_jsonl(tmp_path, [words(200)] * 3))
+        calibrate(write_texts(tmp_path / "a.jsonl", [words(200)] * 3))
         refused(lambda: calibrate(tmp_path / "a.jsonl", seqlen=300))
         assert not spoken
         word_tokenizer()(words(2000))
@@ -132,13 +124,13 @@ class TestCalibrationFromDocuments:
         self, tmp_path_factory: pytest.TempPathFactory, lengths: list[int], seed: int, seqlen: int
     ) -> None:
         texts = [words(length, first=37 * i) for i, length in enumerate([*lengths, 40])]
-        path = write_jsonl(tmp_path_factory.mktemp("documents"), texts)
+        path = write_texts(tmp_path_factory.mktemp("documents") / "a.jsonl", texts)
         got = calibrate(path, nsamples=6, seqlen=seqlen, seed=seed)
         assert got.ids.tolist() == published_documents([word_ids(text) for text in texts], 6, seqlen, seed)
 
     def test_start_token_counts_and_is_reported(self, tmp_path: Path) -> None:
         texts = [words(15), words(16, 20), words(30, 40)]
-        got = calibrate(write_jsonl(tmp_path, texts), nsamples=8, bos=True)
+        got = calibrate(write_texts(tmp_path / "a.jsonl", texts), nsamples=8, bos=True)
         assert got.ids.tolist() == published_documents([[0, *word_ids(text)] for text in texts], 8, 16, 0)
         assert got.provenance["bos_token_added"] is True
         assert (got.provenance["documents"], got.provenance["tokens"], got.provenance["seed"]) == (3, None, 0)
@@ -146,12 +138,12 @@ class TestCalibrationFromDocuments:
     def test_parquet_and_jsonl_agree(self, tmp_path: Path) -> None:
         texts = [words(20 + i, i) for i in range(9)]
         write_texts(tmp_path / "a.parquet", texts)
-        one, other = calibrate(write_jsonl(tmp_path, texts)), calibrate(tmp_path / "a.parquet")
+        one, other = calibrate(write_texts(tmp_path / "a.jsonl", texts)), calibrate(tmp_path / "a.parquet")
         assert torch.equal(one.ids, other.ids)
         assert one.fingerprint == other.fingerprint
 
     def test_no_document_is_long_enough(self, tmp_path: Path) -> None:
-        path = write_jsonl(tmp_path, [words(i) for i in range(1, 17)])
+        path = write_texts(tmp_path / "a.jsonl", [words(i) for i in range(1, 17)])
         refused(
             lambda: calibrate(path),
             "--calibration_data",
@@ -166,13 +158,13 @@ class TestCalibrationFromDocuments:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         texts = [words(3)] * 60 + [words(30)] + [words(4)] * 60
-        path = write_jsonl(tmp_path, texts)
+        path = write_texts(tmp_path / "a.jsonl", texts)
         expected = published_documents([word_ids(text) for text in texts], 4, 16, 3)
         assert calibrate(path, seed=3).ids.tolist() == expected
         monkeypatch.setattr(windows, "FRUITLESS_DRAWS", 2)
         monkeypatch.setattr(windows, "_SWEEP", 7)
         assert calibrate(path, seed=3).ids.tolist() == expected
-        path = write_jsonl(tmp_path, [words(3)] * 100)
+        path = write_texts(tmp_path / "a.jsonl", [words(3)] * 100)
         refused(lambda: calibrate(path), "the longest of its 100 documents has 3 tokens")
 
     def test_only_drawn_documents_are_tokenised(self, tmp_path: Path) -> None:
@@ -185,7 +177,7 @@ class TestCalibrationFromDocuments:
 
         counting.bos_token_id = None  # type: ignore[attr-defined]
         texts = [words(20, i) for i in range(400)]
-        calibrate(write_jsonl(tmp_path, texts), nsamples=10, load_tokenizer=lambda: counting)
+        calibrate(write_texts(tmp_path / "a.jsonl", texts), nsamples=10, load_tokenizer=lambda: counting)
         assert 0 < len(seen) <= 10
         assert len(seen) == len(set(seen))
 

@@ -15,16 +15,8 @@ from data_fixtures import (
     word_tokenizer,
     words,
     write_texts,
+    write_txt,
 )
-
-
-def write_txt(folder: Path, text: str) -> Path:
-    (folder / "a.txt").write_text(text, encoding="utf-8")
-    return folder / "a.txt"
-
-
-def write_jsonl(folder: Path, texts: list[str]) -> Path:
-    return write_texts(folder / "a.jsonl", texts)
 
 
 class TestEvaluation:
@@ -42,7 +34,7 @@ class TestEvaluation:
         assert (got.provenance["purpose"], got.provenance["fingerprint"]) == ("evaluation", got.fingerprint)
 
     def test_documents_are_joined_before_tokenising(self, tmp_path: Path) -> None:
-        path = write_jsonl(tmp_path, ["ab", "", "c" * 20])
+        path = write_texts(tmp_path / "a.jsonl", ["ab", "", "c" * 20])
         got = evaluate(path, seqlen=2, load_tokenizer=byte_tokenizer, vocab_size=256)
         assert got.ids.flatten().tolist() == byte_tokenizer()("ab\n\n\n\n" + "c" * 20)["input_ids"]
         assert got.provenance["documents"] == 3

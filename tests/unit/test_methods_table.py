@@ -93,9 +93,11 @@ def test_classic_flags_are_a_list_of_steps() -> None:
         ("refit", "goes on with a pattern"),
         ("barber,wanda", "goes on with a pattern"),
         ("mixed", "none of these steps prunes"),
+        ("wanda,alps", "alps chooses a pattern by itself, and wanda before it gives one already; leave out one"),
+        ("mixed,magnitude,refit,auto", "auto chooses a pattern by itself, and magnitude before it gives one"),
     ],
 )
-def test_a_refinement_needs_a_pattern(names: str, words: str) -> None:
+def test_a_refinement_needs_a_pattern_and_one_step_chooses_it(names: str, words: str) -> None:
     with pytest.raises(RecipeError, match=words):
         steps(steps=names)
 

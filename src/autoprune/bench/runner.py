@@ -46,7 +46,7 @@ class Workers:
         self._running: set[subprocess.Popen[bytes]] = set()
         shared = cells.parent / "shared"  # token windows and dense results, made by the first cell that needs them
         shared.mkdir(exist_ok=True)
-        threads = max(1, (os.cpu_count() or 1) // jobs)
+        threads = os.environ.get("OMP_NUM_THREADS") or max(1, available_cores() // jobs)
         self._slots: queue.SimpleQueue[str | None] = queue.SimpleQueue()  # a GPU for each job, or None: as it is
         devices = visible_devices() if jobs > 1 else []
         for job in range(jobs):
@@ -100,6 +100,11 @@ class Workers:
             if process.stdin:
                 process.stdin.close()
         return None if self._stopped else status
+
+
+def available_cores() -> int:
+    """The cores that this process may use, which can be fewer than the machine has (taskset, containers, clusters)."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def visible_devices() -> list[str]:

@@ -10,6 +10,7 @@ from autoprune.cli.flags import Parser, add_flags, add_recipe
 from autoprune.cli.rotate import add_rotate
 from autoprune.cli.shrink import add_shrink
 from autoprune.cli.speed import add_speed
+from autoprune.recipe.commands import EVALUATE, INSPECT, Command
 
 VERIFY = (
     "Checks a pruned checkpoint: zeros, N:M groups, NaN, hashes, tensors that must be the dense model's. Exit status 1"
@@ -40,31 +41,6 @@ EXAMPLES = {
     "report": ("autoprune report out/bench", "autoprune report out/bench --format html --out report.html"),
     "reproduce": ("autoprune reproduce", "autoprune reproduce wanda-llama-7b"),
 }
-FLAGS: dict[
-    str, tuple[tuple[str, ...] | None, tuple[str, ...]]
-] = {  # groups of options, and what of them means nothing there
-    "prune": (None, ()),
-    "eval": (
-        ("model", "calibration", "evaluation", "zeroshot", "output", "run"),
-        ("calibration_data", "nsamples", "save_model", "delete", "no_dense", "compare"),
-    ),
-    "inspect": (
-        ("model", "chosen", "calibration", "run"),
-        (
-            "prune_method",
-            "prune_barber",
-            "pruned_model",
-            "calibration_data",
-            "seed",
-            "datasets_cache_dir",
-            "protocol",
-            "memory",
-            "activations",
-            "quiet",
-            "no_dense",
-        ),
-    ),
-}
 
 
 def add_commands(commands: argparse._SubParsersAction[Parser]) -> None:
@@ -79,21 +55,19 @@ def add_commands(commands: argparse._SubParsersAction[Parser]) -> None:
 
 
 def _add_runs(commands: argparse._SubParsersAction[Parser]) -> None:
-    for name, about in (
-        ("prune", "prune a model"),
-        ("eval", "measure a model as it is"),
-        ("inspect", "describe a model: blocks, layers, coverage, cost"),
+    prune = commands.add_parser(
+        "prune", help="prune a model", description="Prune a model.", examples=EXAMPLES["prune"]
+    )
+    prune.add_argument("model_word", metavar="MODEL", nargs="?", help="the model, instead of --model")
+    prune.add_argument("place", metavar="OUT", nargs="?", help="where the result goes, instead of --save_model")
+    add_flags(prune, optional_model=True)
+    add_recipe(prune)
+    for name, about, takes in (
+        ("eval", "measure a model as it is", EVALUATE),
+        ("inspect", "describe a model: blocks, layers, coverage, cost", INSPECT),
     ):
         command = commands.add_parser(name, help=about, description=about.capitalize() + ".", examples=EXAMPLES[name])
-        groups, without = FLAGS[name]
-        if name == "prune":
-            command.add_argument("model_word", metavar="MODEL", nargs="?", help="the model, instead of --model")
-            command.add_argument(
-                "place", metavar="OUT", nargs="?", help="where the result goes, instead of --save_model"
-            )
-        add_flags(command, groups, without, positional=None if name == "prune" else "model", optional_model=True)
-        if name == "prune":
-            add_recipe(command)
+        add_flags(command, takes, positional="model")
 
 
 def _add_verify(commands: argparse._SubParsersAction[Parser]) -> None:
@@ -154,4 +128,8 @@ def _add_reproduce(commands: argparse._SubParsersAction[Parser]) -> None:
         "--jobs", metavar="N", type=int, default=1, help="cells at the same time (default %(default)s)"
     )
     reproduce.add_argument("--tables", metavar="FILE.toml", help="tables of your own instead of the published ones")
-    add_flags(reproduce, ("model", "calibration", "evaluation"), ("compare",), optional_model=True)
+    add_flags(
+        reproduce,
+        Command("reproduce", ("model", "calibration", "evaluation"), without=("compare",)),
+        optional_model=True,
+    )

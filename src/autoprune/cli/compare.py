@@ -7,6 +7,7 @@ from typing import Any
 
 from autoprune.cli.flags import Parser, add_flags, given
 from autoprune.errors import RecipeError
+from autoprune.recipe.commands import COMPARE
 
 ABOUT = (
     "Says how far pruned models' predictions are from the dense model's: KL divergence, the probability of the tokens"
@@ -15,20 +16,6 @@ ABOUT = (
 EXAMPLES = (
     "autoprune compare MODEL OUT",
     "autoprune compare MODEL OUT --tasks boolq,arc_easy",
-)
-GROUPS = ("model", "calibration", "evaluation", "zeroshot", "output", "run")
-WITHOUT = (
-    "model",
-    "calibration_data",
-    "nsamples",
-    "seed",
-    "protocol",
-    "save_model",
-    "save_ppl",
-    "save_zeroshot",
-    "delete",
-    "no_dense",
-    "compare",
 )
 
 
@@ -46,7 +33,7 @@ def add_compare(commands: argparse._SubParsersAction[Parser]) -> None:
         "--unrelated", action="store_true", help="go on with models that were not pruned from DENSE, of one vocabulary"
     )
     command.add_argument("--save", metavar="DIR", help="write tables, JSON and a page here")
-    add_flags(command, GROUPS, WITHOUT)
+    add_flags(command, COMPARE)
 
 
 def run_compare(chosen: argparse.Namespace) -> int:

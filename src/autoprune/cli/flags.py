@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 
 from autoprune.errors import RecipeError, unknown
 from autoprune.recipe.checks import comma_list
+from autoprune.recipe.commands import Command
 from autoprune.recipe.files import overridden, read_flat
 from autoprune.recipe.recipe import groups
 
@@ -85,20 +86,19 @@ class Parser(argparse.ArgumentParser):
 
 def add_flags(
     parser: argparse.ArgumentParser,
-    chosen: Sequence[str] | None = None,
-    without: Sequence[str] = (),
+    command: Command | None = None,
     *,
     positional: str | None = None,
     optional_model: bool = False,
 ) -> None:
-    """Adds a flag for every field of the recipe's option groups (all, or the ``chosen`` ones), but for those
-    ``without``. With the choice of steps come the steps' own.
+    """Adds a flag for every option that the command takes; without one, for every option of the recipe and the steps.
 
     ``positional`` names a field that is given without a flag.
     """
-    for group in groups():
-        if chosen is not None and ("chosen" if group.step else group.name) not in chosen:
-            continue
+    for options in command.own if command else ():
+        add_options(parser, options)
+    for group in command.taken() if command else groups():
+        without = command.without if command else ()
         add_options(parser, group.type, without, positional=positional, optional_model=optional_model)
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from autoprune.cli.flags import Parser, add_flags, add_options, given
+from autoprune.cli.flags import Parser, add_flags, given
+from autoprune.recipe.commands import ROTATE
 from autoprune.recipe.options import RotationOptions
 
 ABOUT = (
@@ -15,8 +16,6 @@ EXAMPLES = (
     "autoprune rotate MODEL ROTATED",
     "autoprune prune ROTATED OUT --sparsity 2:4",
 )
-GROUPS = ("model", "calibration", "output", "run")
-WITHOUT = ("model", "protocol", "save_model", "save_ppl", "save_zeroshot", "delete", "resume", "memory", "no_dense")
 
 
 def add_rotate(commands: argparse._SubParsersAction[Parser]) -> None:
@@ -29,8 +28,7 @@ def add_rotate(commands: argparse._SubParsersAction[Parser]) -> None:
     )
     command.add_argument("model_word", metavar="MODEL", help="the dense model: hub id, local directory, or `demo`")
     command.add_argument("place", metavar="OUT", help="where the rotated model goes")
-    add_options(command, RotationOptions)
-    add_flags(command, GROUPS, WITHOUT)
+    add_flags(command, ROTATE)
 
 
 def run_rotate(chosen: argparse.Namespace) -> int:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 
-from autoprune.cli.flags import Parser, add_flags, add_options, given
+from autoprune.cli.flags import Parser, add_flags, given
+from autoprune.recipe.commands import SHRINK
 from autoprune.recipe.options import ShrinkOptions
-from autoprune.steps.table import healing_options
 
 ABOUT = (
     "Writes a smaller dense model: fewer blocks, a narrower MLP, fewer experts. It is an ordinary checkpoint, which"
@@ -16,8 +16,6 @@ EXAMPLES = (
     "autoprune shrink MODEL OUT --blocks 0.2",
     "autoprune shrink MODEL OUT --mlp 0.25",
 )
-GROUPS = ("model", "calibration", "output", "run")
-WITHOUT = ("model", "protocol", "save_model", "save_ppl", "save_zeroshot", "delete", "no_dense")
 
 
 def add_shrink(commands: argparse._SubParsersAction[Parser]) -> None:
@@ -30,10 +28,7 @@ def add_shrink(commands: argparse._SubParsersAction[Parser]) -> None:
     )
     command.add_argument("model_word", metavar="MODEL", help="the dense model: hub id, local directory, or `demo`")
     command.add_argument("place", metavar="OUT", help="where the smaller model goes")
-    add_options(command, ShrinkOptions)
-    for options in healing_options().values():
-        add_options(command, options)
-    add_flags(command, GROUPS, WITHOUT)
+    add_flags(command, SHRINK)
 
 
 def run_shrink(chosen: argparse.Namespace) -> int:

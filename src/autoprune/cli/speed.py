@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 
-from autoprune.cli.flags import Parser, add_flags, add_options, given
+from autoprune.cli.flags import Parser, add_flags, given
 from autoprune.errors import RecipeError
+from autoprune.recipe.commands import SPEED
 from autoprune.recipe.options import SpeedOptions
 
 ABOUT = (
@@ -13,20 +14,6 @@ ABOUT = (
     " take in memory and on disk, all in turn; and says what was gained beside the first of them."
 )
 EXAMPLES = ("autoprune speed MODEL OUT",)
-GROUPS = ("model", "output", "run")
-WITHOUT = (
-    "model",
-    "revision",
-    "save_model",
-    "save_ppl",
-    "save_zeroshot",
-    "delete",
-    "resume",
-    "batch_size",  # here it is the larger batch
-    "activations",
-    "memory",
-    "no_dense",
-)
 
 
 def add_speed(commands: argparse._SubParsersAction[Parser]) -> None:
@@ -41,8 +28,7 @@ def add_speed(commands: argparse._SubParsersAction[Parser]) -> None:
         "models", metavar="MODEL", nargs="+", help="hub id, local directory, or `demo`; compared with the first"
     )
     command.add_argument("--save", metavar="DIR", help="write the tables and JSON here")
-    add_options(command, SpeedOptions)
-    add_flags(command, GROUPS, WITHOUT)
+    add_flags(command, SPEED)
 
 
 def run_speed(chosen: argparse.Namespace) -> int:

@@ -252,6 +252,40 @@ class InspectOptions(TypedDict, total=False):
     trust_remote_code: bool
     steps: str | Sequence[str]
     effort: str | None
+    column_block: int
+    damping: float
+    ria_power: float
+    alps_damping: float
+    alps_compare: str
+    admm_damping: float
+    auto_tries: str | Sequence[str]
+    auto_choices: str | Sequence[str]
+    allocation: str
+    owl_factor: float
+    owl_range: float
+    dlp_range: float
+    divergence_range: float
+    divergence_samples: int
+    mixed_share: float
+    mixed_damping: float
+    swap_limit: int
+    swap_candidates: int
+    swap_protect: float
+    refit_damping: float
+    refit_iterations: int
+    epochs: int
+    learning_rate: float
+    rate_trials: bool
+    reconstruct_loss: str
+    reconstruct_dtype: str
+    distill_epochs: int
+    distill_rate: float
+    distill_dtype: str
+    prune_granularity: str
+    threshold: float
+    prune_metric: str
+    retain_reconstruction: bool
+    compute_dtype: str
     nsamples: int
     seqlen: int | None
     batch_size: int

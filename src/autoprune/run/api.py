@@ -17,6 +17,7 @@ from autoprune.machine.allocator import restored
 from autoprune.machine.launch import joined, launched
 from autoprune.machine.meter import Clock, forget_peaks
 from autoprune.recipe.checks import model_word, short
+from autoprune.recipe.commands import EVALUATE
 from autoprune.recipe.keywords import Data, EvaluateOptions, PruneOptions, Unpack
 from autoprune.recipe.options import EvaluationOptions
 from autoprune.recipe.recipe import Recipe
@@ -73,6 +74,7 @@ def evaluate(
 
     Raises: AutoPruneError as ``prune`` does.
     """
+    EVALUATE.check(options)
     held, word = _held_or_word(model)
     recipe = recipe_given({"model": word, "sparsity_ratio": 0, **options})
     texts = wants_texts(recipe, options, otherwise=True)
@@ -108,6 +110,7 @@ def run(
             f"run takes a Recipe and was given {short(recipe)}; make one: Recipe.of(model=…, …) or Recipe.read(path)"
         )
     recipe = with_data(recipe, calibration_data, eval_data)
+    _check_measure(recipe, measure, texts=eval_data is not None)
     held, word = (None, "") if model is None else _held_or_word(model)
     recipe = recipe.with_model(word) if word else recipe
     if held is not None and recipe.model.revision and not isinstance(tokenizer, (str, Path)):
@@ -193,6 +196,13 @@ def wants_texts(recipe: Recipe, options: Mapping[str, Any], *, otherwise: bool) 
     return wanted
 
 
+def _check_measure(recipe: Recipe, measure: bool | None, *, texts: bool) -> None:
+    """Raises: RecipeError if texts are not to be measured, and something that was asked for needs it."""
+    needs = {"--save_ppl": recipe.output.save_ppl, "--compare": recipe.evaluation.compare, "eval_data": texts}
+    if measure is False and (needing := next((name for name, needed in needs.items() if needed), None)):
+        raise RecipeError(f"measure is False, so no text is measured, which {needing} is for; leave out one of them")
+
+
 def _asks_for_perplexity(recipe: Recipe) -> bool:
     return bool(recipe.output.save_ppl) or recipe.evaluation != EvaluationOptions()
 
@@ -205,6 +215,11 @@ def _labels(subject: Subject) -> tuple[str, str]:
 def _check_outputs(recipe: Recipe, emit: Emit, *, dense_only: bool) -> None:
     """Everything about the places of output, and the tasks, that can be known before work begins."""
     output = recipe.output
+    if output.resume and not (output.save_model or output.save_ppl or output.save_zeroshot):
+        raise RecipeError(
+            "--resume goes on with what a stopped run has left where it saves, and nothing is saved; give the"
+            " --save_model, --save_ppl or --save_zeroshot of that run, or leave out --resume"
+        )
     if output.save_model and dense_only:
         emit(Notice("--save_model: nothing is pruned at ratio 0, so nothing is written"))
     if output.save_model:

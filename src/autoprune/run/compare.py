@@ -19,6 +19,7 @@ from autoprune.events import Emit, Heard
 from autoprune.machine.allocator import restored
 from autoprune.model.walk import walk
 from autoprune.recipe.checks import model_word, place_word
+from autoprune.recipe.commands import COMPARE
 from autoprune.recipe.keywords import CompareOptions, Unpack
 from autoprune.recipe.recipe import Recipe
 from autoprune.report.distance_page import render_comparison
@@ -66,6 +67,7 @@ def compare(
     takes up what a stopped run has measured.
     Raises: AutoPruneError for everything that the user can mend.
     """
+    COMPARE.check(options)
     several: Any = pruned if isinstance(pruned, Iterable) and not isinstance(pruned, (str, nn.Module)) else [pruned]
     models: list[Model] = [model if isinstance(model, nn.Module) else model_word(model) for model in several]
     if not models:
@@ -78,6 +80,8 @@ def compare(
     choices = {"texts": texts, "unrelated": unrelated}
     said = _settings(recipe, word or "a model in memory", names := _names(models)) | choices
     directory = place_word(save, "save") if save is not None else None
+    if recipe.output.resume and not directory:
+        raise RecipeError("--resume goes on beside --save, and nothing is saved; give --save, or leave out --resume")
     with contextlib.ExitStack() as stack, shortage_told(recipe):
         if directory:
             check_pages(f"--save {directory}")

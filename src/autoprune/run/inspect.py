@@ -22,6 +22,7 @@ from autoprune.model.replay import replay_check
 from autoprune.model.stream import Place
 from autoprune.model.walk import Store, prepare_inputs, walk
 from autoprune.recipe.checks import model_word
+from autoprune.recipe.commands import INSPECT
 from autoprune.recipe.keywords import InspectOptions, Unpack
 from autoprune.recipe.recipe import Recipe, recipe_from_flat
 from autoprune.results.shown import screen
@@ -102,8 +103,9 @@ class Inspection:
 def inspect(model: str | Path, **options: Unpack[InspectOptions]) -> Inspection:
     """Describes a model on disk or on the hub; a directory with config.json alone is enough for structure and cost.
 
-    Raises: ModelError if it can't be read.
+    Raises: ModelError if it can't be read; RecipeError for options that mean nothing here.
     """
+    INSPECT.check(options)
     return inspect_recipe(recipe_from_flat({"model": model_word(model), "sparsity_ratio": 0.5, **options}))
 
 

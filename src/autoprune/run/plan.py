@@ -179,6 +179,20 @@ def _tell(recipe: Recipe, subject: Subject, target: Target | None, steps: tuple[
         )
     if steps:
         say_of_weights(subject, emit)
+    for step, names in _idle(recipe).items() if steps else ():
+        here = ", ".join(recipe.steps)
+        emit(Notice(f"{' and '.join(names)}: about {step}, which is none of the steps here ({here}); nothing changes"))
+
+
+def _idle(recipe: Recipe) -> dict[str, list[str]]:
+    """By step that is not taken: the flags of it that were given, and not as usual."""
+    taken = {type(options) for name in recipe.steps for options in recipe.with_others(name)}
+    given = {
+        step: [f"--{f.name}" for f in dataclasses.fields(options) if getattr(options, f.name) != f.default]
+        for step, options in recipe.step_options.items()
+        if type(options) not in taken
+    }
+    return {step: names for step, names in given.items() if names}
 
 
 def _announced(recipe: Recipe, subject: Subject, steps: tuple[Step, ...], calibration: Windows) -> str:

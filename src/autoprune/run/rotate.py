@@ -17,7 +17,7 @@ from torch import Tensor
 from autoprune.core.rotation import Schedule, learn_rotation
 from autoprune.data.handed import recipe_given
 from autoprune.data.windows import Windows
-from autoprune.errors import ModelError, RecipeError
+from autoprune.errors import ModelError
 from autoprune.evaluation.perplexity import streamed_logits
 from autoprune.events import Emit, Notice, Phase, Progress, Work
 from autoprune.machine.allocator import restored
@@ -28,8 +28,9 @@ from autoprune.model.stream import Place
 from autoprune.model.terms import TermObserver
 from autoprune.model.walk import prepare_inputs, walk
 from autoprune.recipe.checks import check_bounds, made, model_word, place_word
+from autoprune.recipe.commands import ROTATE
 from autoprune.recipe.keywords import RotateOptions, Unpack
-from autoprune.recipe.options import CalibrationOptions, ModelOptions, RotationOptions, RunOptions
+from autoprune.recipe.options import RotationOptions
 from autoprune.recipe.recipe import Recipe
 from autoprune.report.progress import following
 from autoprune.run.check import check_model
@@ -108,11 +109,8 @@ def _rotated(recipe: Recipe, how: RotationOptions, target: Path, emit: Emit) -> 
 
 def _choices(model: str | Path, out: str | Path, options: dict[str, Any]) -> tuple[Recipe, RotationOptions]:
     """Raises: RecipeError for options that mean nothing here, and for values that can't be used."""
+    ROTATE.check(options)
     ours = {f.name for f in dataclasses.fields(RotationOptions)}
-    known = {f.name for group in (ModelOptions, CalibrationOptions, RunOptions) for f in dataclasses.fields(group)}
-    usable = (ours | known | {"overwrite"}) - {"model", "protocol", "memory"}
-    if unknown := sorted(set(options) - usable):
-        raise RecipeError(f"option {unknown[0]!r} means nothing to rotate; known: {', '.join(sorted(usable))}")
     how = made(RotationOptions, options)
     check_bounds(how)
     others = {name: value for name, value in options.items() if name not in ours}

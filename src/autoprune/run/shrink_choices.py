@@ -10,24 +10,20 @@ from typing import Any
 from autoprune.data.handed import recipe_given
 from autoprune.errors import RecipeError
 from autoprune.recipe.checks import check_bounds, made, model_word
-from autoprune.recipe.options import CalibrationOptions, ModelOptions, RunOptions, ShrinkOptions
+from autoprune.recipe.commands import SHRINK
+from autoprune.recipe.options import ShrinkOptions
 from autoprune.recipe.recipe import Recipe
 from autoprune.steps.options import HEALINGS
 from autoprune.steps.table import healing_options
 
-_GROUPS = (ShrinkOptions, ModelOptions, CalibrationOptions, RunOptions, *healing_options().values())
-_UNKNOWN = {"model", "protocol", "no_dense"}  # of those groups: given otherwise, or about measuring
 # What says how something goes, and what has to go for it.
 _ABOUT = {"by": "blocks", "multiple": "mlp", "experts_by": "experts"}
 
 
 def choices(model: str | Path, out: Path, options: dict[str, Any]) -> tuple[Recipe, ShrinkOptions]:
     """Raises: RecipeError for options that mean nothing here, and for values that can't be used."""
+    SHRINK.check(options)
     ours = {f.name for f in dataclasses.fields(ShrinkOptions)}
-    known = {f.name for group in _GROUPS for f in dataclasses.fields(group)} | {"overwrite", "resume"}
-    if unknown := sorted(set(options) - (known - _UNKNOWN)):
-        usable = ", ".join(sorted(known - _UNKNOWN))
-        raise RecipeError(f"option {unknown[0]!r} means nothing to shrink; known: {usable}")
     how = made(ShrinkOptions, options)
     check_bounds(how)
     if not (how.blocks or how.mlp or how.experts):

@@ -22,8 +22,9 @@ from autoprune.events import Emit, Phase
 from autoprune.events import Work as Progress
 from autoprune.machine.devices import choose_device
 from autoprune.recipe.checks import check_bounds, made, model_word, place_word
+from autoprune.recipe.commands import SPEED
 from autoprune.recipe.keywords import SpeedChoices, Unpack
-from autoprune.recipe.options import ModelOptions, SpeedOptions
+from autoprune.recipe.options import SpeedOptions
 from autoprune.recipe.recipe import Recipe, recipe_from_flat
 from autoprune.report.progress import following
 from autoprune.report.save import check_report_directory, claimed
@@ -106,13 +107,8 @@ def _choices(words: Sequence[str], options: dict[str, Any]) -> tuple[Recipe, Spe
     """Raises: RecipeError for options that mean nothing here, and for values that can't be used."""
     if not words:
         raise RecipeError("there is nothing to measure; give at least one model")
+    SPEED.check(options)
     ours = {f.name for f in dataclasses.fields(SpeedOptions)}
-    usable = (ours | {f.name for f in dataclasses.fields(ModelOptions)} | {"overwrite", "quiet"}) - {
-        "model",
-        "revision",
-    }
-    if unknown := sorted(set(options) - usable):
-        raise RecipeError(f"option {unknown[0]!r} means nothing to speed; known: {', '.join(sorted(usable))}")
     how = made(SpeedOptions, options)
     check_bounds(how)
     others = {name: value for name, value in options.items() if name not in ours}

@@ -115,8 +115,8 @@ def entry(name: str, flag: str = "--steps") -> Entry:
 def check_order(names: Sequence[str], *, given: bool) -> None:
     """``given``: a pattern is there already.
 
-    Raises: RecipeError if a step has no pattern to go on with, or if none of them makes one; or if a step would undo
-    half of what an earlier one trained.
+    Raises: RecipeError if a step has no pattern to go on with, or would choose one where there is one; if none of them
+    makes one; or if a step would undo half of what an earlier one trained.
     """
     there = given
     for i, (name, following) in enumerate(itertools.zip_longest(names, names[1:])):
@@ -132,9 +132,10 @@ def check_order(names: Sequence[str], *, given: bool) -> None:
             raise RecipeError(f"{name} goes on with a pattern, and no step before it makes one; put {first} before it")
         if there and not entry(name).prunes and not entry(name).refines:
             raise RecipeError(f"{name} prepares the dense weights, so it must come before the steps that prune")
-        if given and entry(name).prunes:
+        if there and entry(name).prunes and not entry(name).refines:
+            earlier = next((f"{n} before it" for n in names[:i] if entry(n).prunes), "--pruned_model")
             raise RecipeError(
-                f"{name} chooses a pattern by itself, and --pruned_model gives one; leave out one of the two"
+                f"{name} chooses a pattern by itself, and {earlier} gives one already; leave out one of the two"
             )
         there |= entry(name).prunes
     if not there:

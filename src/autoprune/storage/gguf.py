@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
-import shutil
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from math import prod
@@ -18,6 +15,7 @@ from transformers import AutoConfig, AutoTokenizer
 from autoprune.errors import ModelError
 from autoprune.storage.checkpoint import Checkpoint
 from autoprune.storage.internals import gguf_config, gguf_conversion
+from autoprune.storage.scratch import scratch
 from autoprune.storage.skeleton import hollow_model
 
 SUFFIX = ".gguf"
@@ -131,8 +129,7 @@ def open_gguf(path: Path) -> GgufCheckpoint:
 
 def _companions(path: Path) -> Path:
     """A directory of the program's own, for as long as it runs."""
-    directory = Path(tempfile.mkdtemp(prefix="autoprune-gguf-"))
-    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    directory = scratch("gguf")
     config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
     config.dtype = torch.bfloat16
     config.save_pretrained(directory)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import atexit
 import json
 import re
-import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +16,7 @@ from transformers import PreTrainedModel
 from autoprune.errors import ModelError
 from autoprune.model.anatomy import examine
 from autoprune.storage.checkpoint import Checkpoint
+from autoprune.storage.scratch import scratch
 from autoprune.storage.shards import companions
 from autoprune.storage.skeleton import Skeleton, build_skeleton, hollow_model, read_config
 from autoprune.storage.smaller_config import with_entries
@@ -68,8 +66,7 @@ class Descriptions:
     def __init__(self, skeleton: Skeleton, *, trust_remote_code: bool) -> None:
         self.skeleton, self._trusted = skeleton, trust_remote_code
         source = skeleton.checkpoint
-        self.directory = Path(tempfile.mkdtemp(prefix="autoprune-smaller-"))
-        atexit.register(shutil.rmtree, self.directory, ignore_errors=True)
+        self.directory = scratch("smaller")
         for path in companions(source.directory):
             link = self.directory / path.relative_to(source.directory)
             link.parent.mkdir(exist_ok=True)

@@ -124,7 +124,9 @@ def test_no_path_of_a_machine_and_no_registry_host(page: Path) -> None:
 
 
 def test_everything_in_the_annotated_tree_exists_and_every_room_is_there() -> None:
-    (block,) = fenced(between(TREE.read_text(encoding="utf-8"), "tree"))
+    written = between(TREE.read_text(encoding="utf-8"), "tree")
+    assert written == made_pages.tree(), "files have changed: run `python tests/rules/test_docs.py`"
+    (block,) = fenced(written)
     paths = list(tree_paths(block))
     assert len(paths) > 100
     assert [path for path in paths if not (ROOT / path).exists()] == [], "run `python tests/rules/test_docs.py`"

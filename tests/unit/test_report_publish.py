@@ -260,7 +260,11 @@ def test_pages_without_their_packages_are_refused_beforehand(
     (tmp_path / "grid.toml").write_text('models = ["demo"]\nmethods = ["wanda"]\ntargets = [0.5]\n')
     results = tmp_path / "log_x.json"
     results.write_text(dump_json(EvaluationRow("wanda", "50 %", 0.5, ())), encoding="utf-8")
-    for words in (["bench", str(tmp_path / "grid.toml")], ["report", str(results), "--format", "html"]):
+    for words in (
+        ["bench", str(tmp_path / "grid.toml")],
+        ["report", str(results), "--format", "html"],
+        ["compare", "demo", "demo", "--save", str(tmp_path / "saved")],
+    ):
         assert main(words) == 2
         assert f"pip install {' '.join(lacking)}" in capsys.readouterr().err
     for form in ("md", "csv", "latex"):

@@ -32,7 +32,7 @@ def add_compare(commands: argparse._SubParsersAction[Parser]) -> None:
     command.add_argument(
         "--unrelated", action="store_true", help="go on with models that were not pruned from DENSE, of one vocabulary"
     )
-    command.add_argument("--save", metavar="DIR", help="write the tables and JSON here")
+    command.add_argument("--save", metavar="DIR", help="write tables, JSON and a page here")
     add_flags(command, COMPARE)
 
 

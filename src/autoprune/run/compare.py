@@ -23,6 +23,7 @@ from autoprune.recipe.commands import COMPARE
 from autoprune.recipe.keywords import CompareOptions, Unpack
 from autoprune.recipe.recipe import Recipe
 from autoprune.report.distance_page import render_comparison
+from autoprune.report.needs import check_pages
 from autoprune.report.progress import following
 from autoprune.report.save import check_report_directory, claimed
 from autoprune.results.codec import dump_json, first_difference
@@ -83,6 +84,7 @@ def compare(
         raise RecipeError("--resume goes on beside --save, and nothing is saved; give --save, or leave out --resume")
     with contextlib.ExitStack() as stack, shortage_told(recipe):
         if directory:
+            check_pages(f"--save {directory}")
             stack.enter_context(claimed("save", directory, STEM))
             _check_place(directory, said, replace=recipe.output.overwrite)
         heard = Heard(stack.enter_context(following(emit, quiet=recipe.run.quiet)))

@@ -143,7 +143,8 @@ def _run(
     output = recipe.output
     dense_only = recipe.target is None and not recipe.chosen.pruned_model
     if measure is None:
-        measure = _asks_for_perplexity(recipe) or (dense_only and not recipe.zeroshot.tasks)
+        asked = bool(output.save_ppl) or recipe.evaluation != EvaluationOptions()
+        measure = asked or (dense_only and not recipe.zeroshot.tasks)
     with joined() as ranks:
         emit: Emit = clock if ranks.first else silent
         if ranks.first:
@@ -201,10 +202,6 @@ def _check_measure(recipe: Recipe, measure: bool | None, *, texts: bool) -> None
     needs = {"--save_ppl": recipe.output.save_ppl, "--compare": recipe.evaluation.compare, "eval_data": texts}
     if measure is False and (needing := next((name for name, needed in needs.items() if needed), None)):
         raise RecipeError(f"measure is False, so no text is measured, which {needing} is for; leave out one of them")
-
-
-def _asks_for_perplexity(recipe: Recipe) -> bool:
-    return bool(recipe.output.save_ppl) or recipe.evaluation != EvaluationOptions()
 
 
 def _labels(subject: Subject) -> tuple[str, str]:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
-from torch import Tensor, nn
-
 from autoprune.errors import DataError, OutputError
 from autoprune.events import Emit, Notice
 from autoprune.results.types import PruningSummary
@@ -35,8 +33,9 @@ def begin(workplace: Workplace, subject: Subject, copies: int, emit: Emit) -> No
         if names := too_large(source):
             emit(Notice(f"not copied, for no file of a model but its weights is as large: {', '.join(names)}"))
         return
-    check_savable(subject.store.model)
-    workplace.begin(_bytes(subject.store.model))
+    model = subject.store.model
+    check_savable(model)
+    workplace.begin(sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers())))
 
 
 def stop(run: Run, workplace: Workplace) -> None:
@@ -90,8 +89,3 @@ def already_complete(run: Run, directory: Path) -> PruningSummary:
         )
     run.emit(Notice(f"{directory} is complete already; going on with what comes after"))
     return found.summary(run.seconds)
-
-
-def _bytes(model: nn.Module) -> int:
-    tensors: list[Tensor] = [*model.parameters(), *model.buffers()]
-    return sum(t.numel() * t.element_size() for t in tensors)

@@ -18,9 +18,13 @@ def copy(tiny: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(tiny, tmp_path / "copy"))
 
 
-@pytest.mark.parametrize("config", [3, [1], {"quant_method": "compressed-tensors", "config_groups": [1]}])
+@pytest.mark.parametrize("config", [3, [1], {}, {"quant_method": "compressed-tensors", "config_groups": [1]}])
 def test_a_quantization_config_that_is_none(refuse: Refuse, copy: Path, config: Any) -> None:
     refuse(change_config(copy, quantization_config=config), "quantization_config that can't be understood", "mend it")
+
+
+def test_a_dtype_in_which_no_model_runs(refuse: Refuse, copy: Path) -> None:
+    refuse(change_config(copy, dtype="int8"), "config.json says that the weights are int8", "remove the entry")
 
 
 def test_a_deep_nest_in_the_config(refuse: Refuse, copy: Path) -> None:

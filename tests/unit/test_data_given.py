@@ -227,6 +227,11 @@ def test_several_texts_to_measure(tmp_path: Path) -> None:
         (Dataset.from_dict({"text": ["x"]}).to_iterable_dataset(), ["list(data.take(1000))"]),
         (["c4"], ["'c4' is the name of a source", "without a list"]),
         (b"bytes", ["of type bytes"]),
+        (bytearray(b"abc"), ["of type bytearray"]),
+        ((ROWS, torch.ones_like(ROWS)), ["only 0 and 1 beside them", "give the token ids alone"]),
+        ([ROWS[0], torch.ones_like(ROWS[0])], ["only 0 and 1 beside them"]),
+        (ROWS.to("meta"), ["on the meta device have no values"]),
+        (torch.nested.nested_tensor([ROWS[0], ROWS[0][:3]], layout=torch.jagged), ["has rows of 3 token ids"]),
         ({"a text", "another"}, ["a set has another order in every process", "sorted(texts)"]),
         (DataLoader([{"input_ids": [1, 2]}] * 2, batch_size=2), ["with_format('torch')"]),  # type: ignore[arg-type]
     ],
@@ -234,6 +239,33 @@ def test_several_texts_to_measure(tmp_path: Path) -> None:
 )
 def test_what_can_not_be_used_is_named(data: Any, says: list[str]) -> None:
     refused(lambda: of(calibration_data=data), FLAG, *says)
+
+
+def test_odd_layouts_are_read() -> None:
+    expected = drawn(ROWS).fingerprint
+    numbers = ROWS.numpy()
+    for odd in (numbers.astype(">i8"), numbers[::-1].copy()[::-1], numbers.astype("uint64"), ROWS.to_sparse()):
+        assert drawn(odd).fingerprint == expected
+    assert drawn(pandas.DataFrame({0: TEXTS})).fingerprint == drawn(TEXTS).fingerprint
+
+
+def test_a_dataset_is_read_in_whatever_format_it_is_shown() -> None:
+    rows, texts = Dataset.from_dict({"input_ids": ROWS.tolist()}), Dataset.from_dict({"text": TEXTS})
+    for form in ("torch", "numpy", "pandas", "arrow"):
+        assert drawn(rows.with_format(form)).fingerprint == drawn(ROWS).fingerprint
+        assert drawn(texts.with_format(form)).fingerprint == drawn(TEXTS).fingerprint
+    made = texts.with_transform(lambda batch: {"input_ids": [word_ids(t)[:5] for t in batch["text"]]})
+    ids = given(made, FLAG).ids
+    assert ids is not None
+    assert ids.shape == (4, 5)
+
+
+def test_half_a_surrogate_pair_is_named() -> None:
+    refused(lambda: drawn([words(40) + "\ud800 and on"]), "half of a surrogate pair", "ud800", "'ignore'")
+
+
+def test_a_list_of_blanks_to_measure_is_a_text_without_any() -> None:
+    refused(lambda: measured(["", " "]), "only white space in 2 documents")
 
 
 def test_errors_quote_a_line_of_the_value() -> None:

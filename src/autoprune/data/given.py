@@ -66,15 +66,34 @@ def given(value: Any, flag: str, limit: int | None = None) -> Given:
         raise DataError(f"{flag}: a {name} has another order in every process; give a list, such as sorted(texts)")
     if (rows := _table_rows(value, home)) is not None:
         return _listed(rows, name, flag, limit)
+    value = _iterable(value)
     if hasattr(value, "dtype") and hasattr(value, "shape"):
         if getattr(value.dtype, "kind", "i") in "OUT":  # strings of numpy's
             return _listed(value.tolist(), name, flag, limit)
         return _ids(_tensor(value, flag), name, flag)
-    if hasattr(value, "__getitem__") and hasattr(value, "__len__") and not isinstance(value, Iterable):
-        value = [value[i] for i in range(len(value))]  # a torch Dataset, of which many have no iterator
-    if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Iterable):
+    if isinstance(value, (str, bytes, bytearray, memoryview, Mapping)) or not isinstance(value, Iterable):
         raise DataError(f"{flag}: {short(value)} is of type {name}; give {TAKEN}")
+    _refuse_mask(value, name, flag)
     return _listed(value, name, flag, limit)
+
+
+def _iterable(value: Any) -> Any:
+    """What has items, and no iterator or shape, as a list of them; anything else as it is."""
+    if getattr(value, "is_nested", False):  # torch's
+        return list(value.unbind())
+    if hasattr(value, "__getitem__") and hasattr(value, "__len__") and not isinstance(value, Iterable):
+        return [value[i] for i in range(len(value))]  # a torch Dataset, of which many have no iterator
+    return value
+
+
+def _refuse_mask(value: Any, name: str, flag: str) -> None:
+    """Raises: DataError for one batch, ids and their mask, which would be taken for two batches."""
+    few = isinstance(value, (list, tuple)) and 1 < len(value) < 4
+    if few and len(getattr(value[0], "shape", ())) > 0 and _mask_in(value) is not None:
+        raise DataError(
+            f"{flag}: the {name} holds token ids and something of only 0 and 1 beside them, as an attention mask is;"
+            " give the token ids alone, cut to one length without padding"
+        )
 
 
 def _table_rows(value: Any, home: str) -> list[Any] | None:
@@ -161,11 +180,12 @@ def _conversations(talks: Sequence[Any], name: str, flag: str, field: str | None
 
 
 def _records(records: list[Any], name: str, flag: str) -> Given:
-    kinds = {str(key): kind_of_value(value) for key, value in records[0].items()}
+    keys = {str(key): key for key in records[0]}  # a table's columns may be numbered
+    kinds = {word: kind_of_value(records[0][key]) for word, key in keys.items()}
     field = document_field(kinds)
     if field is None:
         raise DataError(f"{flag}: a {name} of records with the fields {', '.join(kinds)}: {why_not(kinds, 'field')}")
-    texts = [record.get(field) if isinstance(record, Mapping) else record for record in records]
+    texts = [record.get(keys[field]) if isinstance(record, Mapping) else record for record in records]
     if kinds[field] == "conversation":
         return _conversations(texts, name, flag, field)
     return _strings(texts, name, flag, field, f"{name} of {len(texts)} records, field {field}")
@@ -179,6 +199,9 @@ def _dataset(data: Any, name: str, flag: str) -> Given:
         )
     if not len(data):
         raise DataError(f"{flag}: a {name} without any rows; give {TAKEN}")
+    if data.format["type"] == "custom":  # a transform makes its rows when they are asked for
+        return _listed(data, name, flag, None)
+    data = data.with_format(None)
     if IDS in data.column_names:
         columns = [IDS, *(["attention_mask"] if "attention_mask" in data.column_names else [])]
         return _rows(data.select_columns(columns), name, flag, None)
@@ -241,6 +264,8 @@ def _tensor(value: Any, flag: str) -> Tensor:
     """Whole numbers as int64. Raises: DataError for anything else."""
     import torch
 
+    if getattr(getattr(value, "dtype", None), "kind", None) in ("i", "u"):  # numpy's, in any order of bytes or rows
+        value = value.astype("int64")
     try:
         found = value if isinstance(value, torch.Tensor) else torch.as_tensor(value)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -254,7 +279,9 @@ def _tensor(value: Any, flag: str) -> Tensor:
     if found.dtype == torch.bool or found.is_floating_point() or found.is_complex():
         kind = str(found.dtype).removeprefix("torch.")
         raise DataError(f"{flag}: token ids are whole numbers, and these are {kind}; give what a tokenizer returns")
-    return found.detach().to("cpu", torch.int64)
+    if found.is_meta:
+        raise DataError(f"{flag}: token ids on the meta device have no values; give them on a real one")
+    return found.detach().to_dense().to("cpu", torch.int64)
 
 
 def _ids(ids: Tensor, name: str, flag: str) -> Given:

@@ -153,7 +153,7 @@ def _words_or_texts(data: Sequence[Any], held: Held) -> tuple[str, ...]:
     Raises: DataError if it is both.
     """
     texts = [item for item in data if not _is_word(item) and reads_like_text(item)]
-    if not texts:
+    if not texts and any(str(item).strip() for item in data):
         return tuple(str(item) for item in data)
     if names := [item for item in data if _is_word(item)]:
         raise DataError(

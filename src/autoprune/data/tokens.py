@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,12 +12,14 @@ from torch import Tensor
 
 from autoprune.data.sources import Source
 from autoprune.errors import DataError
+from autoprune.recipe.checks import short
 from autoprune.storage.files import file_sha256
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 TENSOR = "input_ids"
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -45,14 +48,7 @@ def tokenise(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool = T
     """Tokenises a text as a whole, of any length, with the ``special`` tokens that the tokenizer adds by default; a
     rendered conversation has its own in it.
     """
-    # verbose=False: that a text is longer than the model's context is expected here, and no reason to warn.
-    encoding = tokenizer(
-        text,
-        add_special_tokens=special,
-        verbose=False,
-        return_attention_mask=False,
-        return_token_type_ids=False,
-    )
+    encoding = _encoded(tokenizer, text, special=special)
     ids = torch.tensor(encoding["input_ids"], dtype=torch.int64)
     bos = tokenizer.bos_token_id
     return TokenisedText(text, ids, bool(bos is not None and len(ids) and ids[0] == bos), encoding)
@@ -60,12 +56,24 @@ def tokenise(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool = T
 
 def token_counts(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[int]:
     """Tokens of each text. Many texts in one call are tokenised in parallel."""
-    return [
-        len(ids)
-        for ids in tokenizer(texts, verbose=False, return_attention_mask=False, return_token_type_ids=False)[
-            "input_ids"
-        ]
-    ]
+    return [len(ids) for ids in _encoded(tokenizer, texts)["input_ids"]]
+
+
+def _encoded(tokenizer: PreTrainedTokenizerBase, text: str | list[str], *, special: bool = True) -> Any:
+    """Raises: DataError for half a surrogate pair, which no tokenizer takes."""
+    # verbose=False: that a text is longer than the model's context is expected here, and no reason to warn.
+    options = {"verbose": False, "return_attention_mask": False, "return_token_type_ids": False}
+    try:
+        return tokenizer(text, add_special_tokens=special, **options)
+    except (TypeError, ValueError) as error:  # each kind of tokenizer has its own
+        half = _SURROGATE.search(text if isinstance(text, str) else "\n".join(text))
+        if half is None:
+            raise
+        around = half.string[max(0, half.start() - 20) : half.end()]
+        raise DataError(
+            f"a text holds half of a surrogate pair, which is no character ({short(around)}); take such out:"
+            " text.encode('utf-8', 'ignore').decode()"
+        ) from error
 
 
 def read_token_rows(source: Source, seqlen: int) -> Int64[Tensor, "samples seqlen"]:

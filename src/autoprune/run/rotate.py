@@ -17,7 +17,7 @@ from torch import Tensor
 from autoprune.core.rotation import Schedule, learn_rotation
 from autoprune.data.handed import recipe_given
 from autoprune.data.windows import Windows
-from autoprune.errors import ModelError
+from autoprune.errors import ModelError, RecipeError
 from autoprune.evaluation.perplexity import streamed_logits
 from autoprune.events import Emit, Notice, Phase, Progress, Work
 from autoprune.machine.allocator import restored

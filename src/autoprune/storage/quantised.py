@@ -37,8 +37,10 @@ def quantisation_of(config: Mapping[str, Any], where: Path) -> Quantisation | No
     Raises: ModelError naming the method and the remedy if it is not one that can be dequantised here.
     """
     text = config.get("text_config")
-    found = config.get("quantization_config") or (text.get("quantization_config") if isinstance(text, dict) else None)
-    if not found:
+    found = config.get("quantization_config")
+    if found is None and isinstance(text, dict):
+        found = text.get("quantization_config")
+    if found is None:
         return None
     try:
         return _understood(found if isinstance(found, Mapping) else found.to_dict(), where)
@@ -50,6 +52,8 @@ def quantisation_of(config: Mapping[str, Any], where: Path) -> Quantisation | No
 
 
 def _understood(found: Mapping[str, Any], where: Path) -> Quantisation:
+    if not found:
+        raise ValueError("it is empty")
     method = str(found.get("quant_method") or "of an unknown method").replace("bitsandbytes_4bit", "bitsandbytes")
     if method in ("fp8", "fbgemm_fp8", "mxfp4"):
         return Quantisation(method, _pair(found.get("weight_block_size")))

@@ -89,9 +89,8 @@ class Skeleton:
             info, _ = convert_and_load_state_dict_in_model(self.model, dict(stored), config)
         if info.mismatched_keys or info.conversion_errors:
             trouble = next(iter(info.mismatched_keys or info.conversion_errors))
-            raise ModelError(
-                f"{self.checkpoint.directory}: {trouble} does not fit the model that config.json describes"
-            )
+            name = trouble if isinstance(trouble, str) else trouble[0]  # with the two shapes
+            raise ModelError(f"{self.checkpoint.directory}: {name} does not fit the model that config.json describes")
 
     def check_filled(self, module: nn.Module, name: str) -> None:
         """Raises: ModelError naming a parameter that the checkpoint left empty."""
@@ -256,6 +255,11 @@ def running_dtype(checkpoint: Checkpoint, word: str, *, trust_remote_code: bool 
     stated = getattr(part, "dtype", None)
     if isinstance(stated, torch.dtype) and stated in STORED.values():
         return stated
+    if isinstance(stated, torch.dtype) and not stated.is_floating_point:
+        raise ModelError(
+            f"{checkpoint.directory / 'config.json'} says that the weights are {str(stated).removeprefix('torch.')},"
+            " in which no model runs; make its dtype float32, bfloat16 or float16, or remove the entry"
+        )
     words = checkpoint.dtypes()
     first = next((words[name] for name in tensors_in(checkpoint.files[0]) if words[name] in STORED), None)
     return STORED[first] if first else stored

@@ -145,6 +145,7 @@ def test_the_page_of_a_comparison() -> None:
     found = Comparison("the big one", (*models, ModelComparison("only asked", {}, (flip,))), {"measured": measured})
     page = render_comparison(found)
     assert page == render_comparison(found)
+    assert page.count("<div>Loss by place in the window, wikitext2 (128)</div>") == 1  # not one for each model
     assert "<h1>My words</h1>" in published_comparison(found, "html", title="My words")
     for words in ("Distance from the big one", "dense (compared)", "half", "Divergence of single tokens of wikitext2"):
         assert words in page

@@ -17,7 +17,7 @@ from autoprune.report.accuracy import accuracy_table
 from autoprune.report.distance import distance_table, distributions, flips_table, places
 from autoprune.report.distance_page import render_comparison
 from autoprune.report.page import render_html
-from autoprune.report.publish import published
+from autoprune.report.publish import published, published_comparison
 from autoprune.report.tables import comparison
 from autoprune.results.codec import dump_json, row_from_json
 from autoprune.results.comparison import Comparison, Flips, ModelComparison
@@ -145,6 +145,8 @@ def test_the_page_of_a_comparison() -> None:
     found = Comparison("the big one", (*models, ModelComparison("only asked", {}, (flip,))), {"measured": measured})
     page = render_comparison(found)
     assert page == render_comparison(found)
+    assert page.count("<div>Loss by place in the window, wikitext2 (128)</div>") == 1  # not one for each model
+    assert "<h1>My words</h1>" in published_comparison(found, "html", title="My words")
     for words in ("Distance from the big one", "dense (compared)", "half", "Divergence of single tokens of wikitext2"):
         assert words in page
     for fact in ("the big one, 1,234 parameters, float32", "wikitext2: 4 windows", "cpu", "2026-11-25", "torch 2.13"):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from test_report_distance import answered, shift
-from test_report_samples import row, sample_rows
+from test_report_samples import row, sample_rows, summary
 
 from autoprune.cli.main import main
 from autoprune.errors import DataError
@@ -269,3 +269,20 @@ def test_pages_without_their_packages_are_refused_beforehand(
         assert f"pip install {' '.join(lacking)}" in capsys.readouterr().err
     for form in ("md", "csv", "latex"):
         assert main(["report", str(results), "--format", form]) == 0
+
+
+def test_captions_of_rows_that_differ() -> None:
+    """Windows from the least to the most; calibration of what read some; decimals as in the table."""
+    one, other = row("wanda", "50 %", 123.456), row("magnitude", "50 %", 150.0)
+    few = replace(one.perplexity[0], windows=one.perplexity[0].windows + 3)
+    read = {"calibration_data": "c4.txt", "nsamples": 8, "seqlen": 64}
+    unread = {"calibration_data": "ptb", "nsamples": 128, "seqlen": 64}
+    blind = replace(other, settings={**other.settings, **unread}, pruning=summary(error=None))
+    found = [replace(one, perplexity=(few,), settings={**one.settings, **read}), blind]
+    said = published(found, "md")
+    assert f"{few.windows - 3:,} to {few.windows:,} windows of {few.seqlen} tokens" in said
+    assert "Calibration: c4.txt, 8 windows" in said
+    assert "Calibration is not the same" not in said
+    assert "Best at 50 % on wikitext2 (128): wanda, 123.46." in said
+    blind_only = published([blind], "md")
+    assert "Calibration" not in blind_only

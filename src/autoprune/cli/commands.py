@@ -105,7 +105,7 @@ def _add_report(commands: argparse._SubParsersAction[Parser]) -> None:
     report.add_argument("results", metavar="RESULTS", nargs="+", type=Path, help="JSON files, or directories of them")
     report.add_argument("--format", choices=("md", "csv", "latex", "html"), default="md", help="default %(default)s")
     report.add_argument("--out", metavar="FILE", type=Path, help="where to write it; default: standard output")
-    report.add_argument("--title", metavar="WORDS", default="AutoPrune results", help="of the page")
+    report.add_argument("--title", metavar="WORDS", help="of the page; default: what is in it")
 
 
 def _add_reproduce(commands: argparse._SubParsersAction[Parser]) -> None:

@@ -183,11 +183,11 @@ def _report(chosen: argparse.Namespace) -> int:
     if chosen.format == "html":
         check_pages("--format html")
     if (compared := read_comparison(chosen.results)) is not None:
-        text = published_comparison(compared, chosen.format)
+        text = published_comparison(compared, chosen.format, title=chosen.title or "")
     else:
         rows = read_rows(chosen.results)
         shown = rows if chosen.format == "csv" else with_references(rows)  # a line of it is a run
-        text = published(shown, chosen.format, title=chosen.title)
+        text = published(shown, chosen.format, title=chosen.title or "AutoPrune results")
     if chosen.out is None:
         sys.stdout.write(text)
         return 0

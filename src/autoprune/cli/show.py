@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.table import Table
 
 from autoprune.report.accuracy import zeroshot_table
 from autoprune.report.layers import exchange_table, layer_table
@@ -14,7 +13,7 @@ from autoprune.report.tables import comparison
 from autoprune.results.comparison_tables import comparison_tables
 from autoprune.results.numbers import bytes_text, mebibytes_text
 from autoprune.results.speed_tables import speed_tables
-from autoprune.results.table import print_table
+from autoprune.results.table import Table, from_rows, print_table, spared
 from autoprune.results.tidy import Results
 from autoprune.results.variants import with_references
 
@@ -116,11 +115,10 @@ def show_inspection(inspection: Inspection) -> None:
         f"{inspection.blocks} blocks ({inspection.block_list}), {inspection.parameters:,} parameters,"
         f" {inspection.dtype}"
     )
-    console.print(f"{inspection.model}: {size}", highlight=False, soft_wrap=True)
-    table = Table("layer", "shape", "shares its input with", "blocks", box=None, pad_edge=False, header_style="bold")
-    for layer in inspection.layers:
-        table.add_row(layer.name, f"{layer.out} x {layer.features}", layer.shared_with or "-", layer.blocks)
-    console.print(table)
+    console.print(f"{inspection.model}: {size}", highlight=False, soft_wrap=not console.is_terminal)
+    rows = [(one.name, f"{one.out} x {one.features}", one.blocks, one.shared_with or "-") for one in inspection.layers]
+    layers = from_rows(("layer", "shape", "blocks", "shares its input with"), rows, words=4)
+    print_table(Table(tuple(spared(layers, {"shares its input with": 1}))), console)
     console.print(
         f"coverage: {inspection.coverage:.2%} of the block parameters are weights of these layers", highlight=False
     )
@@ -129,18 +127,16 @@ def show_inspection(inspection: Inspection) -> None:
     if inspection.left_alone:
         console.print("left as they are: " + ", ".join(inspection.left_alone), highlight=False)
     console.print(f"replay: {inspection.replay}", highlight=False)
-    costs = Table(
-        "method",
-        "peak memory",
-        "with --activations disk",
-        "rough time here",
-        box=None,
-        pad_edge=False,
-        header_style="bold",
+    heads = ("method", "peak memory", "with --activations disk", "rough time here")
+    costs = from_rows(
+        heads,
+        [
+            (one.method, f"{one.bytes / 2**30:.2f} GiB", f"{one.bytes_on_disk / 2**30:.2f} GiB", one.time)
+            for one in inspection.costs
+        ],
     )
-    for cost in inspection.costs:
-        costs.add_row(cost.method, f"{cost.bytes / 2**30:.2f} GiB", f"{cost.bytes_on_disk / 2**30:.2f} GiB", cost.time)
-    console.print(costs)
+    shorts = {"with --activations disk": "--activations disk"}
+    print_table(Table(tuple(spared(costs, {"with --activations disk": 1}, shorts))), console)
     for note in inspection.notes:
         console.print(note, highlight=False)
 
@@ -155,7 +151,10 @@ def show_audit(report: AuditReport, hashes: bool = True) -> None:
         )
         console.print(f"{report.directory}: {found}", highlight=False, soft_wrap=True)
     for name, digest in report.hashes.items() if hashes else ():
-        console.print(f"{digest}  {name}", highlight=False, soft_wrap=True)
+        room = console.width - len(name) - 2
+        cut = console.is_terminal and room < len(digest)  # a file has it whole, as `sha256sum --check` reads it
+        shown = f"{digest[: max(8, room - 1)]}…" if cut else digest
+        console.print(f"{shown}  {name}", highlight=False, soft_wrap=True)
     for fault in report.faults:
         console.print(f"FAULT {fault.where} {fault.what}", style="red", highlight=False, soft_wrap=True)
     console.print(

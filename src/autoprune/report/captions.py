@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import PurePosixPath
-from typing import Any
 
 from autoprune.results.tidy import Results
-from autoprune.results.variants import flat_settings, seed_of
+from autoprune.results.types import EvaluationRow, TaskResult
+from autoprune.results.variants import flat_settings, seed_of, steps_of
 
 
 def origin(results: Results) -> str:
@@ -23,7 +24,7 @@ def _models(results: Results) -> str:
 
 def _calibration(results: Results) -> str:
     """What was calibrated on, where it is the same for all."""
-    pruned = [row for variant in results.variants if not variant.dense for row in variant.rows]
+    pruned = [row for v in results.variants if not v.dense for row in v.rows if _calibrated(row)]
     known = [flat_settings(row) for row in pruned]
     asked = {(s.get("calibration_data"), s.get("nsamples"), s.get("seqlen")) for s in known}
     if not asked or any(None in one for one in asked):
@@ -36,15 +37,24 @@ def _calibration(results: Results) -> str:
     return f"Calibration: {short_name(str(source))}, {windows} windows of {seqlen} tokens{drawn}."
 
 
+def _calibrated(row: EvaluationRow) -> bool:
+    """Whether samples were read, as far as the record says: magnitude alone reads none, and measures no error."""
+    layers = row.pruning.layers if row.pruning else ()
+    return steps_of(row.method) != ("magnitude",) or any(layer.error is not None for layer in layers)
+
+
 def windows(results: Results) -> str:
     """How much of every text was measured on."""
-    counts: dict[tuple[str, int], int] = {}
+    counts: dict[tuple[str, int], set[int]] = {}
     for row in results.rows:
-        counts |= {(p.source, p.seqlen): p.windows for p in row.perplexity}
+        for p in row.perplexity:
+            counts.setdefault((p.source, p.seqlen), set()).add(p.windows)
+    for row in results.rows:  # a text of which divergences alone are known
         for name, shift in row.shifts.items():
-            counts.setdefault((name, shift.seqlen), shift.windows)
+            counts.setdefault((name, shift.seqlen), {shift.windows})
     said = [
-        f"{text.name}, {counts[text.source, text.seqlen]:,} windows of {text.seqlen} tokens" for text in results.texts
+        f"{text.name}, {_range(counts[text.source, text.seqlen])} windows of {text.seqlen} tokens"
+        for text in results.texts
     ]
     return f"Text{'s' * (len(said) > 1)}: {'; '.join(said)}." if said else ""
 
@@ -52,12 +62,15 @@ def windows(results: Results) -> str:
 def tasks(results: Results, metric: str | None = None) -> str:
     """Items and examples of every task (that has the metric), and the harness that asked them."""
     found = [row.zeroshot for row in results.rows if row.zeroshot]
-    asked = {task.task: task for one in found for task in one.tasks if metric is None or metric in task.metrics}
+    asked: dict[str, list[TaskResult]] = {}
+    for task in (t for one in found for t in one.tasks if metric is None or metric in t.metrics):
+        asked.setdefault(task.task, []).append(task)
     if not asked:
         return ""
     said = [
-        f"{task.task}, {_plural(task.samples, 'item')}, {_plural(task.num_fewshot, 'example')} before each"
-        for task in asked.values()
+        f"{name}, {_plural({t.samples for t in same}, 'item')},"
+        f" {_plural({t.num_fewshot for t in same}, 'example')} before each"
+        for name, same in asked.items()
     ]
     chat = any(one.settings.get("apply_chat_template") for one in found)
     talked = " ".join(
@@ -74,8 +87,17 @@ def devices(results: Results) -> str:
     return f"Measured on {', '.join(names)}." if names else ""
 
 
-def _plural(count: Any, what: str) -> str:
-    return f"an unknown number of {what}s" if count is None else f"{count:,} {what}{'s' * (count != 1)}"
+def _plural(counts: Collection[int | None], what: str) -> str:
+    known = [count for count in counts if count is not None]
+    if len(known) < len(counts):
+        return f"an unknown number of {what}s"
+    return f"{_range(known)} {what}{'s' * (set(known) != {1})}"
+
+
+def _range(counts: Collection[int]) -> str:
+    """One count, or the least and the most of several that differ from row to row."""
+    least, most = min(counts), max(counts)
+    return f"{least:,}" if least == most else f"{least:,} to {most:,}"
 
 
 def short_name(word: str) -> str:

@@ -31,7 +31,7 @@ def distance_section(results: Results) -> Section:
     return Section("Distance from the dense model", lead if table.rows else "", table, tuple(figures))
 
 
-def render_comparison(result: Comparison) -> str:
+def render_comparison(result: Comparison, *, title: str = "") -> str:
     """All that `autoprune compare` found as a page of its own; the same bytes every time."""
     names = {model.model: model.model + " (compared)" * (model.model == "dense") for model in result.models}
     rows = [
@@ -42,7 +42,8 @@ def render_comparison(result: Comparison) -> str:
     tables = comparison_tables(result)
     sections = [Section(distance.title, distance.lead, figures=distance.figures)] if distance.figures else []
     sections += [Section(table.title, table=table) for table in tables]
-    words = {"title": f"Distance from {result.dense}", "subtitle": "", "command": None, "files": ["comparison.json"]}
+    words = {"subtitle": "", "command": None, "files": ["comparison.json"]}
+    words["title"] = title or f"Distance from {result.dense}"
     return page_of(sections, {**words, "facts": _facts(result)})
 
 

@@ -83,12 +83,15 @@ def _captioned(results: Results) -> list[tuple[Table, str]]:
     ]
 
 
-def published_comparison(result: Comparison, form: str) -> str:
-    """What `autoprune compare` found, in one of ``FORMATS``; CSV has a line for each model and text, in full."""
+def published_comparison(result: Comparison, form: str, *, title: str = "") -> str:
+    """What `autoprune compare` found, in one of ``FORMATS``; CSV has a line for each model and text, in full.
+
+    ``title`` is the page's; where it is empty the page is named after the dense model.
+    """
     if form == "csv":
         return str(result.to_pandas().to_csv(index=False, lineterminator="\n"))
     if form == "html":
-        return render_comparison(result)
+        return render_comparison(result, title=title)
     measured = result.settings.get("measured", {}).get("windows", {})
     said = [f"{text}, {facts['windows']:,} windows of {facts['seqlen']} tokens" for text, facts in measured.items()]
     texts = f"Text{'s' * (len(said) > 1)}: {'; '.join(said)}." if said else ""

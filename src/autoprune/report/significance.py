@@ -23,10 +23,13 @@ def findings(results: Results) -> Iterator[str]:
             first, second = order[:2]
             own = results.of_model(first.model) if len(results.models) > 1 else results
             where = f"{first.model}, {first.target}" if own is not results else first.target
+            column = [results.spread(v, PERPLEXITY, text.label) for v in results.variants]
+            digits = numbers.column_digits(column)  # as the table beside it
             spread = results.spread(first, PERPLEXITY, text.label)
             dense = results.dense_of(first)
             beside = results.spread(dense, PERPLEXITY, text.label) if dense else None
-            value = numbers.spread_text(spread) + (f", dense {numbers.spread_text(beside)}" if beside else "")
+            value = numbers.spread_text(spread, digits)
+            value += f", dense {numbers.spread_text(beside, digits)}" if beside else ""
             yield f"Best at {where} on {text.label}: {first.name}, {value}. {_verdict(results, first, second, text)}"
             others = [v for v in results.variants if (v.model, v.target) == (first.model, first.target)]
             if apart := [v.name for v in others if v not in group]:

@@ -28,9 +28,14 @@ def spread_text(spread: Spread | None, digits: int | None = None) -> str:
 
 def column_texts(spreads: Sequence[Spread | None]) -> tuple[str, ...]:
     """A column of them with the same digits: two after the point, three where all are below 10, none above 1000."""
-    means = [abs(s.mean) for s in spreads if s and s.finite and abs(s.mean) < HUGE]
-    digits = 3 if not means or max(means) < 10 else 0 if min(means) >= 1000 else 2
+    digits = column_digits(spreads)
     return tuple(spread_text(spread, digits) for spread in spreads)
+
+
+def column_digits(spreads: Sequence[Spread | None]) -> int:
+    """Digits after the point that a column of these has."""
+    means = [abs(s.mean) for s in spreads if s and s.finite and abs(s.mean) < HUGE]
+    return 3 if not means or max(means) < 10 else 0 if min(means) >= 1000 else 2
 
 
 def nats_texts(spreads: Sequence[Spread | None]) -> tuple[str, ...]:

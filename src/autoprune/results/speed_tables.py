@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from autoprune.results.numbers import decimals, number_text, percent_text
 from autoprune.results.speed import EAGER, Figure, SpeedResult, paired
-from autoprune.results.table import Column, Table, from_rows, to_text
+from autoprune.results.table import Column, Table, from_rows, spared, to_text
 
 
 def weights_table(result: SpeedResult) -> Table:
@@ -35,7 +35,7 @@ def speed_table(result: SpeedResult) -> Table:
         breaks.add(len(rows) - 1)
     heads = ("model", "figure", "median", "ratio", "range")
     return Table(
-        from_rows(heads, rows, words=2),
+        tuple(spared(from_rows(heads, rows, words=2), {"range": 1})),  # which the sentences tell, too
         frozenset(breaks),
         f"Beside {result.models[0].model}, {result.settings['rounds']} rounds",
     )

@@ -140,7 +140,7 @@ def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
 def texts_of(rows: Sequence[EvaluationRow]) -> list[Text]:
     """In order of first appearance; paths are shortened to file names where that is unambiguous."""
     keys = list(dict.fromkeys((p.source, p.seqlen) for row in rows for p in row.perplexity))
-    keys += [key for row in rows for name, s in row.shifts.items() if (key := (name, s.seqlen)) not in keys]
+    keys = list(dict.fromkeys([*keys, *((name, s.seqlen) for row in rows for name, s in row.shifts.items())]))
     names = {source: PurePosixPath(source.replace("\\", "/")).name or source for source, _ in keys}
     shown = list(names.values())
     return [

@@ -18,6 +18,7 @@ import autoprune
 from autoprune.evaluation.audit import audit
 from autoprune.model.whole import ModelTraining
 from autoprune.run import memory
+from autoprune.run.shrink_choices import choices
 from autoprune.storage.journal import Journal
 from end_to_end.forks import Forks
 from end_to_end.tiny import SEQLEN, Texts, contents, same_bits, save_tiny, tensors, tiny_model
@@ -205,3 +206,15 @@ def test_the_hidden_states_beside_it_count(tmp_path: Path, dense: Path, monkeypa
 def test_what_changes_nothing_is_refused(options: dict[str, Any], expected: str, tmp_path: Path, dense: Path) -> None:
     with pytest.raises(autoprune.RecipeError, match=expected):
         autoprune.shrink(dense, tmp_path / "out", calibration_data=IDS, **options)
+
+
+def test_the_rate_where_no_block_goes(tmp_path: Path) -> None:
+    """Least squares leaves less to gain than a gap of blocks does, so steps are smaller; who names a rate gets it."""
+
+    def rate(**options: Any) -> float:
+        recipe, _ = choices("demo", tmp_path / "out", {"heal": "distill", "calibration_data": "demo", **options})
+        return float(recipe.options_of("distill").distill_rate)
+
+    assert rate(mlp=0.25) == 1e-4
+    assert rate(blocks=1) == rate(blocks=1, mlp=0.25) == 2e-4
+    assert rate(mlp=0.25, distill_rate=3e-4) == 3e-4

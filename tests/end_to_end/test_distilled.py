@@ -100,7 +100,9 @@ def test_streamed_and_in_memory_agree_and_verify_knows_what_was_trained(tmp_path
     assert "model.layers.0.input_layernorm.weight" in Manifest.read(tmp_path / "out").trained
     report = audit(tmp_path / "out", DEMO)
     assert report.sound, report.faults
-    assert "norms were trained" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert "norms and biases of the blocks were trained" in (tmp_path / "out" / "README.md").read_text(
+        encoding="utf-8"
+    )
 
 
 def test_nothing_changes_where_nothing_gets_better(tmp_path: Path) -> None:

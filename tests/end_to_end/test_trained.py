@@ -33,7 +33,10 @@ def test_verify_knows_what_was_trained(tmp_path: Path) -> None:
     report = audit(tmp_path / "out", DEMO)
     assert report.sound, report.faults
     card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
-    assert "norms were trained" in card and "without training" not in card
+    assert (
+        "norms and biases of the blocks were trained on the calibration data" in card
+        and "without training" not in card
+    )
     errors = [layer.error for layer in result.summary.layers]
     before = autoprune.prune("demo", steps="wanda", **RUN).summary
     assert before is not None and errors != [layer.error for layer in before.layers], "errors are those of the end"

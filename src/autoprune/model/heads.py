@@ -149,7 +149,7 @@ def _behind(value: Layer, others: list[Layer], module: nn.Module, call: BlockCal
     """The layers to which ``value`` gives values, if it does."""
     channels = value.shape[0]
     signal = noise(8, (hidden.shape[1], 1), hidden.device)
-    factors = 1 + torch.arange(channels, dtype=signal.dtype, device=signal.device) / channels
+    factors = _factors(torch.arange(channels, dtype=signal.dtype, device=signal.device), channels)
 
     def run(factors: Tensor) -> dict[str, Tensor]:
         with_signal = value.module.register_forward_hook(lambda _m, _a, out: (signal * factors).reshape(out.shape))
@@ -173,6 +173,11 @@ def _behind(value: Layer, others: list[Layer], module: nn.Module, call: BlockCal
     ]
 
 
+def _factors(rows: Float[Tensor, " rows"], channels: int) -> Float[Tensor, " rows"]:
+    """One for each row, every second negative, for what scales with its input need not be a sum (ReLU)."""
+    return (1 - 2 * (rows % 2)) * (1 + rows / channels)
+
+
 def _note(seen: dict[str, Tensor], name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
     def look(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
         seen.setdefault(name, args[0].double().flatten(0, -2))
@@ -191,8 +196,8 @@ def _grouped(
     if not bool(sizes.min() > 0):
         return None
     factors = (same * scaled).sum(0) / sizes
-    rows = ((factors - 1) * channels).round()
-    if not (scaled - same * (1 + rows / channels)).norm() <= _SAME / channels * scaled.norm():
+    rows = ((factors.abs() - 1) * channels).round()
+    if not (scaled - same * _factors(rows, channels)).norm() <= _SAME / channels * scaled.norm():
         return None
     step = (same[:, 1:] - same[:, :-1]).norm(dim=0) > NOTHING * same.norm(dim=0).max()
     edges = [0, *(step.nonzero()[:, 0] + 1).tolist(), same.shape[1]]

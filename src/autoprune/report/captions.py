@@ -7,7 +7,7 @@ from pathlib import PurePosixPath
 
 from autoprune.results.tidy import Results
 from autoprune.results.types import EvaluationRow, TaskResult
-from autoprune.results.variants import flat_settings, seed_of, steps_of
+from autoprune.results.variants import flat_settings, seed_of
 
 
 def origin(results: Results) -> str:
@@ -38,9 +38,9 @@ def _calibration(results: Results) -> str:
 
 
 def _calibrated(row: EvaluationRow) -> bool:
-    """Whether samples were read, as far as the record says: magnitude alone reads none, and measures no error."""
+    """Whether samples were read, as far as the record says: a method that reads none measures no error."""
     layers = row.pruning.layers if row.pruning else ()
-    return steps_of(row.method) != ("magnitude",) or any(layer.error is not None for layer in layers)
+    return not layers or any(layer.error is not None for layer in layers)
 
 
 def windows(results: Results) -> str:

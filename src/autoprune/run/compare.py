@@ -95,8 +95,7 @@ def compare(
             check_choices(recipe.zeroshot)
         for model in (dense, *models):
             stack.enter_context(modes_kept(model if isinstance(model, nn.Module) else None))
-        chosen = chosen_tokenizer(tokenizer, recipe.model)
-        run = _opened(recipe, [dense, *models], names, chosen, heard, **choices)
+        run = _opened(recipe, [dense, *models], names, chosen_tokenizer(tokenizer, recipe.model), heard, **choices)
         result = _measured(recipe, run, said, directory)
     return dataclasses.replace(result, warnings=heard.warnings)
 

@@ -63,3 +63,16 @@ def test_heads_are_those_of_the_configuration() -> None:
 def test_the_reason_is_named(name: str) -> None:
     with pytest.raises(ModelError, match=r"^the values of this model's attention can't be rotated: .*between them"):
         find_heads(MemoryStore(tiny_model(name)), tiny_ids(1))
+
+
+def test_every_block_is_tried_for_itself() -> None:
+    """Query heads without a query mix all tokens alike and look like one head; only that block's values stay."""
+    model = tiny_model("llama")
+    query = model.model.layers[0].self_attn.q_proj.weight
+    with torch.no_grad():
+        query[: len(query) * 3 // 4] = 0
+    expected = _logits(model)
+    fold = _turn(model)
+    assert float((_logits(model) - expected).norm() / expected.norm()) < 3e-6
+    usual = find_heads(MemoryStore(tiny_model("llama")), tiny_ids(1)).blocks[1]
+    assert fold.blocks[1] == usual and fold.blocks[0] != usual

@@ -64,21 +64,30 @@ DOORS = {  # by name: the function, and what it takes; prune takes all
 DATA = ("calibration_data", "eval_data")
 
 
+STEPS = "StepOptions"  # the base of those that take any steps
+
+
 def keywords() -> str:
     """The whole file."""
-    return HEAD + "".join(_door(name, *door) for name, door in DOORS.items())
+    steps = [group for group in groups() if group.name in BUILT_IN]
+    options = [field for group in steps for field in _of(group.type, set())]
+    base = _typed(STEPS, "TypedDict", "The options of all steps.", options)
+    return HEAD + base + "".join(_door(name, *door) for name, door in DOORS.items())
 
 
 def _door(name: str, door: str, takes: Command | None) -> str:
     without = {"model", *(takes.without if takes else ())}
     taken = takes.taken() if takes else groups()
-    fields = [
-        field for group in taken if not group.step or group.name in BUILT_IN for field in _of(group.type, without)
-    ]
+    fields = [field for group in taken if not group.step for field in _of(group.type, without)]
     fields += [field for options in (takes.own if takes else ()) for field in _of(options, set())]
     fields += [] if takes else ["ratios: Mapping[str, float]"]
+    base = STEPS if any(group.step for group in taken) else "TypedDict"
+    return _typed(name, base, f"What ``autoprune.{door}`` takes.", fields)
+
+
+def _typed(name: str, base: str, about: str, fields: list[str]) -> str:
     lines = "".join(f"    {field}\n" for field in fields)
-    return f'\n\nclass {name}(TypedDict, total=False):\n    """What ``autoprune.{door}`` takes."""\n\n{lines}'
+    return f'\n\nclass {name}({base}, total=False):\n    """{about}"""\n\n{lines}'
 
 
 def _of(group: type, without: set[str]) -> Iterator[str]:

@@ -59,3 +59,15 @@ def test_numbers_that_went_bad_are_named() -> None:
     term.values[0, 0, 0] = float("nan")
     with pytest.raises(NumericsError, match="not finite"):
         learn_heads(term, 1, 0.01)
+
+
+def test_what_does_not_fall_stays_as_it_was() -> None:
+    """Steps so large that the last rotation is a random one: it begins where entropy is least."""
+    best = learn_heads(_term(), 200, 0.02).matrices
+    term = _term()
+    turned = HeadTerm(
+        best.mT @ term.values, term.squares, term.outputs @ best, best.mT[:, None] @ term.grams @ best[:, None]
+    )
+    learned = learn_heads(turned, 3, 1e3)
+    assert learned.after == learned.before
+    assert torch.equal(learned.matrices, torch.eye(HEAD, dtype=torch.float64).repeat(HEADS, 1, 1))

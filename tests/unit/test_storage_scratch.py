@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
-from autoprune.storage.scratch import YOUNG, scratch
+from autoprune.storage.scratch import OWNER, PREFIX, _of_process, scratch
 
 PROGRAM = """
 import sys
@@ -36,24 +35,32 @@ def started(place: Path) -> subprocess.Popen[str]:
 
 def test_only_what_a_killed_process_left_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    ended, killed, running = started(tmp_path), started(tmp_path), started(tmp_path)
+    ended, running, killed = started(tmp_path), started(tmp_path), started(tmp_path)
     assert len(list(tmp_path.iterdir())) == 3
     ended.communicate()
     assert len(list(tmp_path.iterdir())) == 2, "a process that ends leaves nothing"
+    before = set(tmp_path.iterdir())
     killed.kill()
     killed.communicate()
-    other = tmp_path / "autoprune-other-kind"
-    link = tmp_path / "autoprune-kind-link"
-    other.mkdir()
+    other, link = tmp_path / "autoprune-other-kind", tmp_path / f"{PREFIX}link"
+    elsewhere, unlocked = tmp_path / f"{PREFIX}elsewhere", tmp_path / f"{PREFIX}unlocked"
+    for directory in (other, elsewhere, unlocked):
+        directory.mkdir()
     link.symlink_to(other)
-    young = scratch("kind")
-    assert len(list(tmp_path.glob("autoprune-kind-*"))) == 4, "what is young may be about to be held"
-    long_ago = time.time() - 2 * YOUNG
-    for directory in tmp_path.iterdir():
-        os.utime(directory, (long_ago, long_ago))
-    new = scratch("kind")
-    left = set(tmp_path.glob("autoprune-kind-*")) - {young, new, link}
-    assert [[file.name for file in directory.iterdir()] for directory in left] == [["file"]], "one is still running"
-    assert young.is_dir() and other.is_dir() and link.is_symlink()
-    running.communicate()
-    assert not any(directory.exists() for directory in left)
+    (elsewhere / OWNER).write_text("another machine")
+    last = started(tmp_path)
+    assert len(before & set(tmp_path.iterdir())) == 1, "one is still running"
+    assert all(path.is_dir() for path in (other, link, elsewhere, unlocked)), "whose owners may be running"
+    assert link.is_symlink()
+    for process in (running, last):
+        process.communicate()
+    assert set(tmp_path.iterdir()) == {other, link, elsewhere, unlocked}
+
+
+def test_one_process_holds_one_file_for_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    _of_process.cache_clear()
+    first, second = scratch("kind"), scratch("other")
+    assert first != second and first.parent == second.parent
+    assert first.name.startswith("kind-") and first.parent.parent == tmp_path
+    _of_process.cache_clear()

@@ -105,7 +105,9 @@ def _add_report(commands: argparse._SubParsersAction[Parser]) -> None:
     report.add_argument("results", metavar="RESULTS", nargs="+", type=Path, help="JSON files, or directories of them")
     report.add_argument("--format", choices=("md", "csv", "latex", "html"), default="md", help="default %(default)s")
     report.add_argument("--out", metavar="FILE", type=Path, help="where to write it; default: standard output")
-    report.add_argument("--title", metavar="WORDS", help="of the page; default: what is in it")
+    report.add_argument(
+        "--title", metavar="WORDS", help="of the page; default: AutoPrune results, or what was compared"
+    )
 
 
 def _add_reproduce(commands: argparse._SubParsersAction[Parser]) -> None:

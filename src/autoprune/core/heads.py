@@ -47,9 +47,10 @@ class LearnedHeads:
 
 
 def learn_heads(term: HeadTerm, steps: int, rate: float, tick: Callable[[], None] = lambda: None) -> LearnedHeads:
-    """The rotations that lower the entropy of ``term``, in float64; Adam from the identity, as for the hidden states.
+    """The rotations that lower the entropy of ``term``; Adam from the identity, as for the hidden states.
 
-    ``tick()`` is called after every step. The same term gives the same bits.
+    They are kept and orthogonalised in float64; the entropy has the term's precision. If it does not fall, they are
+    the identity. ``tick()`` is called after every step. The same term gives the same bits.
 
     Raises: NumericsError if weights or Grams are not finite.
     """
@@ -69,4 +70,4 @@ def learn_heads(term: HeadTerm, steps: int, rate: float, tick: Callable[[], None
         tick()
     learned = orthogonal(free.detach())
     before, after = (float(term.entropy(matrices.to(term.values))) for matrices in (still, learned))
-    return LearnedHeads(learned, before, after)
+    return LearnedHeads(learned, before, after) if after < before else LearnedHeads(still, before, before)

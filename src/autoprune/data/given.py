@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from autoprune.data.fields import document_field, is_turn, kind_of_value, why_not
 from autoprune.data.hub import kind_of_feature
+from autoprune.data.ids import is_mask, mask_in, whole_numbers
 from autoprune.errors import DataError
 from autoprune.recipe.checks import short
 
@@ -70,7 +71,7 @@ def given(value: Any, flag: str, limit: int | None = None) -> Given:
     if hasattr(value, "dtype") and hasattr(value, "shape"):
         if getattr(value.dtype, "kind", "i") in "OUT":  # strings of numpy's
             return _listed(value.tolist(), name, flag, limit)
-        return _ids(_tensor(value, flag), name, flag)
+        return _ids(whole_numbers(value, flag), name, flag)
     if isinstance(value, (str, bytes, bytearray, memoryview, Mapping)) or not isinstance(value, Iterable):
         raise DataError(f"{flag}: {short(value)} is of type {name}; give {TAKEN}")
     _refuse_mask(value, name, flag)
@@ -88,11 +89,11 @@ def _iterable(value: Any) -> Any:
 
 def _refuse_mask(value: Any, name: str, flag: str) -> None:
     """Raises: DataError for one batch, ids and their mask, which would be taken for two batches."""
-    few = isinstance(value, (list, tuple)) and 1 < len(value) < 4
-    if few and len(getattr(value[0], "shape", ())) > 0 and _mask_in(value) is not None:
+    few = isinstance(value, (list, tuple)) and 1 < len(value) < 4 and len(getattr(value[0], "shape", ())) > 0
+    if few and not is_mask(value[0]) and mask_in(value) is not None:
         raise DataError(
             f"{flag}: the {name} holds token ids and something of only 0 and 1 beside them, as an attention mask is;"
-            " give the token ids alone, cut to one length without padding"
+            " give the token ids alone, cut to one length without padding, or, if both are ids, stacked to one tensor"
         )
 
 
@@ -122,7 +123,7 @@ def _listed(value: Iterable[Any], name: str, flag: str, limit: int | None) -> Gi
     if isinstance(first, Mapping) and IDS not in first:
         return _records(list(everything), name, flag)
     if _is_number(first):
-        return _ids(_tensor(list(everything), flag), name, flag)
+        return _ids(whole_numbers(list(everything), flag), name, flag)
     if isinstance(first, Mapping) or hasattr(first, "shape") or _whole(first) or _is_pack(first):
         return _rows(everything, name, flag, limit)
     raise DataError(
@@ -141,12 +142,6 @@ def _is_pack(item: Any) -> bool:
     if not isinstance(item, (list, tuple)) or not item:
         return False
     return len(getattr(item[0], "shape", ())) >= (1 if isinstance(item, tuple) else 2)
-
-
-def _mask_in(pack: Sequence[Any]) -> Any:
-    """What of a batch of tensors beside its token ids is an attention mask, to judge by its shape and values."""
-    like = [part for part in pack[1:] if getattr(part, "shape", None) == pack[0].shape]
-    return next((part for part in like if bool(((part == 0) | (part == 1)).all())), None)
 
 
 def _is_number(item: Any) -> bool:
@@ -242,10 +237,10 @@ def _part(item: Any, number: int, name: str, flag: str) -> Tensor:
 
     hidden = item.get("attention_mask") if isinstance(item, Mapping) else None
     if _is_pack(item):
-        item, hidden = item[0], _mask_in(item)
+        item, hidden = item[0], mask_in(item)
     if isinstance(item, Mapping) and IDS not in item:
         raise DataError(f"{flag}: item {number} of the {name} has no `{IDS}`, only {', '.join(map(str, item))}")
-    found = _tensor(item[IDS] if isinstance(item, Mapping) else item, flag)
+    found = whole_numbers(item[IDS] if isinstance(item, Mapping) else item, flag)
     if found.dim() not in (1, 2) or 0 in found.shape:
         raise DataError(
             f"{flag}: item {number} of the {name} has token ids of shape {list(found.shape)}; it must be [seqlen] or"
@@ -260,35 +255,10 @@ def _part(item: Any, number: int, name: str, flag: str) -> Tensor:
     return found if found.dim() == 2 else found[None]
 
 
-def _tensor(value: Any, flag: str) -> Tensor:
-    """Whole numbers as int64. Raises: DataError for anything else."""
-    import torch
-
-    if getattr(getattr(value, "dtype", None), "kind", None) in ("i", "u"):  # numpy's, in any order of bytes or rows
-        value = value.astype("int64")
-    try:
-        found = value if isinstance(value, torch.Tensor) else torch.as_tensor(value)
-    except (TypeError, ValueError, RuntimeError) as error:
-        if isinstance(value, list) and value and isinstance(value[0], torch.Tensor):
-            remedy = "a Dataset's lists become rows with DataLoader(data.with_format('torch'), …)"
-        else:
-            remedy = "give rows of one length, or the texts"
-        raise DataError(
-            f"{flag}: {short(value)} can't be made a tensor of token ids ({short(str(error))}); {remedy}"
-        ) from error
-    if found.dtype == torch.bool or found.is_floating_point() or found.is_complex():
-        kind = str(found.dtype).removeprefix("torch.")
-        raise DataError(f"{flag}: token ids are whole numbers, and these are {kind}; give what a tokenizer returns")
-    if found.is_meta:
-        raise DataError(f"{flag}: token ids on the meta device have no values; give them on a real one")
-    return found.detach().to_dense().to("cpu", torch.int64)
-
-
 def _ids(ids: Tensor, name: str, flag: str) -> Given:
     if ids.dim() not in (1, 2) or 0 in ids.shape:
-        raise DataError(
-            f"{flag}: token ids of shape {list(ids.shape)}; give [tokens], one long text, or [samples, seqlen]"
-        )
+        shape = list(ids.shape)
+        raise DataError(f"{flag}: token ids of shape {shape}; give [tokens], one long text, or [samples, seqlen]")
     ids = ids.contiguous()
     digest = hashlib.sha256(f"{list(ids.shape)}:".encode())
     digest.update(ids.numpy().astype("<i8", copy=False).tobytes())

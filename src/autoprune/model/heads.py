@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -95,7 +96,7 @@ class HeadFold:
 
 @torch.no_grad()
 def find_heads(store: Store, ids: Int[Tensor, "samples tokens"]) -> HeadFold:
-    """Where values can be turned in the store's model. Looks at one block of every kind; changes nothing.
+    """Where values can be turned in the store's model. Every block is tried; nothing changes.
 
     ``ids`` are any tokens; the first few are used.
 
@@ -109,8 +110,8 @@ def find_heads(store: Store, ids: Int[Tensor, "samples tokens"]) -> HeadFold:
     with eager_experts(anatomy.model):
         for block in anatomy.blocks:
             kind = tuple((name, tuple(p.shape)) for name, p in block.module.named_parameters())
-            if kind not in known:
-                known[kind] = _in_block(store, block.index, inputs.probe.calls[block.index], inputs.probe.hidden)
+            attempt = _Attempt(store, block.index, inputs.probe.calls[block.index], inputs.probe.hidden)
+            known[kind] = attempt.heads(known.get(kind, ()))
             found.append(known[kind])
     without = [block.name for block, heads in zip(anatomy.blocks, found, strict=True) if not heads]
     if len(without) == len(found):
@@ -124,45 +125,65 @@ def find_heads(store: Store, ids: Int[Tensor, "samples tokens"]) -> HeadFold:
     return HeadFold(tuple(found), tuple(told[:1]))
 
 
-def _in_block(store: Store, index: int, call: BlockCall, like: Tensor) -> tuple[Heads, ...]:
-    block, hidden = copy_to_try(store, index), noise(0, tuple(like.shape), like.device)
-    layers = [la for la in block.layers if is_linear(la.module) and la.name not in block.experts]
-    try:
-        expected = call(block.module, hidden)
-        found: list[Heads] = []
-        for layer in layers:
-            taken = {name for heads in found for name in (heads.value, heads.output)}
-            if layer.name not in taken:
-                found += _behind(layer, [la for la in layers if la is not layer], block.module, call, hidden)[:1]
+@dataclass(frozen=True)
+class _Attempt:
+    """One block, of which copies are turned in float64 to see whether it still computes the same."""
+
+    store: Store
+    index: int
+    call: BlockCall
+    like: Tensor  # hidden states of a few tokens
+
+    def heads(self, likely: tuple[Heads, ...]) -> tuple[Heads, ...]:
+        """What can be turned: what is ``likely``, as in an earlier block of the kind, if right here, or sought."""
+        hidden = noise(0, tuple(self.like.shape), self.like.device)
+        block = copy_to_try(self.store, self.index)
+        try:
+            expected = self.call(block.module, hidden)
+            if likely and self._right(likely, hidden, expected):
+                return likely
+            found: list[Heads] = []
+            layers = [la for la in block.layers if is_linear(la.module) and la.name not in block.experts]
+            for layer in layers:
+                others = [la for la in layers if la is not layer]
+                for heads in _behind(layer, others, block.module, self.call, hidden):
+                    taken = {name for one in found for name in (one.value, one.output)}
+                    if not taken & {heads.value, heads.output} and self._right((heads,), hidden, expected):
+                        found.append(heads)
+        except RuntimeError as error:
+            raise _refusal(f"{block.name} does not run in float64, in which it would be tried ({error})") from error
+        return tuple(found)
+
+    def _right(self, found: tuple[Heads, ...], hidden: Tensor, expected: Tensor) -> bool:
+        """Whether the block, turned there at random, gives what it gave."""
+        block = copy_to_try(self.store, self.index)
         for number, heads in enumerate(found):
             size = (len(heads.rows), *[len(heads.rows[0])] * 2)
             heads.turn(block, orthogonal(noise(10 + number, size, hidden.device)))
-        gap = float((call(block.module, hidden) - expected).norm() / expected.norm())
-    except RuntimeError as error:
-        raise _refusal(f"{block.name} does not run in float64, in which it would be tried ({error})") from error
-    if not gap <= TOLERANCE:
-        raise _refusal(f"{block.name}, turned, gives other hidden states than before (by {gap:.2g} of their size)")
-    return tuple(found)
+        return bool((self.call(block.module, hidden) - expected).norm() <= TOLERANCE * expected.norm())
 
 
 def _behind(value: Layer, others: list[Layer], module: nn.Module, call: BlockCall, hidden: Tensor) -> list[Heads]:
-    """The layers to which ``value`` gives values, if it does."""
-    channels = value.shape[0]
-    signal = noise(8, (hidden.shape[1], 1), hidden.device)
-    factors = _factors(torch.arange(channels, dtype=signal.dtype, device=signal.device), channels)
+    """The layers to which ``value`` seems to give values."""
+    channels, tokens = value.shape[0], hidden.shape[1]
+    signal = noise(8, (tokens, 1), hidden.device)
 
     def run(factors: Tensor) -> dict[str, Tensor]:
-        with_signal = value.module.register_forward_hook(lambda _m, _a, out: (signal * factors).reshape(out.shape))
+        def replaced(_module: nn.Module, _args: Any, out: Tensor) -> Tensor:
+            return (signal * factors).reshape(out.shape) if out.numel() == tokens * channels else out
+
         seen: dict[str, Tensor] = {}
         handles = [la.module.register_forward_pre_hook(_note(seen, la.name)) for la in others]
+        handles.append(value.module.register_forward_hook(replaced))
         try:
             call(module, hidden)
         finally:
-            for handle in (with_signal, *handles):
+            for handle in handles:
                 handle.remove()
         return seen
 
-    same, scaled = run(torch.ones_like(factors)), run(factors)
+    rows = torch.arange(channels, dtype=signal.dtype, device=signal.device)
+    same, scaled = run(torch.ones_like(rows)), run(_factors(rows, channels))
     pairs = [
         (name, _grouped(x, scaled[name], channels))
         for name, x in same.items()

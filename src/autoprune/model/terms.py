@@ -15,7 +15,7 @@ from autoprune.core.statistics import InputGram, InputNorm
 from autoprune.model.anatomy import BlockAnatomy
 from autoprune.model.fold import Norm, Seams, rotation_terms
 from autoprune.model.heads import Heads
-from autoprune.model.observe import InputObserver
+from autoprune.model.observe import InputObserver, check_finite
 
 
 class TermObserver(contextlib.ExitStack):
@@ -67,9 +67,11 @@ class HeadObserver(InputObserver):
 
     def __init__(self, block: BlockAnatomy, heads: Sequence[Heads], tokens: int) -> None:
         super().__init__([layer for found in heads for layer in found.layers(block)], [InputGram], tokens)
+        self._block = block.name
 
     def grams(self) -> dict[str, Tensor]:
-        """By layer: the Gram of what enters it."""
+        """By layer: the Gram of what enters it. Raises: NumericsError naming a layer where it is not finite."""
+        check_finite(self.groups, self._block)
         found: dict[str, Tensor] = {}
         for group in self.groups:
             seen = group.statistics[InputGram]

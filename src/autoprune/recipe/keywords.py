@@ -33,28 +33,9 @@ __all__ = [
 ]
 
 
-class PruneOptions(TypedDict, total=False):
-    """What ``autoprune.prune`` takes."""
+class StepOptions(TypedDict, total=False):
+    """The options of all steps."""
 
-    revision: str | None
-    dtype: str
-    device: str
-    cache_dir: Place | None
-    trust_remote_code: bool
-    sparsity: str | float | None
-    sparsity_ratio: float | None
-    sparsity_type: str
-    ratio: str | Sequence[str]
-    include: str | Sequence[str]
-    ignore: str | Sequence[str]
-    allow_partial: bool
-    true_sequential: bool
-    layer_errors: bool
-    prune_method: str
-    prune_barber: bool
-    steps: str | Sequence[str]
-    effort: str | None
-    pruned_model: Place | None
     column_block: int
     damping: float
     ria_power: float
@@ -89,6 +70,30 @@ class PruneOptions(TypedDict, total=False):
     prune_metric: str
     retain_reconstruction: bool
     compute_dtype: str
+
+
+class PruneOptions(StepOptions, total=False):
+    """What ``autoprune.prune`` takes."""
+
+    revision: str | None
+    dtype: str
+    device: str
+    cache_dir: Place | None
+    trust_remote_code: bool
+    sparsity: str | float | None
+    sparsity_ratio: float | None
+    sparsity_type: str
+    ratio: str | Sequence[str]
+    include: str | Sequence[str]
+    ignore: str | Sequence[str]
+    allow_partial: bool
+    true_sequential: bool
+    layer_errors: bool
+    prune_method: str
+    prune_barber: bool
+    steps: str | Sequence[str]
+    effort: str | None
+    pruned_model: Place | None
     calibration_data: Data
     nsamples: int
     seqlen: int | None
@@ -243,7 +248,7 @@ class SpeedChoices(TypedDict, total=False):
     compiled: bool
 
 
-class InspectOptions(TypedDict, total=False):
+class InspectOptions(StepOptions, total=False):
     """What ``autoprune.inspect`` takes."""
 
     revision: str | None
@@ -253,40 +258,6 @@ class InspectOptions(TypedDict, total=False):
     trust_remote_code: bool
     steps: str | Sequence[str]
     effort: str | None
-    column_block: int
-    damping: float
-    ria_power: float
-    alps_damping: float
-    alps_compare: str
-    admm_damping: float
-    auto_tries: str | Sequence[str]
-    auto_choices: str | Sequence[str]
-    allocation: str
-    owl_factor: float
-    owl_range: float
-    dlp_range: float
-    divergence_range: float
-    divergence_samples: int
-    mixed_share: float
-    mixed_damping: float
-    swap_limit: int
-    swap_candidates: int
-    swap_protect: float
-    refit_damping: float
-    refit_iterations: int
-    epochs: int
-    learning_rate: float
-    rate_trials: bool
-    reconstruct_loss: str
-    reconstruct_dtype: str
-    distill_epochs: int
-    distill_rate: float
-    distill_dtype: str
-    prune_granularity: str
-    threshold: float
-    prune_metric: str
-    retain_reconstruction: bool
-    compute_dtype: str
     nsamples: int
     seqlen: int | None
     batch_size: int

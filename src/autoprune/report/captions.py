@@ -49,9 +49,11 @@ def windows(results: Results) -> str:
     for row in results.rows:
         for p in row.perplexity:
             counts.setdefault((p.source, p.seqlen), set()).add(p.windows)
-    for row in results.rows:  # a text of which divergences alone are known
+    compared: dict[tuple[str, int], set[int]] = {}
+    for row in results.rows:
         for name, shift in row.shifts.items():
-            counts.setdefault((name, shift.seqlen), {shift.windows})
+            compared.setdefault((name, shift.seqlen), set()).add(shift.windows)
+    counts = compared | counts  # of some texts divergences alone are known
     said = [
         f"{text.name}, {_range(counts[text.source, text.seqlen])} windows of {text.seqlen} tokens"
         for text in results.texts

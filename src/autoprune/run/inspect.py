@@ -231,14 +231,12 @@ def _ranges(numbers: Sequence[int]) -> str:
 def _costs(
     model: Any, anatomy: Anatomy, dtype: torch.dtype, recipe: Recipe, seqlen: int, chosen: tuple[str, ...]
 ) -> tuple[Estimate, ...]:
-    device, batch = choose_device(recipe.model.device), batch_size(recipe, seqlen)
-    samples, speed = recipe.calibration.nsamples, flops_per_second(device)
-    shape = dataclasses.replace(
-        shape_of(model, anatomy, dtype, moved=False), samples=samples, tokens=seqlen, batch=batch
-    )
+    samples, speed = recipe.calibration.nsamples, flops_per_second(choose_device(recipe.model.device))
+    counts = shape_of(model, anatomy, dtype, moved=False)
     estimates = []
     for names in dict.fromkeys((*PRICED, chosen)):
-        steps = make_steps(names, recipe.step_options)
+        steps, batch = make_steps(names, recipe.step_options), batch_size(recipe, seqlen, names)
+        shape = dataclasses.replace(counts, samples=samples, tokens=seqlen, batch=batch)
         load = Load(samples, seqlen) if any(step.needs.samples for step in steps) else Load()
         here, on_disk = (need_of(shape, steps, Layout(batch, place), load).total for place in ("cpu", "disk"))
         estimates.append(Estimate("+".join(names), here, on_disk, clock(arithmetic(shape, steps) / speed)))

@@ -98,11 +98,12 @@ def _check_in_sequence(experts: bool, ranks: int) -> None:
         )
 
 
-def batch_size(recipe: Recipe, seqlen: int) -> int:
-    """Windows per forward pass: where nobody says how many, about as many as fill one well.
+def batch_size(recipe: Recipe, seqlen: int, steps: Sequence[str] | None = None) -> int:
+    """Windows per forward pass of the recipe's steps, or of others.
 
-    Fewer where a step trains, with an update for each pass, or judges by held-out windows: 32 windows of 128 tokens
-    would make two passes otherwise, one to fit and one to judge by.
+    Where nobody says how many, about as many as fill a pass well. Fewer where a step trains, with an update for each
+    pass, or judges by held-out windows: 32 windows of 128 tokens would make two passes otherwise, one to fit and one
+    to judge by.
     """
-    judges = any(entry(name).load().needs.held_out for name in recipe.steps)
+    judges = any(entry(name).load().needs.held_out for name in (recipe.steps if steps is None else steps))
     return recipe.run.batch_size or max(1, (TOKENS_PER_UPDATE if judges else TOKENS_PER_PASS) // seqlen)

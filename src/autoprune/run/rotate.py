@@ -6,6 +6,8 @@ A rotation changes the dense model and not one block, so it is a command before 
 from __future__ import annotations
 
 import dataclasses
+import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -213,8 +215,14 @@ class _Rotation:
         self.emit(Phase("writing", total=self.blocks))
         entropies: list[tuple[float, float]] = []
         for block in walk(self.store):
+            done = itertools.count(1)
+            total = len(self.heads.blocks[block.index]) * self.how.rotate_steps if self.heads else 0
+
+            def tick(index: int = block.index, done: Iterator[int] = done, total: int = total) -> None:
+                self.emit(Progress(index, self.blocks, "learn the values' basis", next(done), total))
+
             dtypes = {name: p.dtype for name, p in block.module.named_parameters()}
-            names = self.turns.turn(block, rotation, entropies)
+            names = self.turns.turn(block, rotation, entropies, tick)
             turned = {name: block.module.get_parameter(name) for name in names}
             for name, parameter in turned.items():
                 parameter.data = parameter.data.to(dtypes[name])

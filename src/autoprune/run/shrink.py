@@ -95,9 +95,9 @@ def _shrunk(recipe: Recipe, how: ShrinkOptions, target: Path, emit: Emit) -> Shr
     about = _about(recipe, how, subject, windows, check_model(subject, windows.ids, emit))
     check_precisions(subject, _steps(recipe, how), windows.ids)
     check_experts(subject.store, cuts, windows.ids)
-    cuts = with_layout(subject.store, place, cuts, windows.ids)
     if goes_on:
         return completed(target, about)
+    cuts = with_layout(subject.store, place, cuts, windows.ids)
     workplace = Workplace(target, overwrite=recipe.output.overwrite, resume=recipe.output.resume)
     workplace.tidy()
     whole = any(isinstance(step, ModelStep) for step in _steps(recipe, how))  # its blocks lie beside the walk's

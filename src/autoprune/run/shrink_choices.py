@@ -19,7 +19,7 @@ from autoprune.steps.table import entry, healing_options
 # What says how something goes, and what has to go for it.
 _ABOUT = {"by": "blocks", "multiple": "mlp", "experts_by": "experts"}
 
-# Of `distill` where no block goes: least squares leaves little to gain, and twice this rate gained SmolLM2 nothing.
+# Of `distill` where only widths go: least squares leaves little to gain, and twice this rate gained SmolLM2 nothing.
 NARROW_RATE = 1e-4
 
 
@@ -33,7 +33,7 @@ def choices(model: str | Path, out: Path, options: dict[str, Any]) -> tuple[Reci
         raise RecipeError("nothing is to go: give --blocks, --mlp or --experts, such as --blocks 0.2")
     _check_together(how, options)
     others: dict[str, Any] = {"batch_size": 1} if HEALINGS[how.heal] else {}
-    if any(entry(step).whole for step in HEALINGS[how.heal]) and not how.blocks:
+    if any(entry(step).whole for step in HEALINGS[how.heal]) and how.mlp and not how.blocks:
         others["distill_rate"] = NARROW_RATE
     others |= {name: value for name, value in options.items() if name not in ours}
     return recipe_given({"model": model_word(model), "sparsity_ratio": 0, "save_model": str(out), **others}), how

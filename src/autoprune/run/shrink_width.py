@@ -30,10 +30,12 @@ def with_layout(store: CheckpointStore, place: Descriptions, cuts: Cuts, ids: In
     if cuts.width is None:
         return cuts
     small = open_smaller(store, place, range(len(store.anatomy.blocks)), {cuts.width.entry: cuts.width.new})
-    tries = [replace(cuts.width, paired=paired) for paired in (False, True)]
-    odd = [_first_odd(store, small, cut, ids[:1, :PROBE_TOKENS]) for cut in tries]
-    if None in odd:
-        return replace(cuts, width=tries[odd.index(None)])
+    two = any(part.times == 2 for parts in cuts.width.blocks for part in parts.values())
+    odd = []
+    for cut in (replace(cuts.width, paired=paired) for paired in (False, True)[: 1 + two]):
+        odd.append(_first_odd(store, small, cut, ids[:1, :PROBE_TOKENS]))
+        if odd[-1] is None:
+            return replace(cuts, width=cut)
     raise ModelError(
         f"{odd[0]}: a narrower MLP does not compute what the wide one computes without those channels; they are laid"
         " out in a way that autoprune does not know, so --mlp can't be used on this model"
@@ -62,10 +64,11 @@ def _first_odd(store: CheckpointStore, small: CheckpointStore, cut: Cut, few: In
             for narrow in walk(small, start=wide.index, stop=wide.index + 1, stored={wide.index: made}.__getitem__):
                 last = next(layer for layer in narrow.layers if layer.name == down.name)
                 found = _both(call, narrow, last.module, hidden)
-            if any(
-                float((a.float() - b.float()).norm()) > rounding * float(b.float().norm())
+            near = (  # nothing is near a NaN
+                float((a.float() - b.float()).norm()) <= rounding * float(b.float().norm())
                 for a, b in zip(found, expected, strict=True)
-            ):
+            )
+            if not all(near):
                 return wide.name
             hidden = expected[0]
     return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -65,10 +65,15 @@ class Turns:
         return Watched(block, terms, grams, self.files)
 
     def turn(
-        self, block: BlockAnatomy, rotation: Float[Tensor, "width width"] | None, entropies: list[tuple[float, float]]
+        self,
+        block: BlockAnatomy,
+        rotation: Float[Tensor, "width width"] | None,
+        entropies: list[tuple[float, float]],
+        tick: Callable[[], None],
     ) -> tuple[str, ...]:
         """Turns the block, its values last, and adds the entropy of each attention before and after to ``entropies``.
 
+        ``tick()`` is called after every step of learning.
         Gives the names of the parameters that changed; some are in float64 now, to be rounded once.
         """
         heads = self._heads(block)
@@ -81,18 +86,22 @@ class Turns:
             fold_block(block, seams, rotation)
             names, readers = [*names, *folded_names(block, seams)], seams.readers
         for found in heads:
-            entropies.append(self._turn_heads(block, found, rotation if found.value in readers else None))
+            entropies.append(self._turn_heads(block, found, rotation if found.value in readers else None, tick))
         return tuple(dict.fromkeys(names))
 
     def _turn_heads(
-        self, block: BlockAnatomy, found: Heads, rotation: Float[Tensor, "width width"] | None
+        self,
+        block: BlockAnatomy,
+        found: Heads,
+        rotation: Float[Tensor, "width width"] | None,
+        tick: Callable[[], None],
     ) -> tuple[float, float]:
         grams = self.files.read_grams(block.index, found.layers(block)[0].matrix.device)
         gram = grams[found.value]
         turned = torch.eye(len(gram)).to(gram) if rotation is None else rotation.to(gram)
         term = found.term(block, ((gram @ turned) * turned).sum(0), grams[found.output])
         with torch.enable_grad():
-            learned = learn_heads(term, self.how.rotate_steps, self.how.rotate_rate)
+            learned = learn_heads(term, self.how.rotate_steps, self.how.rotate_rate, tick)
         found.turn(block, learned.matrices)
         return learned.before, learned.after
 

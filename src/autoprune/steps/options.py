@@ -206,7 +206,11 @@ class DistillOptions:
     """Distillation: the kept weights of all blocks are trained together towards the dense model's predictions."""
 
     distill_epochs: int = option(1, "distill: times that all samples are gone through", metavar="N", at_least=1)
-    distill_rate: float = option(0.0002, "distill: rate of Adam at its highest", positive=True)
+    distill_rate: float = option(
+        0.0002,
+        "distill: rate of Adam at its highest; 0.0001 where shrink makes MLPs narrower and no block goes",
+        positive=True,
+    )
     distill_dtype: str = option(
         "auto",
         "distill: precision of its passes (weights are float32 anyway); auto = bfloat16 where the machine has it",
